@@ -1,0 +1,72 @@
+"""Header-led assembly: a structure that states its place in its container proposes where the container begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Damaged
+from ..filemap import FileMap, FileView
+from ..model import Container, Evidence, Reader
+from ..registry import formats
+from .state import Claims
+
+
+@dataclass(slots=True)
+class Led:
+    """A container and its map, not yet claimed."""
+
+    container: Container
+    map: FileMap
+
+
+def lead(image: Reader, rows: list[tuple[str, Evidence]], claims: Claims,
+         free: npt.NDArray[np.int64] | None) -> Iterator[Led]:
+    """Containers proposed by `rows` (module, evidence; image order) outside what `claims` holds.
+
+    The caller claims each one before the next is asked for. free: the host's free runs int64[n, 2], or None.
+    """
+    tried: set[tuple[str, int]] = set()
+    starts = sorted({(e.image_offset - e.container_offset, m) for m, e in rows
+                     if e.container_offset is not None and e.image_offset >= e.container_offset})
+    hints: dict[tuple[str, int], list[int]] = {}
+    for m, e in rows:
+        if e.container_offset is not None:
+            hints.setdefault((m, e.image_offset - e.container_offset), []).append(e.container_offset + e.length)
+    for start, module in starts:
+        if (module, start) in tried or claims.holds(start):
+            continue
+        tried.add((module, start))
+        led = _open_at(image, module, start, sorted(set(hints[module, start]), reverse=True), claims, free)
+        if led is not None:
+            yield led
+
+
+def _open_at(image: Reader, module: str, start: int, hints: list[int], claims: Claims,
+             free: npt.NDArray[np.int64] | None) -> Led | None:
+    fmt = formats()[module]
+    room = image.size - start
+    for size in [room, *(h for h in hints if h < room)]:
+        file_map = _run_from(image, start, size, claims, free)
+        try:
+            container = fmt.open(FileView(image, file_map))
+        except Damaged:
+            continue
+        if container.size <= 0:
+            continue
+        return Led(container, file_map.resized(container.size))
+    return None
+
+
+def _run_from(image: Reader, start: int, size: int, claims: Claims,
+              free: npt.NDArray[np.int64] | None) -> FileMap:
+    """The image from `start` on, flowing around what the host has in use and what other containers own."""
+    if free is not None and len(free):
+        i = int(np.searchsorted(free[:, 0], start, side="right")) - 1
+        if i >= 0 and start < int(free[i].sum()):
+            return FileMap.flow(start, size, claims.free_of(free))
+    everything = np.array([[start, image.size - start]], np.int64)
+    return FileMap.flow(start, size, claims.free_of(everything), "continuity")

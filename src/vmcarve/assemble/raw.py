@@ -1,0 +1,100 @@
+"""Guest disks without a container: a partition table or file system that nothing assembled so far explains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..filemap import FileMap
+from ..model import Container, GuestDisk, GuestMap, Reader, Volume
+from ..registry import guests
+from ..verify.guest import describe
+from .state import Claims
+
+# where first partitions begin: 1 MiB (since 2008), track 63 (before), 64 KiB (ESX)
+USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
+MIN_DISK = 64 << 10
+
+
+class Window:
+    """A Reader over a part of another, offsets counted from its start."""
+
+    def __init__(self, reader: Reader, start: int, size: int) -> None:
+        self._reader = reader
+        self._start = start
+        self._size = max(0, min(size, reader.size - start))
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or offset >= self._size:
+            return b""
+        return self._reader.read(self._start + offset, min(length, self._size - offset))
+
+    def missing(self, offset: int, length: int) -> bool:
+        return offset < 0 or offset + length > self._size or self._reader.missing(self._start + offset, length)
+
+
+def disk_size(volumes: list[Volume]) -> int:
+    """The size of a disk as its own structures tell: the end of the last thing they name, in bytes."""
+    ends = [v.offset + v.size for v in volumes]
+    ends += [offset + size for v in volumes for offset, size, _ in v.partitions]
+    return max(ends, default=0)
+
+
+def sound(volumes: list[Volume]) -> bool:
+    """Whether a disk shows more than a magic: a file system that agrees with itself, not only a table."""
+    return any(v.kind not in ("mbr", "gpt") and v.consistent is not False and v.size >= MIN_DISK for v in volumes)
+
+
+def raw_container(view: Reader) -> Container | None:
+    """A whole file as raw guest disk, when its own structures say that it is one."""
+    volumes = describe(view)
+    if not sound(volumes) or disk_size(volumes) > view.size * 1.05 + (1 << 20):
+        return None
+    variant = volumes[0].kind if volumes[0].kind in ("gpt", "mbr") else "volume"
+    return Container(format="raw", variant=variant, size=view.size, system="",
+                     guests=[GuestDisk(view.size, GuestMap.flat(view.size))], extension="raw")
+
+
+def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
+              ) -> Iterator[tuple[Container, FileMap]]:
+    """Disks without a container in `image`, outside `claims`, other than the image itself and its host volumes."""
+    mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
+    table = evidence.filter(mask)
+    first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
+    volumes = sorted(set(table.filter(first)["image_offset"].to_pylist()))
+    placed = table.filter(pc.is_valid(table["guest_offset"]))
+    disks = sorted(set((placed["image_offset"].to_numpy() - placed["guest_offset"].to_numpy()).tolist()))
+    for start in [*disks, *_behind_mbr(image, volumes), *volumes]:
+        if start < 0 or start in hosts_at or claims.holds(start):
+            continue
+        window = Window(image, start, image.size - start)
+        found = describe(window)
+        size = disk_size(found)
+        if not sound(found) or not MIN_DISK <= size <= window.size:
+            continue
+        if any(start + offset in hosts_at for v in found for offset, _, _ in v.partitions):
+            continue
+        variant = found[0].kind if found[0].kind in ("gpt", "mbr") else "volume"
+        container = Container(format="raw", variant=variant, size=size,
+                              guests=[GuestDisk(size, GuestMap.flat(size))], extension="raw")
+        yield container, FileMap.flow(start, size, claims.free_of(np.array([[start, size]], np.int64)), "continuity")
+
+
+def _behind_mbr(image: Reader, volumes: list[int]) -> list[int]:
+    """Disk starts whose boot sector names a volume that was found."""
+    out: list[int] = []
+    for volume in volumes:
+        for distance in USUAL_STARTS:
+            start = volume - distance
+            if start > 0 and image.read(start + 510, 2) == b"\x55\xaa":
+                table = describe(Window(image, start, image.size - start))
+                if any(offset == distance for v in table for offset, _, _ in v.partitions):
+                    out.append(start)
+    return out

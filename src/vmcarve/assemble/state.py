@@ -1,0 +1,106 @@
+"""What assembling knows of one image while it works, and what it hands on."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..filemap import FileMap, FileView
+from ..model import Container, HostFile, HostVolume, Reader
+
+
+@dataclass(slots=True)
+class Assembled:
+    """One container with its place in the image. `map` covers [0, container.size)."""
+
+    disk_id: str
+    source: int
+    container: Container
+    map: FileMap
+    deleted: bool | None = None
+    names: list[str] = field(default_factory=list[str])
+    host: str | None = None
+    parent: Assembled | None = None
+    members: list[tuple[int, int, int, Assembled]] = field(default_factory=list)  # guest, length, file offset, which
+
+    def view(self, image: Reader) -> FileView:
+        """The container's bytes as they will be written, patches included."""
+        return FileView(image, self.map, [(p.file_offset, p.data) for p in self.container.patches])
+
+    @property
+    def header_offset(self) -> int | None:
+        """Image offset of the first container byte, None when it was not found."""
+        return int(self.map.image_offset[0]) if len(self.map) and self.map.image_offset[0] >= 0 else None
+
+
+class Claims:
+    """Image ranges that an accepted container owns. No byte of the image is given twice."""
+
+    def __init__(self) -> None:
+        self._start: list[int] = []
+        self._end: list[int] = []
+
+    def add(self, file_map: FileMap) -> None:
+        """Claims the image bytes of a map."""
+        for _, n, p, _, _ in file_map.rows():
+            if p >= 0:
+                self._insert(p, p + n)
+
+    def holds(self, image_offset: int) -> bool:
+        """Whether the byte is claimed."""
+        i = bisect.bisect_right(self._start, image_offset) - 1
+        return i >= 0 and self._end[i] > image_offset
+
+    def overlap(self, start: int, end: int) -> int:
+        """Claimed bytes in [start, end)."""
+        i = max(0, bisect.bisect_right(self._start, start) - 1)
+        total = 0
+        while i < len(self._start) and self._start[i] < end:
+            total += max(0, min(end, self._end[i]) - max(start, self._start[i]))
+            i += 1
+        return total
+
+    def free_of(self, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The parts of runs int64[n, 2] (offset, length, rising) that nobody claims."""
+        out: list[tuple[int, int]] = []
+        for start, length in runs.tolist():
+            at, end = start, start + length
+            i = max(0, bisect.bisect_right(self._start, at) - 1)
+            while at < end:
+                while i < len(self._start) and self._end[i] <= at:
+                    i += 1
+                if i >= len(self._start) or self._start[i] >= end:
+                    out.append((at, end - at))
+                    break
+                if self._start[i] > at:
+                    out.append((at, self._start[i] - at))
+                at = self._end[i]
+        return np.array(out, np.int64).reshape(-1, 2)
+
+    def _insert(self, start: int, end: int) -> None:
+        i = bisect.bisect_left(self._start, start)
+        if i > 0 and self._end[i - 1] >= start:
+            i -= 1
+            start = self._start[i]
+        j = i
+        while j < len(self._start) and self._start[j] <= end:
+            end = max(end, self._end[j])
+            j += 1
+        self._start[i:j] = [start]
+        self._end[i:j] = [end]
+
+
+@dataclass(slots=True)
+class HostView:
+    """One host file system of the image with what it says of its space and files."""
+
+    volume: HostVolume
+    free: npt.NDArray[np.int64]
+    files: list[HostFile]
+
+    @property
+    def label(self) -> str:
+        return f"{self.volume.name} at {self.volume.offset:#x}"

@@ -1,0 +1,165 @@
+"""The case folder: one image set, what was found in it, and the recovered files. Readers need nothing but this module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .disk import VirtualDisk
+from .errors import UsageError, VmcarveError
+from .filemap import FileMap, FileView
+from .model import DATA, ENCODING_NAMES, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO, GuestMap
+from .source import ImageSource, open_image
+from .tables import read
+
+
+def make_folder(path: Path, resume: bool = False) -> Path:
+    """The case folder, made or empty; with `resume` it may hold a case."""
+    try:
+        if path.exists() and not path.is_dir():
+            raise UsageError("is a file, a case needs a folder of its own", source=str(path))
+        if path.is_dir() and any(path.iterdir()) and not resume:
+            raise UsageError("is not empty: name a new folder, or give --resume", source=str(path))
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "disks").mkdir(exist_ok=True)
+    except OSError as e:
+        raise VmcarveError(f"cannot be made: {e.strerror}", source=str(path)) from e
+    return path
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """JSON that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise VmcarveError(f"cannot be written: {e.strerror}", source=str(path)) from e
+
+
+@dataclass(slots=True)
+class Case:
+    """An opened case. Tables are memory-mapped: nothing is copied on reading."""
+
+    path: Path
+    info: dict[str, Any]
+
+    def table(self, name: str) -> pa.Table:
+        """evidence, disks, extents or files."""
+        return read(self.path / f"{name}.arrow")
+
+    def disks(self) -> list[dict[str, Any]]:
+        """The rows of disks.arrow."""
+        return self.table("disks").to_pylist()
+
+    def disk(self, disk_id: str) -> dict[str, Any]:
+        """One row, by its id or by a beginning of it that only one disk has."""
+        rows = self.disks()
+        found = [r for r in rows if r["disk_id"] == disk_id] or [r for r in rows if r["disk_id"].startswith(disk_id)]
+        if len(found) != 1:
+            raise UsageError(f"{'no' if not found else 'more than one'} disk is called {disk_id!r} "
+                             f"(vmcarve list {self.path} names them)", source=str(self.path))
+        return found[0]
+
+    def extents(self, disk_id: str, space: str) -> list[dict[str, Any]]:
+        """The map of one disk in one space, offset rising."""
+        table = self.table("extents")
+        mask = pc.and_(pc.equal(table["disk_id"], disk_id), pc.equal(pc.cast(table["space"], pa.string()), space))
+        return table.filter(mask).to_pylist()
+
+    def image(self, index: int) -> ImageSource:
+        """The evidence image that a `source` column names."""
+        return open_image(self.info["images"][index]["path"])
+
+
+def open_case(path: str | os.PathLike[str]) -> Case:
+    """Opens a case folder. Raises UsageError when it is none."""
+    folder = Path(path)
+    try:
+        info = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UsageError("is not a case: it has no case.json", source=str(folder)) from e
+    except (OSError, ValueError) as e:
+        raise VmcarveError(f"case.json cannot be read: {e}", source=str(folder)) from e
+    return Case(folder, info)
+
+
+def open_disk(case: Case | str | os.PathLike[str], disk_id: str) -> VirtualDisk:
+    """A read-only view of a recovered guest disk, through its map onto the evidence: nothing is copied.
+
+    Runs that the parent of a snapshot chain answers are read through the parent.
+    """
+    if not isinstance(case, Case):
+        case = open_case(case)
+    return _open(case, case.disk(disk_id), 0)
+
+
+def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
+    rows = case.extents(row["disk_id"], "guest")
+    image = case.image(row["source"])
+    own = case.extents(row["disk_id"], "container")
+    if not own:  # taken out of another container: that one's map leads to encoded runs
+        own = case.extents(row["disk_id"].rsplit(".", 1)[0], "container")
+    container = FileMap.build((e["offset"], e["length"], -1 if e["image_offset"] is None else e["image_offset"],
+                               e["grade"], e["rule"]) for e in own)
+    # plain runs are read from the image directly, encoded ones through the container
+    states = [_state(e) for e in rows]
+    encoded = [ENCODING_NAMES.index(e["encoding"]) for e in rows]
+    place = [-1 if s != DATA else (e["container_offset"] if c else e["image_offset"])
+             for e, s, c in zip(rows, states, encoded, strict=True)]
+    base = image.size
+    shifted = [p + base if s == DATA and c else p for p, s, c in zip(place, states, encoded, strict=True)]
+    guest_map = GuestMap.build([e["offset"] for e in rows], [e["length"] for e in rows], states, shifted, encoded,
+                               [e["stored"] if c else e["length"] for e, c in zip(rows, encoded, strict=True)])
+    parent = None
+    if row["parent_id"] is not None and depth < 64 and any(e["grade"] == PARENT for e in rows):
+        parent = _open(case, case.disk(row["parent_id"]), depth + 1)
+    return VirtualDisk(_Both(image, FileView(image, container)), guest_map, parent)
+
+
+class _Both:
+    """Image bytes at their image offsets, and behind them the container's bytes."""
+
+    def __init__(self, image: ImageSource, container: FileView) -> None:
+        self._image, self._container = image, container
+
+    @property
+    def size(self) -> int:
+        return self._image.size + self._container.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        base = self._image.size
+        return self._image.read(offset, length) if offset < base else self._container.read(offset - base, length)
+
+    def missing(self, offset: int, length: int) -> bool:
+        base = self._image.size
+        return (self._image.missing(offset, length) if offset < base
+                else self._container.missing(offset - base, length))
+
+
+def _state(e: dict[str, Any]) -> int:
+    if e["grade"] == MISSING:
+        return LOST
+    if e["grade"] == ZERO:
+        return HOLE
+    if e["grade"] == PARENT:
+        return UNALLOCATED
+    return DATA if e["image_offset"] is not None or e["encoding"] != "plain" else LOST
+
+
+def image_identity(image: ImageSource) -> str:
+    """A short name of an image's content: BLAKE2 over its size, its first and its last MiB."""
+    h = hashlib.blake2b(str(image.size).encode(), digest_size=16)
+    h.update(image.read(0, 1 << 20))
+    h.update(image.read(max(0, image.size - (1 << 20)), 1 << 20))
+    return h.hexdigest()
+
+

@@ -1,0 +1,44 @@
+"""Decoding of stored clusters and grains: bounded output, no dictionary, trailing bytes allowed but counted."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+
+from .model import DEFLATE, PLAIN, ZLIB, ZSTD
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+
+def decode(data: bytes, encoding: int, length: int) -> bytes | None:
+    """The `length` bytes that `data` decodes to, or None when it does not decode to exactly that many."""
+    out, _ = decode_counted(data, encoding, length)
+    return out
+
+
+def decode_counted(data: bytes, encoding: int, length: int) -> tuple[bytes | None, int]:
+    """As `decode`, with the number of input bytes that the stream took (0 when it does not decode)."""
+    if encoding == PLAIN:
+        return (data[:length], length) if len(data) >= length else (None, 0)
+    try:
+        if encoding in (DEFLATE, ZLIB):
+            stream = zlib.decompressobj(-15 if encoding == DEFLATE else 15)
+            out = stream.decompress(data, length)
+            if len(out) == length and not stream.eof:
+                # the end-of-block code or the Adler-32 may still be unread
+                out += stream.decompress(stream.unconsumed_tail, 1)
+            used = len(data) - len(stream.unused_data)
+            return (out, used) if stream.eof and len(out) == length else (None, 0)
+        if encoding == ZSTD:
+            frame = zstd.ZstdDecompressor()
+            out = frame.decompress(data, length)
+            if len(out) == length and not frame.eof:
+                out += frame.decompress(b"", 1)
+            used = len(data) - len(frame.unused_data)
+            return (out, used) if frame.eof and len(out) == length else (None, 0)
+    except (zlib.error, zstd.ZstdError, EOFError):
+        return None, 0
+    raise ValueError(f"encoding {encoding} is not known")

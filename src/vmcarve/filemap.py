@@ -1,0 +1,224 @@
+"""FileMap: which image bytes are which container bytes, and how we know. FileView reads a container through one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .model import (
+    GUESSED,
+    MISSING,
+    RUN_DATA,
+    RUN_HOLE,
+    RUN_INLINE,
+    RUN_UNWRITTEN,
+    SUPPORTED,
+    ZERO,
+    HostFile,
+    Reader,
+)
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class FileMap:
+    """Rows of equal length, file_offset rising, no gap, no overlap, from 0 to `size`.
+
+    image_offset: -1 where no image bytes are claimed (grade zero or missing). grade, rule: one name per row.
+    """
+
+    file_offset: Int64s
+    length: Int64s
+    image_offset: Int64s
+    grade: list[str]
+    rule: list[str]
+
+    @property
+    def size(self) -> int:
+        return int(self.file_offset[-1] + self.length[-1]) if len(self.file_offset) else 0
+
+    def __len__(self) -> int:
+        return len(self.file_offset)
+
+    @classmethod
+    def build(cls, rows: Iterable[tuple[int, int, int, str, str]]) -> FileMap:
+        """From (file_offset, length, image_offset, grade, rule) in file order; rows that continue each other merge."""
+        out: list[list[object]] = []
+        for f, n, p, grade, rule in rows:
+            if n <= 0:
+                continue
+            if out:
+                last = out[-1]
+                lf, ln, lp = int(last[0]), int(last[1]), int(last[2])  # type: ignore[call-overload]
+                follows = (p == -1 and lp == -1) or (p >= 0 and lp >= 0 and p == lp + ln)
+                if lf + ln == f and follows and last[3] == grade and last[4] == rule:
+                    last[1] = ln + n
+                    continue
+            out.append([f, n, p, grade, rule])
+        f, n, p, grade, rule = ([row[i] for row in out] for i in range(5))
+        return cls(np.array(f, np.int64), np.array(n, np.int64), np.array(p, np.int64),
+                   [str(g) for g in grade], [str(r) for r in rule])
+
+    @classmethod
+    def from_host_file(cls, file: HostFile, size: int) -> FileMap:
+        """The runs of a host file, cut or extended with zeros to `size`; what an incomplete map does not tell is missing."""
+        rows: list[tuple[int, int, int, str, str]] = []
+        rule = f"host.{file.origin}"
+        gap = (ZERO, "host.hole") if file.complete else (MISSING, f"{rule}.lost")
+        at = 0
+        for f, p, n, kind in file.runs.tolist():
+            if f >= size:
+                break
+            if f < at:  # overlapping rows are a remnant's fault: the first one stands
+                n, p, f = n - (at - f), p + (at - f if p >= 0 else 0), at
+                if n <= 0:
+                    continue
+            if f > at:
+                rows.append((at, f - at, -1, *gap))
+            n = min(n, size - f)
+            if kind == RUN_DATA and p >= 0:
+                rows.append((f, n, p, SUPPORTED, rule))
+            elif kind in (RUN_HOLE, RUN_UNWRITTEN):
+                rows.append((f, n, -1, ZERO, "host.hole" if kind == RUN_HOLE else "host.unwritten"))
+            elif kind == RUN_INLINE and p >= 0:
+                rows.append((f, n, p, SUPPORTED, rule))
+            else:
+                rows.append((f, n, -1, MISSING, f"{rule}.lost"))
+            at = f + n
+        if at < size:
+            rows.append((at, size - at, -1, *gap))
+        return cls.build(rows)
+
+    @classmethod
+    def contiguous(cls, image_offset: int, size: int, limit: int, rule: str = "continuity") -> FileMap:
+        """One run from image_offset; what would lie at or beyond image byte `limit` is missing."""
+        there = max(0, min(size, limit - image_offset))
+        return cls.build([(0, there, image_offset, GUESSED, rule), (there, size - there, -1, MISSING, "image-end")])
+
+    @classmethod
+    def flow(cls, image_offset: int, size: int, free: Int64s, rule: str = "free-space") -> FileMap:
+        """From image_offset on, through the host's free runs int64[n, 2] only, in image order."""
+        rows: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        i = max(0, int(np.searchsorted(free[:, 0], image_offset, side="right")) - 1)
+        while at < size and i < len(free):
+            start, n = int(free[i, 0]), int(free[i, 1])
+            i += 1
+            p = max(start, image_offset)
+            n = min(start + n - p, size - at)
+            if n > 0:
+                rows.append((at, n, p, GUESSED, rule))
+                at += n
+        if at < size:
+            rows.append((at, size - at, -1, MISSING, "image-end"))
+        return cls.build(rows)
+
+    @classmethod
+    def from_runs(cls, runs: Int64s, size: int, rule: str, grade: str = SUPPORTED) -> FileMap:
+        """From int64[n, 3] file_offset, image_offset, length (rising, disjoint); the rest is missing."""
+        rows: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        for f, p, n in runs.tolist():
+            if f < at:
+                n, p, f = n - (at - f), p + (at - f), at
+            n = min(n, size - f)
+            if n <= 0:
+                continue
+            if f > at:
+                rows.append((at, f - at, -1, MISSING, "not-found"))
+            rows.append((f, n, p, grade, rule))
+            at = f + n
+        if at < size:
+            rows.append((at, size - at, -1, MISSING, "not-found"))
+        return cls.build(rows)
+
+    def rows(self) -> list[tuple[int, int, int, str, str]]:
+        """(file_offset, length, image_offset, grade, rule) per row."""
+        return list(zip(self.file_offset.tolist(), self.length.tolist(), self.image_offset.tolist(),
+                        self.grade, self.rule, strict=True))
+
+    def resized(self, size: int) -> FileMap:
+        """Cut at `size`, or extended by a missing row."""
+        rows = [(f, min(n, size - f), p, g, r) for f, n, p, g, r in self.rows() if f < size]
+        if size > self.size:
+            rows.append((self.size, size - self.size, -1, MISSING, "not-found"))
+        return FileMap.build(rows)
+
+    def cut(self, file_offset: int, length: int) -> list[tuple[int, int, int, str, str]]:
+        """The parts of the rows inside [file_offset, file_offset + length)."""
+        out: list[tuple[int, int, int, str, str]] = []
+        if length <= 0 or len(self) == 0:
+            return out
+        end = file_offset + length
+        i = max(0, int(np.searchsorted(self.file_offset, file_offset, side="right")) - 1)
+        while i < len(self.file_offset) and int(self.file_offset[i]) < end:
+            f, n, p = int(self.file_offset[i]), int(self.length[i]), int(self.image_offset[i])
+            low, high = max(f, file_offset), min(f + n, end)
+            if low < high:
+                out.append((low, high - low, p + (low - f) if p >= 0 else -1, self.grade[i], self.rule[i]))
+            i += 1
+        return out
+
+    def graded(self, ranges: Iterable[tuple[int, int, str, str]]) -> FileMap:
+        """The same map with (file_offset, length, grade, rule) laid over the rows that claim image bytes.
+
+        Zero and missing rows keep their grade: a rule about content cannot find bytes that are not there. Ranges
+        must be rising and disjoint.
+        """
+        out: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        for f, n, grade, rule in ranges:
+            out += self.cut(at, f - at)
+            out += [(a, b, p, grade if p >= 0 else g, rule if p >= 0 else r) for a, b, p, g, r in self.cut(f, n)]
+            at = max(at, f + n)
+        out += self.cut(at, self.size - at)
+        return FileMap.build(out)
+
+
+class FileView:
+    """A Reader in file offsets over an image and a FileMap. Patches (file_offset, bytes) are laid over what is read."""
+
+    def __init__(self, image: Reader, file_map: FileMap, patches: Iterable[tuple[int, bytes]] = ()) -> None:
+        self.image = image
+        self.map = file_map
+        self._patches = list(patches)
+
+    @property
+    def size(self) -> int:
+        return self.map.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length <= 0 or offset >= self.size:
+            return b""
+        length = min(length, self.size - offset)
+        parts: list[bytes] = []
+        for _, n, p, _, _ in self.map.cut(offset, length):
+            if p < 0:
+                parts.append(bytes(n))
+                continue
+            got = self.image.read(p, n)
+            parts.append(got if len(got) == n else got + bytes(n - len(got)))
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._patches:
+            out = bytearray(data)
+            for at, new in self._patches:
+                low, high = max(at, offset), min(at + len(new), offset + length)
+                if low < high:
+                    out[low - offset : high - offset] = new[low - at : high - at]
+            return bytes(out)
+        return data
+
+    def missing(self, offset: int, length: int) -> bool:
+        if offset < 0 or offset + length > self.size:
+            return True
+        for at, n, p, grade, _ in self.map.cut(offset, length):
+            if p < 0:
+                if grade == MISSING and not any(f <= at and at + n <= f + len(d) for f, d in self._patches):
+                    return True
+            elif self.image.missing(p, n):
+                return True
+        return False

@@ -1,0 +1,1 @@
+"""Container formats: one file per format, found by import (see registry.py)."""

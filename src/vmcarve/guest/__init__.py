@@ -1,0 +1,1 @@
+"""Guest file systems and partition schemes: their self-identifying structures and their consistency."""

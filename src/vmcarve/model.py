@@ -1,0 +1,406 @@
+"""The Arrow schemas of a case and the few records that cross stages.
+
+Three address spaces, never mixed: `image_offset` (the evidence), `file_offset` / `container_offset` (the container
+file), `guest_offset` (the disk inside it). All in bytes. docs/tables.md is made from the schemas below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+SECTOR = 512
+
+# --- grades: what may be claimed of a byte (docs/architecture.md) ------------------------------------------------
+PROVEN = "proven"  # a checksum, a decoded stream, a pin or a verified table covers these very bytes
+SUPPORTED = "supported"  # a host remnant that content agrees with, or between neighbouring pins of one delta
+GUESSED = "guessed"  # continuity alone
+MISSING = "missing"  # not found, unreadable or overwritten: written as a hole
+ZERO = "zero"  # the container (or the host file) itself says zero / unallocated
+PARENT = "parent"  # to be read from the parent disk of a snapshot chain
+GRADES = (PROVEN, SUPPORTED, GUESSED, MISSING, ZERO, PARENT)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+@runtime_checkable
+class Reader(Protocol):
+    """Random access to an address space: an image (image offsets) or a container through a map (file offsets).
+
+    `read` never raises for an offset inside or beyond the space: it returns fewer bytes at the end (none beyond it,
+    and none for a negative offset), and zeros where the bytes are missing; `missing` tells which those are.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def missing(self, offset: int, length: int) -> bool:
+        """True if any byte of [offset, offset + length) is not there (unreadable, not found, or beyond the end)."""
+        ...
+
+
+# --- the sweep -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A magic that the sweep looks for.
+
+    magic: 2 to 16 fixed bytes, at byte `at` of the structure (the magic must lie inside one 512-byte sector).
+    kind: what `confirm` would call it ("vdi.header"). Structures start at multiples of `align` (512 by default).
+    dense: True when an image can hold hundreds of thousands of them; dense kinds are confirmed by
+    `confirm_batch` only, arrays in, arrays out; `size` is then the number of bytes that it needs from the start.
+    """
+
+    magic: bytes
+    kind: str
+    at: int = 0
+    align: int = SECTOR
+    dense: bool = False
+    size: int = SECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One confirmed structure (one row of evidence.arrow). A magic alone is never evidence.
+
+    container_offset: where in its container file these bytes lie (a pin), if the structure proves it.
+    guest_offset: where on the guest disk they lie; volume_offset: where in their volume (partition) they lie.
+    identity: UUID or other name that ties structures together; value: one number worth keeping (a size, a record
+    number). confidence: 0..1, the reasons are in the module that confirmed it.
+    """
+
+    kind: str
+    image_offset: int
+    length: int
+    container_offset: int | None = None
+    guest_offset: int | None = None
+    volume_offset: int | None = None
+    identity: str | None = None
+    value: int | None = None
+    count: int = 1
+    confidence: float = 1.0
+
+
+@dataclass(slots=True)
+class EvidenceBatch:
+    """Confirmed structures of one dense kind, as arrays of equal length n.
+
+    image_offset int64[n] rising; length int (bytes each); value int64[n] or None; volume_offset int64[n] (-1 unknown)
+    or None; identity: list of n names, one name for all, or None.
+    """
+
+    kind: str
+    image_offset: npt.NDArray[np.int64]
+    length: int
+    value: npt.NDArray[np.int64] | None = None
+    volume_offset: npt.NDArray[np.int64] | None = None
+    identity: Sequence[str] | str | None = None
+    confidence: float = 1.0
+
+
+Confirm = Callable[[Reader, int, Signature], Evidence | None]
+# (blocks uint8[n, signature.size], image_offset int64[n], signature) -> batch
+ConfirmBatch = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64], Signature], EvidenceBatch | None]
+
+
+# --- containers ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class ParentLink:
+    """What a child layer says of its parent. Names are shown, never opened.
+
+    identity: the parent's identity (one of its `Container.identities`) or None when the format records only a name;
+    name: base name or path as stored in evidence, or None.
+    """
+
+    identity: str | None
+    name: str | None
+    detail: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Another file that this container refers to (VMDK extent, data file), or a file inside an archive.
+
+    guest_offset/length: bytes of the guest disk it holds (length 0 if not guest data); file_offset: first byte used
+    in that file, or the member's place inside the archive; kind: "sparse", "flat", "zero", "data-file", "tar".
+    """
+
+    name: str
+    kind: str
+    guest_offset: int = 0
+    length: int = 0
+    file_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Bytes that the written container must hold instead of what lies on the image, and why.
+
+    reason: "reference" (a name emptied so that no program follows it), "rebuilt" (a structure that we wrote),
+    "log-replay". `grade` is what may be claimed of the new bytes.
+    """
+
+    file_offset: int
+    data: bytes
+    reason: str
+    grade: str = PROVEN
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant of the format, tested on this container."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Region:
+    """A range of the container file that holds the format's own structures (everything else is payload or slack)."""
+
+    file_offset: int
+    length: int
+    kind: str
+    grade: str = SUPPORTED  # PROVEN only when a checksum or cross reference covers all of it
+
+
+@dataclass(slots=True)
+class GuestDisk:
+    """One disk that a container holds: kind "active" (the current state), "snapshot" or "member" (of an archive)."""
+
+    virtual_size: int
+    map: GuestMap
+    kind: str = "active"
+    label: str = ""
+    created: float | None = None  # Unix seconds UTC
+
+
+@dataclass(slots=True)
+class Container:
+    """An opened container: everything that `Format.open` learnt. file offsets count from the container's first byte.
+
+    size: length of the container file in bytes as its own structures tell (at least the end of the last thing they
+    name); size_exact: False when a tail may follow that nothing names. identities: names by which children call this
+    layer. cluster: the allocation unit in bytes (grain, block, cluster), 0 for flat. rebuild: False for archives whose
+    disks are written as raw instead of the archive itself.
+    """
+
+    format: str
+    variant: str
+    size: int
+    guests: list[GuestDisk]
+    system: str = ""
+    cluster: int = 0
+    size_exact: bool = True
+    uuid: str | None = None
+    identities: list[str] = field(default_factory=list[str])
+    parent: ParentLink | None = None
+    names: list[str] = field(default_factory=list[str])
+    members: list[Member] = field(default_factory=list[Member])
+    regions: list[Region] = field(default_factory=list[Region])
+    patches: list[Patch] = field(default_factory=list[Patch])
+    checks: list[Check] = field(default_factory=list[Check])
+    detail: dict[str, str] = field(default_factory=dict[str, str])
+    rebuild: bool = True
+    extension: str | None = None  # file extension when it differs from the format's
+
+    @property
+    def virtual_size(self) -> int:
+        return self.guests[0].virtual_size if self.guests else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A container that no header names: its place follows from its other structures (see `Format.salvage`).
+
+    runs int64[n, 3]: file_offset, image_offset, length (bytes) of the parts that are known.
+    """
+
+    container: Container
+    runs: npt.NDArray[np.int64]
+    evidence: str  # the rule, e.g. "vmdk.stream-markers"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What one module of formats/ offers. The stages know formats by this record only.
+
+    signatures + confirm (sparse kinds) or confirm_batch (dense kinds): see Signature. Every evidence with a
+    container_offset proposes a container that starts at image_offset - container_offset; `open` then decides.
+    open(reader): reads the container through a Reader in *file* offsets, raises Damaged if it is none. It must work
+    with missing ranges (redundant copies!), must never trust a length, count or offset, and may not read the payload.
+    salvage(reader, evidence rows of this format's kinds that no opened container explains) -> orphans.
+    """
+
+    name: str
+    extension: str
+    signatures: tuple[Signature, ...]
+    open: Callable[[Reader], Container]
+    confirm: Confirm | None = None
+    confirm_batch: ConfirmBatch | None = None
+    salvage: Callable[[Reader, Sequence[Evidence]], Iterable[Orphan]] | None = None
+    qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
+
+
+# --- guest file systems and partition schemes ---------------------------------------------------------------------
+@dataclass(slots=True)
+class Volume:
+    """A partition table or a file system found at `offset` of a disk, as told by its own structures (bytes)."""
+
+    kind: str  # "gpt", "mbr", "ext4", "ntfs", ...
+    offset: int
+    size: int
+    label: str = ""
+    uuid: str = ""
+    consistent: bool | None = None  # None: not checked
+    detail: str = ""
+    partitions: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])  # offset, size, type
+
+
+@dataclass(frozen=True, slots=True)
+class GuestKind:
+    """What one module of guest/ offers.
+
+    probe(reader, offset, limit): the volume or partition table that starts at `offset` of a disk, or None; `limit` is
+    the number of bytes up to the partition's (or disk's) end. It checks consistency cheaply (superblock copies, group
+    descriptors, checksums; at most some hundred reads).
+    place(reader, evidence): turns confirmed evidence (self-identifying structures) into pins whose volume_offset is
+    known, e.g. NTFS record numbers through $MFT's runs. May return what it was given.
+    """
+
+    name: str
+    signatures: tuple[Signature, ...]
+    probe: Callable[[Reader, int, int], Volume | None]
+    confirm: Confirm | None = None
+    confirm_batch: ConfirmBatch | None = None
+
+
+# --- host file systems ---------------------------------------------------------------------------------------------
+RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, RUN_INLINE = 0, 1, 2, 3
+
+
+@dataclass(slots=True)
+class HostFile:
+    """A file of the host, live or deleted, as its metadata or their remnants tell.
+
+    runs int64[n, 4]: file_offset, image_offset (-1 for holes), length in bytes, one of RUN_*; rising and without
+    overlap in file_offset; gaps between rows are holes. RUN_UNWRITTEN: allocated but never written (reads as zeros).
+    size: bytes, -1 when lost. name: path inside the volume if known, else "". origin: rule that gave the runs, e.g.
+    "ext4.inode", "ext4.extent-leaf", "ext4.journal". complete: False when parts of the map are known to be lost.
+    """
+
+    identity: str  # e.g. "inode 12", "mft 64-3"
+    name: str
+    size: int
+    deleted: bool
+    runs: npt.NDArray[np.int64]
+    origin: str
+    complete: bool = True
+    times: dict[str, float] = field(default_factory=dict[str, float])  # Unix seconds UTC
+    inline: bytes | None = None  # content when it lies inside the metadata itself (at most some KiB)
+
+
+class HostVolume(Protocol):
+    """A host file system, opened read-only through a Reader. Offsets are image offsets."""
+
+    name: str
+    offset: int
+    size: int
+    block_size: int
+    uuid: str
+    label: str
+
+    def free(self) -> npt.NDArray[np.int64]:
+        """int64[n, 2]: image_offset, length of space that the file system holds free, rising."""
+        ...
+
+    def files(self) -> Iterator[HostFile]:
+        """Every regular file: live ones, then deleted ones with whatever map survives (best candidate first)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostKind:
+    """What one module of host/ offers. open(reader, offset, limit) -> the volume starting at `offset`, or None.
+
+    carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
+    """
+
+    name: str
+    open: Callable[[Reader, int, int], HostVolume | None]
+    carve: Callable[[Reader, Sequence[Evidence], int, int], Iterable[HostFile]] | None = None
+    signatures: tuple[Signature, ...] = ()
+    confirm: Confirm | None = None
+    confirm_batch: ConfirmBatch | None = None
+
+
+# --- maps ----------------------------------------------------------------------------------------------------------
+DATA, HOLE, UNALLOCATED, LOST, EXTERNAL = 0, 1, 2, 3, 4
+STATE_NAMES = ("data", "zero", "unallocated", "lost", "external")
+PLAIN, DEFLATE, ZLIB, ZSTD = 0, 1, 2, 3
+ENCODING_NAMES = ("plain", "deflate", "zlib", "zstd")
+
+
+@dataclass(slots=True)
+class GuestMap:
+    """guest_offset -> file_offset, as runs: arrays of equal length, guest_offset rising, no gap, no overlap.
+
+    guest_offset, length int64: the guest bytes of the run.
+    state uint8: DATA (stored in this container at file_offset), HOLE (the container says zero), UNALLOCATED (not in
+    this layer: the parent's bytes, or zero when there is no parent), LOST (the table that would tell is gone or its
+    entry points outside the container), EXTERNAL (in another file: `Container.members`, file_offset is in that file).
+    file_offset int64: -1 unless DATA or EXTERNAL. encoding uint8: PLAIN, or how the stored bytes decode to `length`
+    guest bytes (DEFLATE raw RFC 1951, ZLIB RFC 1950, ZSTD one frame). stored int64: bytes at file_offset (= length
+    when PLAIN). Encoded runs are one per cluster and never merged.
+    """
+
+    guest_offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    state: npt.NDArray[np.uint8]
+    file_offset: npt.NDArray[np.int64]
+    encoding: npt.NDArray[np.uint8]
+    stored: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.guest_offset)
+
+    @classmethod
+    def flat(cls, size: int, file_offset: int = 0, state: int = DATA) -> GuestMap:
+        """One run for the whole disk."""
+        return cls.build([0], [size], [state], [file_offset if state in (DATA, EXTERNAL) else -1])
+
+    @classmethod
+    def build(cls, guest_offset: Any, length: Any, state: Any, file_offset: Any,
+              encoding: Any = None, stored: Any = None) -> GuestMap:
+        """From sequences or arrays; neighbouring plain runs that continue each other are merged."""
+        g = np.asarray(guest_offset, np.int64)
+        n = np.asarray(length, np.int64)
+        s = np.asarray(state, np.uint8)
+        f = np.asarray(file_offset, np.int64)
+        e = np.zeros(len(g), np.uint8) if encoding is None else np.asarray(encoding, np.uint8)
+        c = n.copy() if stored is None else np.asarray(stored, np.int64)
+        keep = n > 0
+        if not keep.all():
+            g, n, s, f, e, c = g[keep], n[keep], s[keep], f[keep], e[keep], c[keep]
+        if len(g) > 1:
+            same = (s[1:] == s[:-1]) & (e[1:] == PLAIN) & (e[:-1] == PLAIN) & (g[1:] == g[:-1] + n[:-1])
+            follows = np.where((s[1:] == DATA) | (s[1:] == EXTERNAL), f[1:] == f[:-1] + n[:-1], True)
+            first = np.concatenate(([True], ~(same & follows)))
+            start = np.flatnonzero(first)
+            n = np.add.reduceat(n, start)
+            g, s, f, e = g[start], s[start], f[start], e[start]
+            c = np.where(e == PLAIN, n, c[start])
+        return cls(g, n, s, f, e, c)
+
+    @classmethod
+    def from_units(cls, size: int, unit: int, state: Any, file_offset: Any) -> GuestMap:
+        """From one entry per allocation unit (state uint8[k], file_offset int64[k]); the last unit is cut at size."""
+        k = len(state)
+        g = np.arange(k, dtype=np.int64) * unit
+        n = np.minimum(unit, size - g)
+        return cls.build(g, n, state, file_offset)

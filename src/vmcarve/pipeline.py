@@ -1,0 +1,332 @@
+"""The main job: sweep, assemble, verify, write. Each stage can be called by itself; data goes one way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .assemble import Assembled, assemble_image
+from .assemble.chains import link
+from .assemble.state import HostView
+from .case import Case, image_identity, make_folder, open_case, write_json
+from .errors import UsageError, VmcarveError
+from .export import needed, write_container, write_raw
+from .model import GRADES
+from .registry import formats
+from .source import ImageSource, open_image
+from .sweeper import sweep_image
+from .tables import DISKS, EVIDENCE, EXTENTS, FILES, read, write, writer
+from .verify import Verified, guest_disk, verify
+
+Report = Callable[[str, int, int], None]
+"""report(stage, done, total): stage "sweep" counts bytes, "verify" and "write" count disks and bytes."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps."""
+
+    live: bool = False
+    write: bool = True
+    digest: bool = True
+    resume: bool = False
+    threads: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
+
+
+def sweep(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, options: Options | None = None,
+          report: Report | None = None) -> Case:
+    """Evidence only: CASE/evidence.arrow and case.json."""
+    options = options or Options()
+    sources = _open_all(images, out)
+    try:
+        folder = make_folder(Path(out), options.resume)
+        info = _info(sources, options)
+        _sweep(sources, folder, info, options, report)
+        write_json(folder / "case.json", info)
+    finally:
+        for s in sources:
+            s.close()
+    return open_case(folder)
+
+
+def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, options: Options | None = None,
+            report: Report | None = None) -> Case:
+    """The main job on one or more images: sweeps, assembles, verifies and writes into the case folder `out`.
+
+    Raises UsageError for a wrong call, VmcarveError for a stated failure (no room for the outputs, for one). The
+    evidence is opened read-only.
+    """
+    options = options or Options()
+    sources = _open_all(images, out)
+    try:
+        folder = make_folder(Path(out), options.resume)
+        info = _info(sources, options)
+        if not (options.resume and _swept(folder, info)):
+            _sweep(sources, folder, info, options, report)
+            write_json(folder / "case.json", info)
+        else:
+            info["sweep"] = json.loads((folder / "case.json").read_text(encoding="utf-8"))["sweep"]
+        started = time.monotonic()
+        items, files = _assemble(sources, folder, info, report)
+        info["seconds"]["assemble"] = round(time.monotonic() - started, 3)
+        started = time.monotonic()
+        disks = _verify(sources, items, report)
+        info["seconds"]["verify"] = round(time.monotonic() - started, 3)
+        started = time.monotonic()
+        written = _write(sources, folder, disks, options, report) if options.write else {}
+        info["seconds"]["write"] = round(time.monotonic() - started, 3)
+        write(folder / "extents.arrow", _extent_rows(disks), EXTENTS)
+        write(folder / "files.arrow", files, FILES)
+        write(folder / "disks.arrow", [_disk_row(d, disks, written) for d in disks], DISKS)
+        for i, s in enumerate(sources):
+            info["images"][i]["unreadable"] = [list(r) for r in s.unreadable]
+        info["finished"] = _now()
+        info["complete"] = True
+        write_json(folder / "case.json", info)
+    finally:
+        for s in sources:
+            s.close()
+    return open_case(folder)
+
+
+# --- stages --------------------------------------------------------------------------------------------------------
+def _open_all(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> list[ImageSource]:
+    if not images:
+        raise UsageError("no image is named")
+    sources: list[ImageSource] = []
+    try:
+        for path in images:
+            source = open_image(path)
+            sources.append(source)
+            if Path(out).resolve() == Path(path).resolve():
+                raise UsageError("is both the image and the case", source=str(path))
+    except VmcarveError:
+        for s in sources:
+            s.close()
+        raise
+    return sources
+
+
+def _info(sources: list[ImageSource], options: Options) -> dict[str, Any]:
+    return {
+        "vmcarve": program_version(),
+        "started": _now(),
+        "finished": None,
+        "complete": False,
+        "options": {"live": options.live, "write": options.write, "hash": options.digest, "threads": options.threads},
+        "images": [{"path": str(s.path.resolve()), "size": s.size, "identity": image_identity(s), "unreadable": []}
+                   for s in sources],
+        "hosts": [],
+        "troubles": [],
+        "seconds": {},
+    }
+
+
+def _swept(folder: Path, info: dict[str, Any]) -> bool:
+    """Whether the case already holds the evidence of these very images, by this version."""
+    try:
+        old = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        same = [(i["size"], i["identity"]) for i in old["images"]] == [
+            (i["size"], i["identity"]) for i in info["images"]]
+        return same and old["vmcarve"] == info["vmcarve"] and "sweep" in old and (folder / "evidence.arrow").exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], options: Options,
+           report: Report | None) -> None:
+    started = time.monotonic()
+    total = sum(s.size for s in sources)
+    done = 0
+    hits: Counter[str] = Counter()
+    confirmed: Counter[str] = Counter()
+    with writer(folder / "evidence.arrow", EVIDENCE) as out:
+        for index, source in enumerate(sources):
+            base = sum(s.size for s in sources[:index])
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count
+                if report is not None:
+                    report("sweep", min(done, total), total)
+
+            result = sweep_image(source, index, out.write_batch, threads=options.threads, progress=progress)
+            hits.update(result.hits)
+            confirmed.update(result.confirmed)
+            info["troubles"] += [f"{kind}: {text}" for kind, text in sorted(result.failed.items())]
+            done = base + source.size
+            if report is not None:
+                report("sweep", done, total)
+    info["sweep"] = {"hits": dict(sorted(hits.items())), "confirmed": dict(sorted(confirmed.items()))}
+    info["seconds"]["sweep"] = round(time.monotonic() - started, 3)
+
+
+def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], report: Report | None
+              ) -> tuple[list[Assembled], list[dict[str, object]]]:
+    evidence = read(folder / "evidence.arrow")
+    items: list[Assembled] = []
+    files: list[dict[str, object]] = []
+    for index, source in enumerate(sources):
+        if report is not None:
+            report("assemble", index, len(sources))
+        own = evidence.filter(pc.equal(evidence["source"], pa.scalar(index, pa.int32())))
+        found, hosts, troubles = assemble_image(source, index, own)
+        items += found
+        info["hosts"] += [{"image": index, "kind": h.volume.name, "offset": h.volume.offset, "size": h.volume.size,
+                           "uuid": h.volume.uuid, "label": h.volume.label, "files": len(h.files),
+                           "deleted_files": sum(f.deleted for f in h.files),
+                           "free": int(h.free[:, 1].sum()) if len(h.free) else 0} for h in hosts]
+        info["troubles"] += troubles
+        files += _companions(index, hosts)
+    link(items)
+    return items, files
+
+
+COMPANIONS = {
+    ".vmx": "configuration", ".vmxf": "configuration", ".vmsd": "snapshots", ".vmsn": "saved state",
+    ".vmss": "saved state", ".vmem": "memory", ".nvram": "nvram", ".vswp": "memory", ".vmcx": "configuration",
+    ".vmrs": "saved state", ".vsv": "saved state", ".bin": "memory", ".vbox": "configuration",
+    ".vbox-prev": "configuration", ".sav": "saved state", ".pvs": "configuration", ".hds": "disk",
+    ".ovf": "configuration", ".mf": "manifest", ".vhds": "configuration", ".rct": "change tracking",
+    ".mrt": "change tracking", ".vmdk": "disk", ".vhd": "disk", ".vhdx": "disk", ".avhd": "disk", ".avhdx": "disk",
+    ".vdi": "disk", ".qcow2": "disk", ".qcow": "disk", ".qed": "disk", ".xva": "disk", ".vma": "disk", ".ova": "disk",
+}
+
+
+def _companions(index: int, hosts: list[HostView]) -> list[dict[str, object]]:
+    """Files of the hosts whose names belong to virtual machines. The name says it, the content was not looked at."""
+    rows: list[dict[str, object]] = []
+    for host in hosts:
+        for f in host.files:
+            kind = COMPANIONS.get(os.path.splitext(f.name)[1].lower())
+            if kind is not None:
+                rows.append({"source": index, "host": host.label, "name": f.name, "identity": f.identity,
+                             "size": f.size if f.size >= 0 else None, "deleted": f.deleted, "kind": kind})
+    return rows
+
+
+def _verify(sources: list[ImageSource], items: list[Assembled], report: Report | None) -> list[Verified]:
+    disks: list[Verified] = []
+    for n, item in enumerate(items):
+        if report is not None:
+            report("verify", n, len(items))
+        disks += verify(list(sources), item)
+    return disks
+
+
+def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], options: Options,
+           report: Report | None) -> dict[str, tuple[str, str | None]]:
+    """disk_id -> (path relative to the case, sha256) of what was written."""
+    chosen = [d for d in disks if options.live or d.item.deleted is not False]
+    total = sum(needed(d.rows) for d in chosen)
+    room = shutil.disk_usage(folder).free
+    if total > room:
+        raise VmcarveError(f"the recovered disks take up to {total} bytes and there is room for {room}: nothing was "
+                           "written (name another folder, or give --no-write for tables and maps only)",
+                           source=str(folder))
+    written: dict[str, tuple[str, str | None]] = {}
+    done = 0
+    for d in chosen:
+        c = d.item.container
+        extension = (c.extension or formats()[c.format].extension) if d.is_file else "raw"
+        path = folder / "disks" / f"{d.disk_id}.{extension}"
+        if d.is_file:
+            output = write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
+                                     digest=options.digest)
+        else:
+            output = write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest)
+        written[d.disk_id] = (f"disks/{path.name}", output.sha256)
+        done += needed(d.rows)
+        if report is not None:
+            report("write", done, total)
+    return written
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+def _disk_row(d: Verified, disks: list[Verified], written: dict[str, tuple[str, str | None]]) -> dict[str, object]:
+    c, item = d.item.container, d.item
+    sums = dict.fromkeys(GRADES, 0)
+    for _, n, *_, grade, _ in d.rows:
+        sums[grade] += n
+    path, sha256 = written.get(d.disk_id, (None, None))
+    parent_id = None
+    if d.disk_id != item.disk_id:
+        parent_id = item.disk_id if c.rebuild else None
+    elif item.parent is not None:
+        parent_id = item.parent.disk_id
+    said = c.parent
+    size = c.size if d.is_file else d.guest.virtual_size
+    fragments = sum(1 for a, b in _image_runs(d.rows) if b is None or a != b)
+    return {
+        "disk_id": d.disk_id,
+        "format": c.format,
+        "variant": c.variant if d.guest.kind != "snapshot" else f"{c.variant} snapshot",
+        "system": c.system,
+        "virtual_size": d.guest.virtual_size,
+        "container_size": size,
+        "source": item.source,
+        "header_offset": item.header_offset,
+        "fragments": fragments,
+        "bytes_proven": sums["proven"],
+        "bytes_supported": sums["supported"],
+        "bytes_guessed": sums["guessed"],
+        "bytes_missing": sums["missing"],
+        "bytes_zero": sums["zero"],
+        "exact": sums["guessed"] == 0 and sums["missing"] == 0,
+        "deleted": item.deleted,
+        "names": [*([d.guest.label] if d.guest.label else []), *item.names],
+        "parent_id": parent_id,
+        "parent_said": None if said is None else " ".join(x for x in (said.name, said.identity) if x) or None,
+        "uuid": c.uuid,
+        "guest": d.guest_text,
+        "guest_consistent": d.consistent,
+        "host": item.host,
+        "checks": d.failed,
+        "path": path,
+        "sha256": sha256,
+    }
+
+
+def _image_runs(rows: list[tuple[Any, ...]]) -> list[tuple[int, int | None]]:
+    """(start, end of the run before) of every run of image bytes."""
+    out: list[tuple[int, int | None]] = []
+    end: int | None = None
+    for row in rows:
+        if row[2] is None:
+            continue
+        out.append((row[2], end))
+        end = row[2] + row[5]
+    return out
+
+
+def _extent_rows(disks: list[Verified]) -> list[dict[str, object]]:
+    names = ("offset", "length", "image_offset", "container_offset", "encoding", "stored", "grade", "rule")
+    rows: list[dict[str, object]] = []
+    for d in disks:
+        for space, part in (("container", d.container_rows), ("guest", d.guest_rows)):
+            rows += [{"disk_id": d.disk_id, "space": space, "source": d.item.source,
+                      **dict(zip(names, r, strict=True))} for r in part]
+    return rows
+
+
+def program_version() -> str:
+    """The installed version."""
+    try:
+        return version("vmcarve")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

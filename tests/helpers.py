@@ -1,0 +1,67 @@
+"""What the tests share: reading a guest through its map, and the invariants that every map must keep."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vmcarve.codec import decode
+from vmcarve.model import DATA, EXTERNAL, HOLE, LOST, PLAIN, UNALLOCATED, Container, GuestMap, Reader
+
+LIMIT_SECONDS = 120
+
+
+def run(*argv: str | Path, timeout: float = LIMIT_SECONDS, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a foreign tool under a time limit; its output is in the error when it fails."""
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=timeout)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(map(str, argv))} ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return done
+
+
+def read_guest(reader: Reader, guest_map: GuestMap, parent: bytes | None = None) -> bytes:
+    """The whole guest disk (small ones only): zeros for holes and lost runs, the parent's bytes where unallocated."""
+    size = int(guest_map.guest_offset[-1] + guest_map.length[-1]) if len(guest_map) else 0
+    out = bytearray(size)
+    for i in range(len(guest_map)):
+        g, n, state = int(guest_map.guest_offset[i]), int(guest_map.length[i]), int(guest_map.state[i])
+        if state == DATA:
+            stored = reader.read(int(guest_map.file_offset[i]), int(guest_map.stored[i]))
+            data = decode(stored, int(guest_map.encoding[i]), n)
+            assert data is not None, f"guest {g:#x}: stored bytes do not decode"
+            out[g : g + n] = data
+        elif state == UNALLOCATED and parent is not None:
+            part = parent[g : g + n]
+            out[g : g + len(part)] = part
+    return bytes(out)
+
+
+def check_map(container: Container, reader: Reader) -> None:
+    """Asserts the contract of GuestMap for every guest of a container."""
+    for guest in container.guests:
+        m = guest.map
+        arrays: Sequence[np.ndarray] = (m.guest_offset, m.length, m.state, m.file_offset, m.encoding, m.stored)
+        assert len({len(a) for a in arrays}) == 1
+        assert guest.virtual_size >= 0
+        if len(m) == 0:
+            assert guest.virtual_size == 0
+            continue
+        assert m.guest_offset[0] == 0 and (m.length > 0).all()
+        assert (m.guest_offset[1:] == m.guest_offset[:-1] + m.length[:-1]).all(), "gap or overlap in guest_offset"
+        assert int(m.guest_offset[-1] + m.length[-1]) == guest.virtual_size
+        assert np.isin(m.state, (DATA, HOLE, UNALLOCATED, LOST, EXTERNAL)).all()
+        data = m.state == DATA
+        assert (m.file_offset[data] >= 0).all() and (m.stored[data] > 0).all()
+        assert (m.file_offset[data] + m.stored[data] <= max(container.size, 0)).all(), "data beyond the container"
+        assert (m.stored[m.encoding == PLAIN] == m.length[m.encoding == PLAIN]).all()
+        if guest.kind == "active":
+            plain = data & (m.encoding == PLAIN)
+            order = np.argsort(m.file_offset[plain], kind="stable")
+            f, n = m.file_offset[plain][order], m.length[plain][order]
+            assert (f[1:] >= f[:-1] + n[:-1]).all(), "one byte of the container is given to two guest ranges"
+    assert container.size >= 0
+    for region in container.regions:
+        assert region.file_offset >= 0 and region.length >= 0
