@@ -1,0 +1,66 @@
+# Two commands do all the set-up on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+DEMO_OUT ?= demo-case
+
+# What the demo needs, and what the tests need on top of it.
+DEMO_PACKAGES := qemu-utils e2fsprogs fdisk python3-venv python3-dev gcc
+TEST_PACKAGES := $(DEMO_PACKAGES) xfsprogs btrfs-progs ntfs-3g dosfstools exfatprogs sleuthkit gdisk
+SOURCES := setup.py pyproject.toml $(wildcard ext/*)
+
+.PHONY: demo test lint bench bench-gate clean build packages-demo packages-test
+
+build: $(VENV)/.built
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV) || { $(MAKE) packages-demo && $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install -q --upgrade pip
+	touch $@
+
+$(VENV)/.built: $(VENV)/.made $(SOURCES)
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.built
+	$(BIN)/python -m pip install -q -e '.[lint]'
+	touch $@
+
+# $(call install,packages): only what is not installed yet; as root or through sudo
+define install
+	@missing=""; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; $(SUDO) apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+endef
+
+packages-demo:
+	$(call install,$(DEMO_PACKAGES))
+
+packages-test:
+	$(call install,$(TEST_PACKAGES))
+
+demo: packages-demo build
+	rm -rf $(DEMO_OUT)
+	$(BIN)/vmcarve demo --out $(DEMO_OUT)
+
+test: packages-test build $(VENV)/.test
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: build $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint ext
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: packages-test build $(VENV)/.test
+	$(BIN)/python -m pytest -q benches --benchmark-only --benchmark-json=bench-out.json $(PYTEST_ARGS)
+
+bench-gate: packages-test build $(VENV)/.test
+	$(BIN)/python -m benches.gate
+
+clean:
+	rm -rf build $(VENV) $(DEMO_OUT) src/vmcarve/_ext/*.so *.egg-info src/*.egg-info
