@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import Container, Evidence, Reader
+from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, GuestMap, Reader
 from ..registry import formats
 from .state import Claims
 
@@ -48,8 +48,9 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], claims: Claims,
 def _open_at(image: Reader, module: str, start: int, hints: list[int], claims: Claims,
              free: npt.NDArray[np.int64] | None) -> Led | None:
     fmt = formats()[module]
-    room = image.size - start
-    for size in [room, *(h for h in hints if h < room)]:
+    # an image may end before the container does; a sparse host file may be longer than the image
+    room = 4 * image.size + (64 << 20)
+    for size in [room, *hints]:
         file_map = _run_from(image, start, size, claims, free)
         try:
             container = fmt.open(FileView(image, file_map))
@@ -57,8 +58,31 @@ def _open_at(image: Reader, module: str, start: int, hints: list[int], claims: C
             continue
         if container.size <= 0:
             continue
+        clip(container, room)
         return Led(container, file_map.resized(container.size))
     return None
+
+
+def clip(container: Container, limit: int) -> None:
+    """Cuts a container at `limit` bytes: tables read from a wrong place may name any offset.
+
+    What lay beyond is lost, not zero.
+    """
+    if container.size <= limit:
+        return
+    container.size = limit
+    container.size_exact = False
+    container.checks.append(Check("container size is possible on this image", False, f"tables name places beyond {limit:#x}"))
+    container.patches = [p for p in container.patches if p.file_offset + len(p.data) <= limit]
+    container.regions = [r for r in container.regions if r.file_offset + r.length <= limit]
+    for guest in container.guests:
+        m = guest.map
+        beyond = (m.state == DATA) & (m.file_offset + m.stored > limit)
+        if beyond.any():
+            state, place = m.state.copy(), m.file_offset.copy()
+            encoding, stored = m.encoding.copy(), m.stored.copy()
+            state[beyond], place[beyond], encoding[beyond], stored[beyond] = LOST, -1, PLAIN, m.length[beyond]
+            guest.map = GuestMap.build(m.guest_offset, m.length, state, place, encoding, stored)
 
 
 def _run_from(image: Reader, start: int, size: int, claims: Claims,

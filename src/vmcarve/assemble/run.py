@@ -30,7 +30,7 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
     evidence: rows of the EVIDENCE schema for this source.
     """
     rows = _format_rows(evidence)
-    views, troubles = open_hosts(image)
+    views, troubles = open_hosts(image, evidence)
     state = _State(image, source, views)
     _from_host_files(state, rows, _guest_places(evidence))
     left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)]
@@ -128,10 +128,11 @@ def _from_host_files(state: _State, rows: list[tuple[str, Evidence]], guest_plac
         label = view.label
         for live in (True, False):
             for file in view.files:
-                if file.deleted is live or len(file.runs) == 0 or (label, file.identity) in solved:
+                if (live if view.carved else file.deleted is live) or len(file.runs) == 0 or (
+                        label, file.identity) in solved:
                     continue
-                modules = _modules_in(file, places, by_offset)
-                has_guest = _any_inside(file, guest_places)
+                modules = _modules_in(file, places, by_offset, sure_only=view.carved)
+                has_guest = not view.carved and _any_inside(file, guest_places)
                 if not modules and not has_guest:
                     continue
                 found = _open_host_file(state, file, modules, has_guest)
@@ -141,7 +142,7 @@ def _from_host_files(state: _State, rows: list[tuple[str, Evidence]], guest_plac
                 if not live and _taken(state.claims, file_map):
                     continue
                 solved.add((label, file.identity))
-                state.accept(container, file_map, deleted=not live, host=f"{label}: {file.origin}", names=[file.name])
+                state.accept(container, file_map, deleted=None if view.carved else not live, host=f"{label}: {file.origin}", names=[file.name])
 
 
 def _open_host_file(state: _State, file: HostFile, modules: list[str], has_guest: bool
@@ -180,7 +181,8 @@ def try_open(fmt: Format, view: Reader) -> Container | None:
         return None
 
 
-def _modules_in(file: HostFile, places: np.ndarray, by_offset: dict[int, list[tuple[str, Evidence]]]) -> list[str]:
+def _modules_in(file: HostFile, places: np.ndarray, by_offset: dict[int, list[tuple[str, Evidence]]],
+                *, sure_only: bool = False) -> list[str]:
     """Formats to try on a file: those whose evidence states the very place where it lies, then the others inside it."""
     sure: list[str] = []
     maybe: list[str] = []
@@ -195,7 +197,7 @@ def _modules_in(file: HostFile, places: np.ndarray, by_offset: dict[int, list[tu
                     sure.append(module)
                 elif e.container_offset is None:
                     maybe.append(module)
-    return list(dict.fromkeys([*sure, *maybe]))
+    return list(dict.fromkeys(sure if sure_only else [*sure, *maybe]))
 
 
 def _any_inside(file: HostFile, places: np.ndarray) -> bool:

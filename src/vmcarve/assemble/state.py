@@ -100,7 +100,8 @@ class HostView:
     volume: HostVolume
     free: npt.NDArray[np.int64]
     files: list[HostFile]
+    carved: bool = False  # known by loose metadata only: nothing tells live from deleted, or free from used
 
     @property
     def label(self) -> str:
-        return f"{self.volume.name} at {self.volume.offset:#x}"
+        return f"{self.volume.name}{' (carved)' if self.carved else ''} at {self.volume.offset:#x}"
