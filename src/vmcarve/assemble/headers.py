@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, GuestMap, Reader
+from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
 from ..registry import formats
+from .breaks import Places, refine
 from .state import Claims
 
 
@@ -23,11 +24,12 @@ class Led:
     map: FileMap
 
 
-def lead(image: Reader, rows: list[tuple[str, Evidence]], claims: Claims,
+def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims: Claims,
          free: npt.NDArray[np.int64] | None) -> Iterator[Led]:
     """Containers proposed by `rows` (module, evidence; image order) outside what `claims` holds.
 
-    The caller claims each one before the next is asked for. free: the host's free runs int64[n, 2], or None.
+    The caller claims each one before the next is asked for. places: guest structures that state their place. free: the
+    host's free runs int64[n, 2], or None.
     """
     tried: set[tuple[str, int]] = set()
     starts = sorted({(e.image_offset - e.container_offset, m) for m, e in rows
@@ -36,17 +38,18 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], claims: Claims,
     for m, e in rows:
         if e.container_offset is not None:
             hints.setdefault((m, e.image_offset - e.container_offset), []).append(e.container_offset + e.length)
+    firsts = sorted({start for start, _ in starts})
     for start, module in starts:
         if (module, start) in tried or claims.holds(start):
             continue
         tried.add((module, start))
-        led = _open_at(image, module, start, sorted(set(hints[module, start]), reverse=True), claims, free)
+        led = _open_at(image, module, start, sorted(set(hints[module, start]), reverse=True), places, claims, free, firsts)
         if led is not None:
             yield led
 
 
-def _open_at(image: Reader, module: str, start: int, hints: list[int], claims: Claims,
-             free: npt.NDArray[np.int64] | None) -> Led | None:
+def _open_at(image: Reader, module: str, start: int, hints: list[int], places: Places, claims: Claims,
+             free: npt.NDArray[np.int64] | None, firsts: list[int]) -> Led | None:
     fmt = formats()[module]
     # an image may end before the container does; a sparse host file may be longer than the image
     room = 4 * image.size + (64 << 20)
@@ -59,8 +62,20 @@ def _open_at(image: Reader, module: str, start: int, hints: list[int], claims: C
         if container.size <= 0:
             continue
         clip(container, room)
-        return Led(container, file_map.resized(container.size))
+        led = Led(container, file_map.resized(container.size))
+        better = refine(image, container, led.map, places, claims, free, firsts)
+        return led if better is None else _reopened(image, fmt, led, better)
     return None
+
+
+def _reopened(image: Reader, fmt: Format, led: Led, better: FileMap) -> Led:
+    """The container as the better map shows it: tables behind a break read differently now."""
+    try:
+        container = fmt.open(FileView(image, better))
+    except Damaged:
+        return led
+    clip(container, better.size)
+    return Led(container, better.resized(container.size))
 
 
 def clip(container: Container, limit: int) -> None:

@@ -13,31 +13,11 @@ from ..model import Container, GuestDisk, GuestMap, Reader, Volume
 from ..registry import guests
 from ..verify.guest import describe
 from .state import Claims
+from .window import Window
 
 # where first partitions begin: 1 MiB (since 2008), track 63 (before), 64 KiB (ESX)
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
-
-
-class Window:
-    """A Reader over a part of another, offsets counted from its start."""
-
-    def __init__(self, reader: Reader, start: int, size: int) -> None:
-        self._reader = reader
-        self._start = start
-        self._size = max(0, min(size, reader.size - start))
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or offset >= self._size:
-            return b""
-        return self._reader.read(self._start + offset, min(length, self._size - offset))
-
-    def missing(self, offset: int, length: int) -> bool:
-        return offset < 0 or offset + length > self._size or self._reader.missing(self._start + offset, length)
 
 
 def disk_size(volumes: list[Volume]) -> int:

@@ -16,6 +16,7 @@ from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import MISSING, RUN_DATA, SECTOR, Container, Evidence, Format, HostFile, Reader
 from ..registry import formats, guests
+from .breaks import Places
 from .headers import lead
 from .hosts import open_hosts
 from .raw import raw_container, raw_disks
@@ -34,7 +35,7 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
     state = _State(image, source, views)
     _from_host_files(state, rows, _guest_places(evidence))
     left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)]
-    for item in lead(state.image, left, state.claims, state.free):
+    for item in lead(image, left, Places.of(evidence), state.claims, state.free):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
     for fmt in formats().values():
         if fmt.salvage is None:
