@@ -1,0 +1,265 @@
+"""Host file systems on an image: files are put on, located and deleted, through a mount or without one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import fiemap
+from .fat import Fat
+from .loops import loop_device, mounted
+from .ntfs import Ntfs
+from .partitions import seeded_uuid, volume_offset, volume_size, write_table
+from .sparse import new_sparse
+from .tools import CorpusError, run
+from .truth import Extent
+
+APPEND = (16 << 10, 512 << 10)  # bytes of one append while files grow together, least and most
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """A host: "ext4", "ext4-1k", "ext3", "xfs", "ntfs", "btrfs", "fat32" or "exfat", and its partition table."""
+
+    kind: str
+    table: str = "none"
+
+    @property
+    def mount_kind(self) -> str:
+        """The name that mount knows."""
+        return self.kind.removesuffix("-1k")
+
+
+class Host:
+    """A host volume inside an image that is being filled. Subclasses say how its files are reached."""
+
+    keeps_holes = True
+
+    def __init__(self, spec: HostSpec, image: Path, size: int, key: str) -> None:
+        self.spec, self.image = spec, image
+        new_sparse(image, size)
+        write_table(image, spec.table, spec.mount_kind, f"host {key}")
+        self.offset, self.size = volume_offset(spec.table), volume_size(spec.table, size)
+        self.key = key
+
+    @property
+    def root(self) -> Path | None:
+        """The mounted root, while there is one."""
+        return None
+
+    def open(self) -> None:
+        """Make the files reachable."""
+
+    def close(self) -> None:
+        """Write everything to the image and let go of it."""
+
+    def sync(self) -> None:
+        """Bring everything into the image while it stays open."""
+
+    def free(self) -> int:
+        """Bytes that new files may take, as the file system says."""
+        raise NotImplementedError
+
+    def put(self, source: Path, path: str, dense: bool) -> None:
+        """Copy one file onto the host in one go; `dense` writes zeros where the source has holes."""
+        raise NotImplementedError
+
+    def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
+        """Copy several files at once by small appends in turn."""
+        raise CorpusError(f"{self.spec.kind}: files cannot grow together here")
+
+    def remove(self, path: str) -> None:
+        """Delete one file."""
+        raise NotImplementedError
+
+    def locate(self, path: str) -> list[Extent]:
+        """Extents of one file in bytes of the image."""
+        raise NotImplementedError
+
+
+class MountedHost(Host):
+    """A host that the kernel, or a FUSE program, mounts."""
+
+    def __init__(self, spec: HostSpec, image: Path, size: int, key: str) -> None:
+        super().__init__(spec, image, size, key)
+        self._open = contextlib.ExitStack()
+        self._root: Path | None = None
+        self.device = ""
+        with loop_device(image, self.offset, self.size) as device:
+            run(*_mkfs(spec, random.Random(f"host {key}")), device)
+
+    @property
+    def root(self) -> Path | None:
+        """The mounted root, while there is one."""
+        return self._root
+
+    def open(self) -> None:
+        """Mount."""
+        self.device = self._open.enter_context(loop_device(self.image, self.offset, self.size))
+        self._root = self._open.enter_context(
+            mounted(self.device, self.spec.mount_kind, self.image.with_suffix(".host"))
+        )
+
+    def close(self) -> None:
+        """Unmount."""
+        self._root = None
+        self._open.close()
+        _sync_file(self.image)
+
+    def sync(self) -> None:
+        """Flush this file system and its loop device."""
+        run("sync", "--file-system", self._at("."))
+        run("blockdev", "--flushbufs", self.device)
+        _sync_file(self.image)
+
+    def free(self) -> int:
+        """Bytes that new files may take, as the file system says."""
+        status = os.statvfs(self._at("."))
+        return status.f_bavail * status.f_frsize
+
+    def _at(self, path: str) -> Path:
+        assert self._root is not None, "host is not open"
+        return self._root / path
+
+    def put(self, source: Path, path: str, dense: bool) -> None:
+        """Copy with cp, holes kept (and more made, where zeros are written) or filled."""
+        target = self._at(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run("cp", f"--sparse={'never' if dense else 'always'}", source, target)
+
+    def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
+        """Append to a file drawn by lot, and make that durable, until all are whole."""
+        with contextlib.ExitStack() as stack:
+            growing = []
+            for source, path in sources:
+                self._at(path).parent.mkdir(parents=True, exist_ok=True)
+                growing.append((stack.enter_context(source.open("rb")), stack.enter_context(self._at(path).open("wb"))))
+            while growing:
+                pair = rng.choice(growing)
+                block = pair[0].read(rng.randrange(*APPEND) // 4096 * 4096)
+                if not block:
+                    growing.remove(pair)
+                    continue
+                pair[1].write(block)
+                pair[1].flush()
+                os.fsync(pair[1].fileno())
+
+    def remove(self, path: str) -> None:
+        """Unlink."""
+        self._at(path).unlink()
+
+    def locate(self, path: str) -> list[Extent]:
+        """Extents by the file system's own word: FIEMAP, or what lies on the volume for FUSE ones."""
+        if self.spec.kind == "ntfs":
+            status = self._at(path).stat()
+            return Ntfs(self.image, self.offset).extents(status.st_ino, status.st_size)
+        if self.spec.kind == "exfat":
+            return Fat(self.image, self.offset).extents(path)
+        extents = fiemap.fiemap(self._at(path))
+        if self.spec.kind == "btrfs":
+            extents = fiemap.through_chunks(extents, fiemap.btrfs_chunks(self.device))
+        return [(file_offset, at + self.offset, length, mark) for file_offset, at, length, mark in extents]
+
+
+class OfflineFat(Host):
+    """A FAT32 host, filled by mtools: this needs neither root nor a kernel that knows FAT."""
+
+    keeps_holes = False
+
+    def __init__(self, spec: HostSpec, image: Path, size: int, key: str) -> None:
+        super().__init__(spec, image, size, key)
+        sectors = self.offset // 512
+        serial = f"{random.Random(f'host {key}').getrandbits(32):08x}"
+        window = ("--offset", str(sectors), "-h", str(sectors)) if sectors else ()
+        run("mkfs.fat", "-F", "32", "-s", "4", "-i", serial, *window, image, str(self.size // 1024))
+
+    def _mtool(self, tool: str, *words: str | Path) -> None:
+        run(tool, "-i", f"{self.image}@@{self.offset}", *words, env={"MTOOLS_SKIP_CHECK": "1"})
+
+    def put(self, source: Path, path: str, dense: bool) -> None:
+        """Copy with mcopy; FAT has no holes."""
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            folder = "/".join(parts[:depth])
+            with contextlib.suppress(CorpusError):  # it is there already
+                self._mtool("mmd", "-D", "s", f"::{folder}")
+        self._mtool("mcopy", "-D", "o", source, f"::{path}")
+
+    def remove(self, path: str) -> None:
+        """Delete with mdel."""
+        self._mtool("mdel", f"::{path}")
+
+    def locate(self, path: str) -> list[Extent]:
+        """Extents out of the FAT."""
+        return Fat(self.image, self.offset).extents(path)
+
+
+class OfflineExt4(Host):
+    """An ext4 host, filled by debugfs: what is left where nobody may mount."""
+
+    def __init__(self, spec: HostSpec, image: Path, size: int, key: str) -> None:
+        super().__init__(spec, image, size, key)
+        kind = _mkfs(HostSpec("ext4", spec.table), random.Random(f"host {key}"))
+        run(*kind, "-E", f"offset={self.offset}", image, f"{self.size // 1024}k")
+
+    def _debugfs(self, *commands: str) -> str:
+        target = f"{self.image}?offset={self.offset}"
+        return run("debugfs", "-w", "-f", "-", target, stdin="".join(command + "\n" for command in commands))
+
+    def put(self, source: Path, path: str, dense: bool) -> None:
+        """Copy with debugfs, which keeps holes."""
+        parts = path.split("/")
+        folders = ["mkdir " + "/".join(parts[:depth]) for depth in range(1, len(parts))]
+        self._debugfs(*folders, f"write {source} {path}")
+
+    def remove(self, path: str) -> None:
+        """Unlink with debugfs."""
+        self._debugfs(f"rm {path}")
+
+    def locate(self, path: str) -> list[Extent]:
+        """Extents as debugfs lists them."""
+        said = self._debugfs(f"stat {path}")
+        size = int(re.search(r"Size: (\d+)", said)[1])  # type: ignore[index]
+        found: list[Extent] = []
+        listed = said.split("EXTENTS:", 1)[1] if "EXTENTS:" in said else ""
+        for first, last, block in re.findall(r"\((\d+)(?:-(\d+))?\):(\d+)", listed):
+            start, length = int(first) * 4096, (int(last or first) - int(first) + 1) * 4096
+            found.append((start, self.offset + int(block) * 4096, min(length, size - start), ""))
+        return found
+
+
+def new_host(spec: HostSpec, image: Path, size: int, key: str, mounts: bool) -> Host:
+    """An empty host of this kind on the new file `image`; without `mounts`, ext4 stands in where it must."""
+    if spec.kind == "fat32":
+        return OfflineFat(spec, image, size, key)
+    return MountedHost(spec, image, size, key) if mounts else OfflineExt4(spec, image, size, key)
+
+
+def _mkfs(spec: HostSpec, rng: random.Random) -> list[str]:
+    """The words that make this file system; the device follows."""
+    identity, fresh = str(seeded_uuid(rng)), str(uuid.uuid4())  # the kernel refuses two volumes of one UUID
+    ext = ["-q", "-F", "-U", identity]
+    words = {
+        "ext4": ["mkfs.ext4", *ext, "-b", "4096"],
+        "ext4-1k": ["mkfs.ext4", *ext, "-b", "1024"],
+        "ext3": ["mkfs.ext3", *ext, "-b", "4096"],
+        "xfs": ["mkfs.xfs", "-q", "-f", "--unsupported", "-m", f"uuid={fresh}"],
+        "btrfs": ["mkfs.btrfs", "-q", "-f", "-U", fresh],
+        "ntfs": ["mkntfs", "-q", "-Q", "-c", "4096"],
+        "exfat": ["mkfs.exfat"],
+    }
+    return words[spec.kind]
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

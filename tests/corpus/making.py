@@ -1,0 +1,297 @@
+"""Makes a scene: guests, containers, the host or the noise around them, and the truth about all of it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import bare, decoys, payload
+from .containers import discover
+from .disks import Built, Plan, build
+from .hosts import Host, HostSpec, new_host
+from .partitions import MIB
+from .scenes import SCENES, Scene
+from .sparse import sha256
+from .survival import matches, recoverable_blocks
+from .tools import CorpusError, NeedsRoot, no_mounts_because, run
+from .truth import IMAGE, ORIGINALS, Disk, HostFile, Snapshot, describe_guest, write_truth
+from .wipe import wipe
+
+SMALLEST_HOST = 256 * MIB  # bytes
+HEADROOM = {"xfs": 1.25, "btrfs": 1.6}  # size of a host over that of its files, where above the usual
+OLD_FILE = (16, 19.5)  # size of a file that ages a host, least and most, as powers of two
+FULL = 16 * MIB  # bytes left free when a host counts as full
+BACKGROUND = 3 * MIB  # bytes of other files before, between and behind the disks
+
+
+@dataclass
+class Placed:
+    """A disk on the host: what was built, and its files as they lie there."""
+
+    built: Built
+    files: list[HostFile]
+
+
+def make(name: str, out: Path, seed: int = 1, originals: bool = True) -> Path:
+    """Make scene `name` in the new or empty folder `out`; return the image's path."""
+    if name not in SCENES:
+        raise CorpusError(f"{name}: no such scene")
+    if out.exists() and any(out.iterdir()):
+        raise CorpusError(f"{out}: not empty")
+    (out / ORIGINALS).mkdir(parents=True)
+    work = out / "work"
+    work.mkdir()
+    try:
+        _Making(SCENES[name], out, work, seed, originals).run()
+    finally:
+        shutil.rmtree(work)
+        if not originals:
+            shutil.rmtree(out / ORIGINALS)
+    return out / IMAGE
+
+
+class _Making:
+    """One run of `make`."""
+
+    def __init__(self, scene: Scene, out: Path, work: Path, seed: int, originals: bool) -> None:
+        self.scene, self.out, self.work, self.originals = scene, out, work, originals
+        self.seed, self.key = seed, f"{scene.name}-{seed}"
+        self.image = out / IMAGE
+        self.makers = discover()
+        self.guests, self.stage = out / ORIGINALS, work / "stage"
+        why = no_mounts_because()
+        self.mounts = why is None and not scene.offline
+        if why and not scene.offline:
+            if scene.host and not scene.host.kind.startswith(("ext4", "fat32")):
+                raise NeedsRoot(f"{scene.name}: needs loop mounts ({why})")
+            print(
+                f"{scene.name}: {why}, so made with mkfs -d, debugfs and mtools, on ext4 and FAT32 only",
+                file=sys.stderr,
+            )
+
+    def run(self) -> None:
+        """Make everything."""
+        head: dict[str, Any] = {
+            "scene": self.scene.name,
+            "seed": self.seed,
+            "about": self.scene.about,
+            "mounts": self.mounts,
+        }
+        if self.scene.host is None:
+            disks = self._bare()
+            head["host"] = None
+        else:
+            disks, wiped = self._on_host(self.scene.host)
+            head["host"] = {"kind": self.scene.host.kind, "table": self.scene.host.table, "wiped_bytes": wiped}
+        for volume in self.guests.glob("*.volume"):
+            volume.unlink()
+        write_truth(self.out, head, disks)
+
+    def _build(self, plan: Plan, out: Path) -> list[Built]:
+        return build(plan, self.makers[plan.maker], self.key, self.guests, out, self.mounts)
+
+    # without a host
+
+    def _bare(self) -> list[Disk]:
+        rng = random.Random(f"bare {self.key}")
+        if self.scene.decoys:
+            bare.write_pieces(self.image, decoys.pieces(rng), rng)
+            return []
+        built = [one for plan in self.scene.plans for one in self._build(plan, self.stage / plan.name)]
+        extents = bare.lay_out(self.image, [file for one in built for file in one.files], self.scene.cut, rng)
+        placed = []
+        for one in built:
+            files = [self._host_file(one, file, None) for file in one.files]
+            for file, row in zip(one.files, files, strict=True):
+                row.extents = extents[file]
+            placed.append(Placed(one, files))
+        return [self._truth(one, None, "bare") for one in placed]
+
+    # on a host
+
+    def _on_host(self, spec: HostSpec) -> tuple[list[Disk], int]:
+        direct = self._writes_directly(spec)
+        built = {
+            plan.name: self._build(plan, self.stage / plan.name)
+            for plan in self.scene.plans
+            if not (direct and plan.delivery == "direct")
+        }
+        host = new_host(spec, self.image, self._host_size(spec, built), self.key, self.mounts)
+        host.open()
+        try:
+            doomed = list(self._background(host, "before", 2 * BACKGROUND))
+            if self.scene.together:
+                files = [file for group in built.values() for one in group for file in one.files]
+                self._age(host, sum(file.stat().st_size for file in files) + FULL + len(self.scene.plans) * BACKGROUND)
+            if self.scene.decoys:
+                doomed += self._put_decoys(host)
+            built = self._put_disks(host, built, doomed)
+            host.sync()
+            placed = [self._locate(host, one) for group in built.values() for one in group]
+            if self.scene.remount:
+                host.close()
+                host.open()
+            for one in placed:
+                if one.built.plan.deleted:
+                    for row in one.files:
+                        host.remove(row.host_path)
+            for path in doomed[::3] if not self.scene.decoys else doomed:
+                host.remove(path)
+            if self.scene.reused:
+                host.sync()
+                list(self._background(host, "after", 6 * BACKGROUND))
+        finally:
+            host.close()
+        kept = [extent for one in placed for row in one.files for extent in row.extents]
+        wiped = wipe(self.image, spec, host.offset, kept) if self.scene.wiped else 0
+        return [self._truth(one, one.built.plan.deleted, self._delivered(one)) for one in placed], wiped
+
+    def _delivered(self, one: Placed) -> str:
+        if self.scene.together:
+            return "grown"
+        asked = one.built.plan.delivery
+        assert self.scene.host is not None
+        return "copy" if asked == "direct" and not self._writes_directly(self.scene.host) else asked
+
+    def _writes_directly(self, spec: HostSpec) -> bool:
+        """Whether QEMU can write onto the host; FAT32 is never mounted."""
+        return self.mounts and not self.scene.together and spec.kind != "fat32"
+
+    def _host_size(self, spec: HostSpec, built: dict[str, list[Built]]) -> int:
+        """Bytes for the image: the files, room for the file system, and some free space."""
+        total = 4 * len(self.scene.plans) * BACKGROUND + (decoys.BUDGET if self.scene.decoys else 0)
+        for plan in self.scene.plans:
+            if plan.name not in built:
+                total += plan.guest.volume_mib * MIB
+            for one in built.get(plan.name, []):
+                holes = plan.delivery != "dense" and spec.kind not in ("fat32", "exfat") and not self.scene.together
+                total += sum(file.stat().st_blocks * 512 if holes else file.stat().st_size for file in one.files)
+        if self.scene.reused:
+            return max(SMALLEST_HOST // 2, int(total * 1.05)) // MIB * MIB
+        return max(SMALLEST_HOST, int(total * HEADROOM.get(spec.kind, 1.15)) + 48 * MIB) // MIB * MIB
+
+    def _put_disks(self, host: Host, built: dict[str, list[Built]], doomed: list[str]) -> dict[str, list[Built]]:
+        """Bring all disks onto the host; return them in the plans' order, with their files in the stage."""
+        rng = random.Random(f"grow {self.key}")
+        if self.scene.together:
+            host.grow(
+                [(file, self._path(one, file)) for group in built.values() for one in group for file in one.files], rng
+            )
+        done: dict[str, list[Built]] = {}
+        for plan in self.scene.plans:
+            if plan.name in built:
+                done[plan.name] = built[plan.name]
+                if not self.scene.together:
+                    for one in built[plan.name]:
+                        for file in one.files:
+                            host.put(file, self._path(one, file), plan.delivery == "dense")
+            else:
+                assert host.root is not None
+                there = host.root / "vms" / plan.name
+                there.parent.mkdir(exist_ok=True)
+                made = self._build(plan, there)
+                run("cp", "-r", "--sparse=always", there, self.stage / plan.name)
+                done[plan.name] = [one.moved(there, self.stage / plan.name) for one in made]
+            doomed += self._background(host, f"beside-{plan.name}", BACKGROUND)
+        return done
+
+    @staticmethod
+    def _path(one: Built, file: Path) -> str:
+        return f"vms/{one.plan.name}/{file.name}"
+
+    def _background(self, host: Host, key: str, budget: int) -> Iterator[str]:
+        """Put ordinary files onto the host, a few dozen at most; yields their paths."""
+        scratch = self.work / "scratch"
+        count = 0
+        for name, content in payload.files(f"{self.key} host {key}", budget):
+            if len(content) < 4096 or count == 30:
+                continue
+            count += 1
+            scratch.write_bytes(content)
+            path = f"{key}/{name.rsplit('/', 1)[-1].replace(' ', '_')}"
+            host.put(scratch, path, dense=True)
+            yield path
+
+    def _age(self, host: Host, needed: int) -> None:
+        """Break up the free space: old files fill the host, and go at random until `needed` bytes are free."""
+        if host.root is None or host.spec.kind == "btrfs":  # Btrfs scatters what it writes without this
+            return
+        rng, paths = random.Random(f"age {self.key}"), list[Path]()
+        (host.root / "old").mkdir()
+        while host.free() > FULL:
+            paths.append(host.root / "old" / f"{len(paths):04d}.dat")
+            paths[-1].write_bytes(payload.noise(rng, int(2 ** rng.uniform(*OLD_FILE))))
+        host.sync()
+        rng.shuffle(paths)
+        while host.free() < needed and paths:
+            paths.pop().unlink()
+            if len(paths) % 16 == 0:
+                host.sync()
+
+    def _put_decoys(self, host: Host) -> list[str]:
+        """Put the decoys onto the host as files; every second one is to be deleted."""
+        paths = []
+        for number, (name, content) in enumerate(decoys.pieces(random.Random(f"decoys {self.key}"))):
+            scratch = self.work / "scratch"
+            scratch.write_bytes(content)
+            path = f"decoys/{number:03d}-{name}"
+            host.put(scratch, path, dense=True)
+            paths.append(path)
+        return paths[::2]
+
+    # the truth
+
+    def _host_file(self, one: Built, file: Path, path: str | None) -> HostFile:
+        role = "descriptor" if file == one.opened and file != one.main else "container"
+        return HostFile(path or file.name, role, file.stat().st_size, sha256(file))
+
+    def _locate(self, host: Host, one: Built) -> Placed:
+        """Ask the host where the files lie, and read them there to be sure."""
+        files = []
+        for file in one.files:
+            row = self._host_file(one, file, self._path(one, file))
+            row.extents = host.locate(row.host_path)
+            resident = not row.extents and row.size <= 4096
+            if not resident and not matches(self.image, file, row.extents):
+                raise CorpusError(f"{self.scene.name}: {row.host_path} does not lie where the host says")
+            files.append(row)
+        return Placed(one, files)
+
+    def _truth(self, placed: Placed, deleted: bool | None, delivered: str) -> Disk:
+        one = placed.built
+        size = one.virtual_size
+        guest = describe_guest(self.out, one.name, one.guest.raw, size, self.originals)
+        snapshots = []
+        for name, older in one.snapshots:
+            state = describe_guest(self.out, f"{one.name}.{name}", older.raw, size, self.originals)
+            snapshots.append(Snapshot(**vars(state), name=name))
+        own = None
+        if one.own_blocks is not None:
+            own = f"{one.name}.own.npy"
+            np.save(self.out / own, one.own_blocks)
+        disk = Disk(
+            one.name, one.maker.format, one.variant, one.driver, one.written, delivered, deleted, one.encrypted,
+            one.guest_known, one.parent, guest, own, snapshots, placed.files, one.files.index(one.main),
+        )  # fmt: skip
+        self._check_survival(placed, disk)
+        for file in one.files:
+            shutil.move(file, self.out / ORIGINALS / file.name)
+        return disk
+
+    def _check_survival(self, placed: Placed, disk: Disk) -> None:
+        """Note whether the final image still has all bytes, and which guest blocks they give where not."""
+        rows = [(file, row.extents) for file, row in zip(placed.built.files, placed.files, strict=True) if row.extents]
+        disk.intact = all(matches(self.image, file, extents) for file, extents in rows)
+        if not disk.intact:
+            blocks = recoverable_blocks(
+                self.image, placed.built, dict(rows), self.out / disk.guest.guest_hashes, self.work
+            )
+            disk.recoverable = f"{disk.name}.recoverable.npy"
+            np.save(self.out / disk.recoverable, blocks)

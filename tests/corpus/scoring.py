@@ -1,0 +1,299 @@
+"""Compares a case with the truth of its scene: found, exact, recall, and wrong bytes by grade."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .recovered import Case, Row, claimed, load_case, read_guest, written_file
+from .sparse import BLOCK, ZERO_HASH, Hashes, block_hashes, sha256
+from .truth import ORIGINALS, load_flags, load_hashes, load_truth
+
+SCORE = "score.json"
+ARCHIVES = ("vma", "xva", "ova")  # formats of which one file may hold several disks
+SAME_DISK = 0.5  # share of a case disk's non-zero blocks in another disk's truth that makes it a duplicate
+PIECE = 4 << 20  # bytes compared at once
+
+
+@dataclass
+class State:
+    """One guest content that can be recovered: a disk, or an internal snapshot of it."""
+
+    name: str
+    disk: Row
+    snapshot: str | None
+    raw: Path | None
+    virtual_size: int
+    hashes: Hashes
+    wanted: NDArray[np.bool_]  # blocks that count: not zero, still in the image, held by this container itself
+    own: NDArray[np.bool_]
+
+
+@dataclass
+class Recovered:
+    """One row of the case's disks, read."""
+
+    row: Row
+    how: str
+    hashes: Hashes
+    file_sha256: str | None
+    size: int
+
+
+def score(case_folder: Path, scene_folder: Path) -> dict[str, Any]:
+    """Score a case; the result is also written to score.json in the case's folder."""
+    truth, case = load_truth(scene_folder), load_case(case_folder)
+    states = list(load_states(truth, scene_folder))
+    image = scene_folder / truth["image"]
+    with tempfile.TemporaryDirectory(prefix="score", dir=case_folder) as work:
+        found = [_read(case, row, image, Path(work)) for row in case.disks]
+    pairs = match(states, found)
+    disks = []
+    for number, state in enumerate(states):
+        other = pairs.get(number)
+        disks.append(_score_one(state, None if other is None else found[other], case, image, scene_folder))
+    rest = [one for other, one in enumerate(found) if other not in pairs.values()]
+    extra = [_describe_extra(one, states, case.extents[one.row["disk_id"]]) for one in rest]
+    result = {
+        "scene": truth["scene"],
+        "seed": truth["seed"],
+        "disks": disks,
+        "extra": extra,
+        "total": _total(disks, extra),
+    }
+    (case_folder / SCORE).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def load_states(truth: dict[str, Any], folder: Path) -> list[State]:
+    """All guest contents of a scene: its disks and their snapshots."""
+    states = []
+    for disk in truth["disks"]:
+        for snapshot in (None, *disk["snapshots"]):
+            guest = snapshot or disk
+            hashes = load_hashes(folder, guest["guest_hashes"])
+            own = load_flags(folder, disk["own_blocks"]) if disk["own_blocks"] else np.ones(len(hashes), np.bool_)
+            wanted = (hashes != ZERO_HASH) & own
+            if disk["recoverable"] and snapshot is None:
+                wanted &= load_flags(folder, disk["recoverable"])
+            name = f"{disk['name']}@{snapshot['name']}" if snapshot else disk["name"]
+            raw = folder / guest["guest_raw"] if guest["guest_raw"] else None
+            label = snapshot["name"] if snapshot else None
+            states.append(State(name, disk, label, raw, guest["virtual_size"], hashes, wanted, own))
+    return states
+
+
+def _read(case: Case, row: Row, image: Path, work: Path) -> Recovered:
+    path = written_file(case, row)
+    raw, how = read_guest(case, row, image, work)
+    if raw is None:
+        return Recovered(row, how, np.zeros(0, np.uint64), sha256(path) if path else None, 0)
+    size = raw.stat().st_size
+    hashes = block_hashes(raw, size)
+    raw.unlink()
+    return Recovered(row, how, hashes, sha256(path) if path else None, size)
+
+
+def match(states: list[State], found: list[Recovered]) -> dict[int, int]:
+    """Index of the recovered disk for each state that has one.
+
+    Paired by the file's SHA-256, then by content, then (unreadable ones) by format and size of the container."""
+    pairs: dict[int, int] = {}
+    active = [number for number, state in enumerate(states) if state.snapshot is None]
+    every = [(number, other) for number in range(len(states)) for other in range(len(found))]
+
+    def pair(number: int, other: int) -> None:
+        if number not in pairs and other not in pairs.values():
+            pairs[number] = other
+
+    for number, other in every:
+        if number in active and found[other].file_sha256 in container_sums(states[number].disk):
+            pair(number, other)
+    ranked = []
+    for number, other in every:
+        state, one = states[number], found[other]
+        same, wrong = agreement(state, one.hashes)
+        if same > wrong:
+            alike = one.row["format"] == state.disk["format"], one.row["virtual_size"] == state.virtual_size
+            ranked.append(((same - wrong, *alike), number, other))
+    for _, number, other in sorted(ranked, key=lambda rank: rank[0], reverse=True):
+        pair(number, other)
+    for number, other in every:
+        disk, row = states[number].disk, found[other].row
+        if number in active and (row["format"], row["container_size"]) == (disk["format"], disk["container_size"]):
+            pair(number, other)
+    return pairs
+
+
+def container_sums(disk: Row) -> set[str]:
+    """SHA-256 of the disk's files that hold data."""
+    return {file["sha256"] for file in disk["files"] if file["role"] == "container"}
+
+
+def agreement(state: State, hashes: Hashes) -> tuple[int, int]:
+    """(equal non-zero blocks, non-zero blocks that differ) of a recovered guest against a state, own blocks only."""
+    length = min(len(state.hashes), len(hashes))
+    mine, theirs = hashes[:length], state.hashes[:length]
+    used = (mine != ZERO_HASH) & state.own[:length]
+    same = int((used & (mine == theirs)).sum())
+    beyond = int((hashes[length:] != ZERO_HASH).sum())
+    return same, int(used.sum()) - same + beyond
+
+
+def _score_one(state: State, one: Recovered | None, case: Case, image: Path, folder: Path) -> dict[str, Any]:
+    disk = state.disk
+    wanted = int(state.wanted.sum())
+    result: dict[str, Any] = {
+        "name": state.name,
+        "format": disk["format"],
+        "variant": disk["variant"],
+        "deleted": disk["deleted"],
+        "found": one is not None,
+        "wanted_bytes": wanted * BLOCK,
+    }
+    if one is None:
+        return {**result, "exact": False, "recall": 0.0 if disk["guest_known"] else None, "wrong_by_grade": {}}
+    length = min(len(state.hashes), len(one.hashes))
+    equal = np.zeros(len(state.hashes), np.bool_)
+    equal[:length] = one.hashes[:length] == state.hashes[:length]
+    whole = (
+        bool(equal[state.own].all())
+        and one.row["virtual_size"] == state.virtual_size
+        and len(one.hashes) == len(state.hashes)
+    )
+    by_bytes = state.snapshot is None and one.file_sha256 in container_sums(disk)
+    several = len(disk["files"]) > 1 or disk["own_blocks"] is not None
+    loose = disk["guest_known"] and (several or state.snapshot is not None)
+    result.update(
+        disk_id=one.row["disk_id"],
+        read_by=one.how,
+        exact=by_bytes or (loose and whole),
+        exact_by="bytes" if by_bytes else "guest" if loose and whole else None,
+        guest_equal=whole,
+        said_exact=one.row["exact"],
+        format_right=one.row["format"] == disk["format"],
+        size_right=one.row["virtual_size"] == state.virtual_size,
+        deleted_right=disk["deleted"] is None or one.row["deleted"] == disk["deleted"],
+        recall=_share(int((equal & state.wanted).sum()), wanted) if disk["guest_known"] else None,
+        wrong_output_bytes=agreement(state, one.hashes)[1] * BLOCK,
+        wrong_by_grade=wrong_by_grade(state, one.row["disk_id"], case, image, folder),
+    )
+    return result
+
+
+def wrong_by_grade(state: State, disk_id: str, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept)."""
+    tally: dict[str, dict[str, int]] = defaultdict(lambda: {"claimed": 0, "wrong": 0, "unchecked": 0})
+    container = folder / ORIGINALS / Path(state.disk["host_path"]).name
+    with image.open("rb") as source:
+        for row in case.extents[disk_id]:
+            if row["grade"] in ("missing", "parent"):
+                continue
+            original = container if row["space"] == "container" else state.raw
+            if row["space"] == "guest" and not state.disk["guest_known"]:
+                original = None
+            sums = tally[row["grade"]]
+            sums["claimed"] += row["length"]
+            if original is None or not original.exists():
+                sums["unchecked"] += row["length"]
+                continue
+            with original.open("rb") as right:
+                at = 0
+                while at < row["length"]:
+                    length = min(PIECE, row["length"] - at)
+                    block = bytes(length) if row["image_offset"] is None else claimed(source, row, at, length)
+                    if block is None:
+                        sums["unchecked"] += row["length"] - at
+                        break
+                    right.seek(row["offset"] + at)
+                    sums["wrong"] += differing(block.ljust(length, b"\0"), right.read(length).ljust(length, b"\0"))
+                    at += length
+    return dict(tally)
+
+
+def differing(left: bytes, right: bytes) -> int:
+    """How many bytes differ between two blocks of one length."""
+    if left == right:
+        return 0
+    return int((np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)).sum())
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 1.0
+
+
+def _describe_extra(one: Recovered, states: list[State], rows: list[Row]) -> dict[str, Any]:
+    """A disk of the case that answers no state: a second copy of one, another one in an archive, or false."""
+    used = max(1, int((one.hashes != ZERO_HASH).sum()))
+    again = [state.name for state in states if agreement(state, one.hashes)[0] / used > SAME_DISK]
+    inside = [state for state in states if not again and overlap(rows, state.disk) > SAME_DISK]
+    row = one.row
+    return {
+        "disk_id": row["disk_id"],
+        "format": row["format"],
+        "virtual_size": row["virtual_size"],
+        "names": row["names"],
+        "duplicate_of": again[0] if again else None,
+        "inside": inside[0].name if inside else None,
+        "false": not again and not any(state.disk["format"] in ARCHIVES for state in inside),
+    }
+
+
+def overlap(rows: list[Row], disk: Row) -> float:
+    """Share of the image bytes that `rows` claim which belong to the files of `disk`."""
+    places = sorted((at, at + length) for file in disk["files"] for _, at, length, _ in file["extents"])
+    total = shared = 0
+    for row in rows:
+        if row["image_offset"] is None:
+            continue
+        start, end = row["image_offset"], row["image_offset"] + row["length"]
+        total += end - start
+        for first, last in places[max(0, bisect.bisect(places, (start, 0)) - 1) :]:
+            if first >= end:
+                break
+            shared += max(0, min(end, last) - max(start, first))
+    return shared / total if total else 0.0
+
+
+def _total(disks: list[dict[str, Any]], extra: list[dict[str, Any]]) -> dict[str, Any]:
+    wrong: dict[str, int] = defaultdict(int)
+    for disk in disks:
+        for grade, sums in disk["wrong_by_grade"].items():
+            wrong[grade] += sums["wrong"]
+    recalls = [disk["recall"] for disk in disks if disk["recall"] is not None]
+    return {
+        "disks": len(disks),
+        "found": sum(disk["found"] for disk in disks),
+        "exact": sum(disk["exact"] for disk in disks),
+        "lowest_recall": min(recalls, default=None),
+        "wrong_by_grade": dict(wrong),
+        "false_disks": sum(one["false"] for one in extra),
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """One line per disk, one per extra disk, one for the whole."""
+    print(f"{'disk':34} {'deleted':8} {'found':6} {'exact':6} {'recall':>8}  wrong bytes by grade")
+    for disk in result["disks"]:
+        wrong = ", ".join(f"{grade} {sums['wrong']}" for grade, sums in sorted(disk["wrong_by_grade"].items()))
+        recall = "-" if disk["recall"] is None else f"{disk['recall']:.4f}"
+        deleted = {True: "yes", False: "no", None: "-"}[disk["deleted"]]
+        exact = disk.get("exact_by") or "no"
+        print(f"{disk['name']:34} {deleted:8} {'yes' if disk['found'] else 'NO':6} {exact:6} {recall:>8}  {wrong}")
+    for extra in result["extra"]:
+        again, inside = extra["duplicate_of"], extra["inside"]
+        about = f"again {again}" if again else f"inside {inside}" if inside else "nowhere"
+        about += ", FALSE" if extra["false"] else ""
+        print(f"extra: {extra['disk_id']} {extra['format']} {extra['virtual_size']} bytes: {about}")
+    total = result["total"]
+    wrong = ", ".join(f"{grade} {count}" for grade, count in sorted(total["wrong_by_grade"].items())) or "none claimed"
+    counts = f"{total['found']} of {total['disks']} found, {total['exact']} exact, {total['false_disks']} false"
+    print(f"{counts}; wrong bytes: {wrong}")

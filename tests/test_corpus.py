@@ -1,0 +1,239 @@
+"""The corpus is what it says: guests repeat, the truth is where it claims, the scorer tells right from wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.corpus import SCENES, CorpusError, decoys, make, payload, scenes, score
+from tests.corpus.bare import cut
+from tests.corpus.containers import QemuMaker, discover
+from tests.corpus.guests import GuestSpec, make_guest
+from tests.corpus.magics import MAGICS
+from tests.corpus.sparse import BLOCK, ZERO_HASH, block_hashes, copy_into, new_sparse, nonzero_runs, sha256
+from tests.corpus.tools import no_mounts_because
+from tests.corpus.truth import IMAGE, ORIGINALS, load_hashes, load_truth
+
+WHY = no_mounts_because()
+needs_root = pytest.mark.skipif(WHY is not None, reason=f"loop mounts: {WHY}")
+
+SMALL = scenes.Scene(
+    "small", "one disk", scenes.HostSpec("ext4"), (scenes.Plan("one", "qcow2/64k", GuestSpec(volume_mib=16)),)
+)
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch, out: Path, **changes: Any) -> Path:
+    """A scene of one small disk, changed as told."""
+    monkeypatch.setitem(SCENES, "small", scenes.replace(SMALL, **changes))
+    make("small", out, seed=3)
+    return out
+
+
+def perfect_case(scene: Path, case: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of a case that recovered every file byte for byte from where the truth says that it lies."""
+    disks, extents = [], []
+    (case / "disks").mkdir(parents=True)
+    for number, disk in enumerate(load_truth(scene)["disks"]):
+        name = Path(disk["host_path"]).name
+        shutil.copy(scene / ORIGINALS / name, case / "disks" / name)
+        disks.append({
+            "disk_id": f"d{number}", "format": disk["format"], "virtual_size": disk["virtual_size"], "exact": True,
+            "container_size": disk["container_size"], "deleted": disk["deleted"], "names": [name],
+            "path": f"disks/{name}", "sha256": disk["container_sha256"],
+        })  # fmt: skip
+        for file_offset, image_offset, length, _ in disk["extents"]:
+            extents.append({
+                "disk_id": f"d{number}", "space": "container", "offset": file_offset, "length": length, "source": 0,
+                "image_offset": image_offset, "encoding": "plain", "grade": "supported", "rule": "truth",
+            })  # fmt: skip
+    return disks, extents
+
+
+def write_case(case: Path, disks: list[dict[str, Any]], extents: list[dict[str, Any]]) -> None:
+    """Write both tables, with the types that hold even where a column is empty."""
+    text, number, flag = pa.string(), pa.int64(), pa.bool_()
+    columns = {
+        "disks": {"disk_id": text, "format": text, "virtual_size": number, "container_size": number, "exact": flag,
+                  "deleted": flag, "names": pa.list_(text), "path": text, "sha256": text},
+        "extents": {"disk_id": text, "space": text, "offset": number, "length": number, "source": number,
+                    "image_offset": number, "encoding": text, "grade": text, "rule": text},
+    }  # fmt: skip
+    for name, rows in (("disks", disks), ("extents", extents)):
+        table = pa.Table.from_pylist(rows, schema=pa.schema(list(columns[name].items())))
+        with pa.OSFile(str(case / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+
+def test_payload_repeats() -> None:
+    """Equal keys give equal files, other keys others."""
+    first, again, other = (list(payload.files(key, 1 << 20)) for key in ("a", "a", "b"))
+    assert first == again
+    assert {content for _, content in first}.isdisjoint(content for _, content in other)
+
+
+def test_an_offline_guest_repeats_to_the_byte(tmp_path: Path) -> None:
+    """A guest that is made without mounts follows from its key alone."""
+    sums = []
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        sums.append(sha256(make_guest(GuestSpec(volume_mib=12), "key", tmp_path / folder, mounts=False).raw))
+    assert sums[0] == sums[1]
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["ntfs", "xfs", "btrfs"])
+def test_a_mounted_guest_has_its_files(kind: str, tmp_path: Path) -> None:
+    """The recognisable text of a guest lies in its raw disk, and two guests differ."""
+    spec = GuestSpec(kind, "mbr", 32)
+    guests = [make_guest(spec, key, tmp_path) for key in ("one", "two")]
+    for guest in guests:
+        content = guest.raw.read_bytes()
+        assert f"This is the disk called {guest.key}.".encode() in content
+        assert content[510:512] == b"\x55\xaa"
+    assert sha256(guests[0].raw) != sha256(guests[1].raw)
+
+
+def test_sparse_hashes_equal_naive_ones(tmp_path: Path) -> None:
+    """Hashing by data runs gives what hashing every block gives, at odd sizes too."""
+    path = new_sparse(tmp_path / "file", 40 * BLOCK + 700)
+    with path.open("r+b") as file:
+        for at in (0, 7 * BLOCK - 3, 40 * BLOCK + 699):
+            file.seek(at)
+            file.write(b"x")
+    found = block_hashes(path, path.stat().st_size)
+    assert np.flatnonzero(found != ZERO_HASH).tolist() == [0, 6, 40]
+    copy = new_sparse(tmp_path / "copy", path.stat().st_size)
+    copy_into(path, copy)
+    assert sha256(copy) == sha256(path)
+    assert (block_hashes(copy, copy.stat().st_size) == found).all()
+
+
+def test_nonzero_runs_are_whole_units() -> None:
+    """Runs begin and end at units, the last one at the end of the bytes."""
+    assert list(nonzero_runs(b"\0" * 10 + b"x" + b"\0" * 5 + b"y", 4)) == [(8, 12), (16, 17)]
+
+
+def test_fragments_cover_a_file_once(tmp_path: Path) -> None:
+    """Cut fragments follow each other without gap or overlap, at block boundaries."""
+    path = new_sparse(tmp_path / "file", 3 * BLOCK * 100 + 5)
+    parts = cut(path, 16 * BLOCK, payload.random.Random(1))
+    assert len(parts) > 5
+    assert [at for _, at, _ in parts[1:]] == [at + length for _, at, length in parts[:-1]]
+    assert parts[-1][1] + parts[-1][2] == path.stat().st_size
+    assert all(at % BLOCK == 0 for _, at, _ in parts)
+
+
+def test_decoys_hold_every_magic(tmp_path: Path) -> None:
+    """The decoy image has each magic somewhere, and no disk in its truth."""
+    make("decoys", tmp_path / "decoys")
+    content = (tmp_path / "decoys" / IMAGE).read_bytes()
+    assert [what for what, _, magic in MAGICS if magic not in content] == []
+    assert load_truth(tmp_path / "decoys")["disks"] == []
+    assert len(content) < decoys.BUDGET
+
+
+def test_every_maker_is_in_a_scene() -> None:
+    """No container that can be made is left out of the scenes."""
+    used = {plan.maker for scene in SCENES.values() for plan in scene.plans}
+    assert set(discover()) - used == set()
+
+
+def test_random_writes_leave_blocks_out_of_order(tmp_path: Path) -> None:
+    """A VDI written in a guest's order has a block map that is not sorted; a reader that ignores it would fail."""
+    guest = make_guest(GuestSpec(volume_mib=24), "scrambled", tmp_path, mounts=False)
+    maker = QemuMaker("vdi", "dynamic", ".vdi", "vdi", orders=("random",))
+    maker.make(guest.raw, tmp_path / "disk.vdi", 5)
+    head = (tmp_path / "disk.vdi").read_bytes()[:4096]
+    at, blocks = int.from_bytes(head[340:344], "little"), int.from_bytes(head[384:388], "little")
+    table = np.frombuffer(head[at : at + 4 * blocks], "<u4")
+    used = table[table < 0xFFFFFFFE]
+    assert len(used) > 8
+    assert used.tolist() != sorted(used.tolist()), "fixture too kind"
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "ntfs", "btrfs", "fat32"])
+@pytest.mark.parametrize("wiped", [False, True])
+def test_truth_is_where_it_says(kind: str, wiped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After deletion (and wiping) the image still has the container's bytes at the recorded extents."""
+    if WHY and kind not in ("ext4", "fat32"):
+        pytest.skip(f"loop mounts: {WHY}")
+    host = scenes.HostSpec(kind, "gpt" if kind == "xfs" else "none")
+    scene = make_small(monkeypatch, tmp_path / "scene", host=host, wiped=wiped)
+    (disk,) = load_truth(scene)["disks"]
+    assert disk["deleted"] is True and disk["intact"] is True
+    rebuilt = new_sparse(tmp_path / "rebuilt", disk["container_size"])
+    with (scene / IMAGE).open("rb") as image, rebuilt.open("r+b") as file:
+        for file_offset, image_offset, length, mark in disk["extents"]:
+            assert mark in ("", "unwritten")
+            image.seek(image_offset)
+            file.seek(file_offset)
+            file.write(image.read(length) if not mark else bytes(length))
+    assert sha256(rebuilt) == disk["container_sha256"]
+    assert len(load_hashes(scene, disk["guest_hashes"])) == disk["virtual_size"] // BLOCK
+
+
+def test_a_perfect_case_scores_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte-equal files with right maps are exact, with full recall and no wrong byte."""
+    scene = make_small(monkeypatch, tmp_path / "scene", offline=True)
+    write_case(tmp_path / "case", *perfect_case(scene, tmp_path / "case"))
+    result = score(tmp_path / "case", scene)
+    (disk,) = result["disks"]
+    assert (disk["exact_by"], disk["recall"], disk["wrong_output_bytes"]) == ("bytes", 1.0, 0)
+    assert (
+        disk["wrong_by_grade"]["supported"]["wrong"] == 0 and disk["wrong_by_grade"]["supported"]["claimed"] > 1 << 20
+    )
+    assert result["total"]["false_disks"] == 0
+
+
+def test_a_wrong_map_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims shifted by a block are wrong bytes of their grade, and the guest read through them loses recall."""
+    scene = make_small(monkeypatch, tmp_path / "scene", offline=True)
+    disks, extents = perfect_case(scene, tmp_path / "case")
+    disks[0].update(path=None, sha256=None)
+    last = max(extents, key=lambda row: row["length"])
+    last.update(image_offset=last["image_offset"] + BLOCK, grade="guessed")
+    write_case(tmp_path / "case", disks, extents)
+    (disk,) = score(tmp_path / "case", scene)["disks"]
+    assert disk["found"] and not disk["exact"]
+    assert disk["wrong_by_grade"]["guessed"]["wrong"] > 0
+    assert disk["wrong_by_grade"].get("supported", {"wrong": 0})["wrong"] == 0
+    assert disk["recall"] is not None and disk["recall"] < 1
+
+
+def test_false_and_missing_disks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that has another disk in place of the true one has one missing and one false."""
+    scene = make_small(monkeypatch, tmp_path / "scene", offline=True)
+    disks, _ = perfect_case(scene, tmp_path / "case")
+    (tmp_path / "case" / disks[0]["path"]).write_bytes(np.random.default_rng(1).bytes(1 << 20))
+    disks[0].update(format="raw", virtual_size=1 << 20, container_size=1 << 20)
+    write_case(tmp_path / "case", disks, [])
+    total = score(tmp_path / "case", scene)["total"]
+    assert (total["found"], total["exact"], total["false_disks"], total["lowest_recall"]) == (0, 0, 1, 0.0)
+
+
+@needs_root
+def test_reused_space_lowers_what_can_be_recovered(tmp_path: Path) -> None:
+    """Where later files took freed blocks, the truth says which guest blocks no one can give back."""
+    make("ext4-reused", tmp_path / "scene", originals=False)
+    hurt = [disk for disk in load_truth(tmp_path / "scene")["disks"] if not disk["intact"]]
+    assert hurt
+    for disk in hurt:
+        left = np.load(tmp_path / "scene" / disk["recoverable"])
+        assert not left.all()
+
+
+def test_a_scene_without_mounts_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody may mount, ext4 scenes are made all the same and say how; others name what they need."""
+    monkeypatch.setattr("tests.corpus.making.no_mounts_because", lambda: "not root")
+    scene = make_small(monkeypatch, tmp_path / "scene")
+    assert "not root" in capsys.readouterr().err
+    assert load_truth(scene)["mounts"] is False
+    with pytest.raises(CorpusError, match="needs loop mounts"):
+        make("xfs-contiguous", tmp_path / "xfs")
