@@ -20,25 +20,30 @@ def decode(data: bytes, encoding: int, length: int) -> bytes | None:
 
 
 def decode_counted(data: bytes, encoding: int, length: int) -> tuple[bytes | None, int]:
-    """As `decode`, with the number of input bytes that the stream took (0 when it does not decode)."""
+    """As `decode`, with the number of input bytes that the stream took (0 when it does not decode).
+
+    The last cluster of a disk whose size is no multiple of it is stored whole: a stream that goes on to the next power
+    of two is cut at `length`.
+    """
     if encoding == PLAIN:
         return (data[:length], length) if len(data) >= length else (None, 0)
+    whole = 1 << max(0, length - 1).bit_length()
     try:
         if encoding in (DEFLATE, ZLIB):
             stream = zlib.decompressobj(-15 if encoding == DEFLATE else 15)
-            out = stream.decompress(data, length)
-            if len(out) == length and not stream.eof:
+            out = stream.decompress(data, whole)
+            if len(out) >= length and not stream.eof:
                 # the end-of-block code or the Adler-32 may still be unread
                 out += stream.decompress(stream.unconsumed_tail, 1)
-            used = len(data) - len(stream.unused_data)
-            return (out, used) if stream.eof and len(out) == length else (None, 0)
-        if encoding == ZSTD:
+            ended, used = stream.eof, len(data) - len(stream.unused_data)
+        elif encoding == ZSTD:
             frame = zstd.ZstdDecompressor()
-            out = frame.decompress(data, length)
-            if len(out) == length and not frame.eof:
+            out = frame.decompress(data, whole)
+            if len(out) >= length and not frame.eof:
                 out += frame.decompress(b"", 1)
-            used = len(data) - len(frame.unused_data)
-            return (out, used) if frame.eof and len(out) == length else (None, 0)
+            ended, used = frame.eof, len(data) - len(frame.unused_data)
+        else:
+            raise ValueError(f"encoding {encoding} is not known")
     except (zlib.error, zstd.ZstdError, EOFError):
         return None, 0
-    raise ValueError(f"encoding {encoding} is not known")
+    return (out[:length], used) if ended and len(out) in (length, whole) else (None, 0)

@@ -6,7 +6,7 @@ file), `guest_offset` (the disk inside it). All in bytes. docs/tables.md is made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -141,7 +141,8 @@ class Patch:
     """Bytes that the written container must hold instead of what lies on the image, and why.
 
     reason: "reference" (a name emptied so that no program follows it), "rebuilt" (a structure that we wrote),
-    "log-replay". `grade` is what may be claimed of the new bytes.
+    "log-replay". `grade` is what may be claimed of rebuilt bytes: that the original held the same. Bytes of the other
+    reasons are never the original's, and are graded guessed whatever stands here.
     """
 
     file_offset: int
@@ -187,7 +188,8 @@ class Container:
     size: length of the container file in bytes as its own structures tell (at least the end of the last thing they
     name); size_exact: False when a tail may follow that nothing names. identities: names by which children call this
     layer. cluster: the allocation unit in bytes (grain, block, cluster), 0 for flat. rebuild: False for archives whose
-    disks are written as raw instead of the archive itself.
+    disks are written as raw instead of the archive itself. relink(old name -> new name) gives a text container anew with
+    its references led to files of the same case.
     """
 
     format: str
@@ -208,6 +210,8 @@ class Container:
     detail: dict[str, str] = field(default_factory=dict[str, str])
     rebuild: bool = True
     extension: str | None = None  # file extension when it differs from the format's
+    # for small text containers: the whole file with members (and parent) under the names that they have in the case
+    relink: Callable[[Mapping[str, str]], bytes] | None = None
 
     @property
     def virtual_size(self) -> int:

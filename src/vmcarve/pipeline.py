@@ -22,7 +22,7 @@ from .assemble.state import HostView
 from .case import Case, image_identity, make_folder, open_case, write_json
 from .errors import UsageError, VmcarveError
 from .export import needed, write_container, write_raw
-from .model import GRADES
+from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
 from .sweeper import sweep_image
@@ -222,6 +222,7 @@ def _verify(sources: list[ImageSource], items: list[Assembled], report: Report |
         if report is not None:
             report("verify", n, len(items))
         disks += verify(list(sources), item)
+    _relink(disks)
     return disks
 
 
@@ -239,8 +240,7 @@ def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], opti
     done = 0
     for d in chosen:
         c = d.item.container
-        extension = (c.extension or formats()[c.format].extension) if d.is_file else "raw"
-        path = folder / "disks" / f"{d.disk_id}.{extension}"
+        path = folder / "disks" / _file_name(d)
         if d.is_file:
             output = write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
                                      digest=options.digest)
@@ -251,6 +251,27 @@ def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], opti
         if report is not None:
             report("write", done, total)
     return written
+
+
+def _file_name(d: Verified) -> str:
+    """The name in CASE/disks: made of disk_id alone, never of evidence."""
+    c = d.item.container
+    extension = (c.extension or formats()[c.format].extension) if d.is_file else "raw"
+    return f"{d.disk_id}.{extension}"
+
+
+def _relink(disks: list[Verified]) -> None:
+    """Text containers get the names that their members have in this case; what is not in it stays a plain name."""
+    names = {d.item.disk_id: _file_name(d) for d in disks if d.is_file}
+    for d in disks:
+        c = d.item.container
+        if c.relink is None or not d.is_file or not d.item.members:
+            continue
+        new = c.relink({j.member.name: names[j.item.disk_id] for j in d.item.members if j.item.disk_id in names})
+        c.patches = [Patch(0, new, "reference")]
+        c.size = len(new)
+        c.regions = []
+        d.container_rows[:] = [(0, len(new), None, 0, "plain", len(new), GUESSED, "reference")]
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..model import Member
-from .state import Assembled
+from .state import Assembled, Joined
 
 MAX_DEPTH = 64  # ours: layers of a snapshot chain
 
@@ -65,7 +65,7 @@ def _link_members(item: Assembled, items: list[Assembled], by_name: dict[str, li
         choice = _best(item, fitting)
         if choice is not None:
             used.add(id(choice))
-            item.members.append((member.guest_offset, member.length, member.file_offset, choice))
+            item.members.append(Joined(member, choice))
 
 
 def _fits(candidate: Assembled, member: Member) -> bool:

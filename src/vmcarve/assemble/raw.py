@@ -48,7 +48,9 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
-    volumes = sorted(set(table.filter(first)["image_offset"].to_pylist()))
+    begins = table.filter(first)
+    volumes = sorted({p for p, n in zip(begins["image_offset"].to_pylist(), begins["length"].to_pylist(), strict=True)
+                      if not claims.overlap(p, p + n)})
     placed = table.filter(pc.is_valid(table["guest_offset"]))
     disks = sorted(set((placed["image_offset"].to_numpy() - placed["guest_offset"].to_numpy()).tolist()))
     for start in [*disks, *_behind_mbr(image, volumes), *volumes]:

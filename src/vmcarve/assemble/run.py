@@ -14,9 +14,22 @@ import pyarrow.compute as pc
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import MISSING, RUN_DATA, SECTOR, Container, Evidence, Format, HostFile, Reader
+from ..model import (
+    MISSING,
+    RUN_DATA,
+    SECTOR,
+    Container,
+    Evidence,
+    Format,
+    GuestDisk,
+    GuestMap,
+    HostFile,
+    Member,
+    Reader,
+)
 from ..registry import formats, guests
 from .breaks import Places
+from .chains import base_name
 from .headers import lead
 from .hosts import open_hosts
 from .raw import raw_container, raw_disks
@@ -34,6 +47,7 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
     views, troubles = open_hosts(image, evidence)
     state = _State(image, source, views)
     _from_host_files(state, rows, _guest_places(evidence))
+    _named_members(state)
     left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)]
     for item in lead(image, left, Places.of(evidence), state.claims, state.free):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
@@ -104,12 +118,15 @@ def _format_rows(evidence: pa.Table) -> list[tuple[str, Evidence]]:
 
 
 def _guest_places(evidence: pa.Table) -> np.ndarray:
-    """Image offsets of structures that begin a guest volume or disk, rising."""
+    """Image offsets of structures that begin a guest volume or disk, rising.
+
+    The last byte of each: a volume may begin with a hole (the first 64 KiB of Btrfs).
+    """
     names = list(guests())
     mask = pc.is_in(evidence["module"], value_set=pa.array(names, pa.string()))
     start = pc.or_(pc.equal(evidence["volume_offset"], 0), pc.is_valid(evidence["guest_offset"]))
     table = evidence.filter(pc.and_(mask, pc.fill_null(start, False)))
-    return np.sort(table["image_offset"].to_numpy())
+    return np.sort(table["image_offset"].to_numpy() + table["length"].to_numpy() - 1)
 
 
 def _evidence(row: dict[str, object]) -> Evidence:
@@ -144,6 +161,32 @@ def _from_host_files(state: _State, rows: list[tuple[str, Evidence]], guest_plac
                     continue
                 solved.add((label, file.identity))
                 state.accept(container, file_map, deleted=None if view.carved else not live, host=f"{label}: {file.origin}", names=[file.name])
+
+
+def _named_members(state: _State) -> None:
+    """Host files that an assembled container names as holding its bytes, but that show nothing of their own."""
+    known = {(item.host or "").split(":")[0] + "|" + base_name(n) for item in state.done for n in item.names[:1]}
+    wanted: dict[str, dict[str, Member]] = defaultdict(dict)
+    for item in state.done:
+        for member in item.container.members if item.host else []:
+            if member.length > 0 and member.kind not in ("zero", "tar"):
+                wanted[item.host.split(":")[0]][base_name(member.name)] = member  # type: ignore[union-attr]
+    for view in state.views:
+        for file in view.files:
+            name = base_name(file.name) if file.name else ""
+            member = wanted[view.label].get(name)
+            if member is None or f"{view.label}|{name}" in known or file.size < member.file_offset + member.length:
+                continue
+            file_map = FileMap.from_host_file(file, file.size)
+            if file.deleted:
+                file_map = _without_reused(state, file_map)
+            if _taken(state.claims, file_map):
+                continue
+            known.add(f"{view.label}|{name}")
+            container = Container("raw", "flat extent", file.size, [GuestDisk(file.size, GuestMap.flat(file.size))],
+                                  extension="raw")
+            state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
+                         names=[file.name])
 
 
 def _open_host_file(state: _State, file: HostFile, modules: list[str], has_guest: bool

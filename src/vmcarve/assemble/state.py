@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..filemap import FileMap, FileView
-from ..model import Container, HostFile, HostVolume, Reader
+from ..model import Container, HostFile, HostVolume, Member, Reader
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Assembled:
     names: list[str] = field(default_factory=list[str])
     host: str | None = None
     parent: Assembled | None = None
-    members: list[tuple[int, int, int, Assembled]] = field(default_factory=list)  # guest, length, file offset, which
+    members: list[Joined] = field(default_factory=list["Joined"])
 
     def view(self, image: Reader) -> FileView:
         """The container's bytes as they will be written, patches included."""
@@ -34,6 +34,14 @@ class Assembled:
     def header_offset(self) -> int | None:
         """Image offset of the first container byte, None when it was not found."""
         return int(self.map.image_offset[0]) if len(self.map) and self.map.image_offset[0] >= 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A file that a container refers to, and the assembled disk that it is."""
+
+    member: Member
+    item: Assembled
 
 
 class Claims:

@@ -6,6 +6,7 @@ Memory is bounded by the buffers (one a thread) and by the evidence of the range
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 from collections import Counter, deque
@@ -14,17 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from .._ext.first_look import first_look
 from ..model import SECTOR, Evidence, EvidenceBatch
 from ..source import ImageSource
-from ..tables import EVIDENCE
-from .table import Entry, MagicTable, compile_table, declared
+from .fold import EvidenceRows
+from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
 RANGE = 8 << 20  # bytes a task; evidence is handed on in this order
-CHUNK = 1 << 20  # bytes a read: stays in L2, and one call's cost is lost in it
-MARGIN = 64 << 10  # a dense structure starts in the chunk and may reach this far behind it
+CHUNK = 1 << 20  # bytes a read: smaller ones cost more calls than the cache saves (benches/test_sweep.py)
 HITS = 4096  # hits a kernel call hands back before it is called again
 CACHE_PAGE = 64 << 10
 
@@ -54,15 +55,14 @@ def sweep_image(
     """
     table = compile_table(declared())
     result = Sweep()
+    out = EvidenceRows(source_index, emit)
     local = threading.local()
     tasks = _tasks(source, ranges)
 
     def work(start: int, end: int) -> tuple[_Found, int]:
-        buffer = getattr(local, "buffer", None)
-        if buffer is None:
-            buffer = local.buffer = np.empty(CHUNK + MARGIN, np.uint8)
-            local.reader = CachedReader(source)
-        return _sweep_range(source, local.reader, table, buffer, start, end), end - start
+        if not hasattr(local, "worker"):
+            local.worker = _Worker(source, table)
+        return local.worker.sweep(start, end), end - start
 
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="sweep") as pool:
         waiting: deque[Future[tuple[_Found, int]]] = deque()
@@ -70,23 +70,30 @@ def sweep_image(
             for start, end in tasks:
                 waiting.append(pool.submit(work, start, end))
                 if len(waiting) > 2 * threads + 2:
-                    _finish(waiting.popleft(), result, source_index, emit, progress)
+                    _finish(waiting.popleft(), result, out, progress)
             while waiting:
-                _finish(waiting.popleft(), result, source_index, emit, progress)
+                _finish(waiting.popleft(), result, out, progress)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    out.flush()
     return result
 
 
 class CachedReader:
-    """Small reads of a source in pages: what confirmation asks for lies close together. One thread each."""
+    """Small reads of a source: from the chunk that is being looked at, else in pages. One thread each."""
 
     PAGES = 64
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
         self._pages: dict[int, bytes] = {}
+        self._chunk = memoryview(b"")
+        self._chunk_at = 0
+
+    def show(self, at: int, chunk: memoryview) -> None:
+        """Image bytes from `at` on that need not be read again; theirs until the next call."""
+        self._chunk_at, self._chunk = at, chunk
 
     @property
     def size(self) -> int:
@@ -95,6 +102,9 @@ class CachedReader:
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or length <= 0:
             return b""
+        inside = offset - self._chunk_at
+        if 0 <= inside and inside + length <= len(self._chunk):
+            return bytes(self._chunk[inside : inside + length])
         if length > CACHE_PAGE * 2:
             return self._source.read(offset, length)
         first, last = offset // CACHE_PAGE, (offset + length - 1) // CACHE_PAGE
@@ -119,6 +129,10 @@ class _Found:
     batches: list[tuple[str, EvidenceBatch]] = field(default_factory=list[tuple[str, EvidenceBatch]])
     hits: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+
+    def tell(self, entry: Entry, error: Exception, image_offset: int) -> None:
+        """One kind's defect must not end the sweep: it is told in the case, and the other hits go on."""
+        self.failed.setdefault(entry.signature.kind, f"{type(error).__name__}: {error} (image_offset {image_offset:#x})")
 
 
 def _tasks(source: ImageSource, ranges: list[tuple[int, int]] | None) -> Iterator[tuple[int, int]]:
@@ -153,112 +167,79 @@ def _data_ranges(source: ImageSource, start: int, end: int) -> Iterator[tuple[in
         at = hole
 
 
-def _sweep_range(source: ImageSource, reader: CachedReader, table: MagicTable, buffer: np.ndarray,
-                 start: int, end: int) -> _Found:
-    found = _Found()
-    sectors = np.empty(max(HITS, len(table.entries)), np.int64)
-    magics = np.empty(len(sectors), np.int32)
-    resume = np.zeros(1, np.int64)
-    for at in range(start, end, CHUNK):
-        length = min(CHUNK, end - at)
-        filled = source.readinto(at, memoryview(buffer)[: length + MARGIN])
-        look = buffer[: min(length, filled)]
-        done = 0
-        while done < len(look) // SECTOR:
-            n = first_look(look[done * SECTOR :], table.probe, table.gate, table.first, table.next_, table.magic,
-                           table.room, sectors, magics, resume)
-            if n:
-                _confirm(found, reader, table, buffer[:filled], at, sectors[:n] + done, magics[:n])
-            done += int(resume[0])
-    return found
+class _Worker:
+    """One thread's buffers. The read buffer begins on a page: the kernel copies into it a third faster than to 16 bytes
+    behind one, where malloc would put it (benches/test_sweep.py)."""
 
+    def __init__(self, source: ImageSource, table: MagicTable) -> None:
+        self._source = source
+        self._table = table
+        self._reader = CachedReader(source)
+        self._view = memoryview(mmap.mmap(-1, CHUNK + MARGIN))
+        self._buffer = np.frombuffer(self._view, np.uint8)
+        self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)
+        self._magics = np.empty(len(self._sectors), np.int32)
+        self._resume = np.zeros(1, np.int64)
+        self._at = self._length = self._filled = 0
 
-def _confirm(found: _Found, reader: CachedReader, table: MagicTable, block: np.ndarray, at: int,
-             sectors: np.ndarray, magics: np.ndarray) -> None:
-    for m in np.unique(magics).tolist():
-        entry = table.entries[m]
-        where = sectors[magics == m] * SECTOR
-        kind = entry.signature.kind
-        found.hits[kind] += len(where)
-        try:
+    def sweep(self, start: int, end: int) -> _Found:
+        """What begins in [start, end)."""
+        t, found = self._table, _Found()
+        for at in range(start, end, CHUNK):
+            self._at, self._length = at, min(CHUNK, end - at)
+            looked = self._filled = self._source.readinto(at, self._view[: self._length])
+            self._reader.show(at, self._view[:looked])
+            done = 0
+            while done < looked // SECTOR:
+                n = first_look(self._buffer[done * SECTOR : looked], t.probe, t.gate, t.only, t.first, t.next_,
+                               t.magic, t.room, self._sectors, self._magics, self._resume)
+                if n:
+                    self._confirm(found, self._sectors[:n] + done, self._magics[:n])
+                done += int(self._resume[0])
+        return found
+
+    def _confirm(self, found: _Found, sectors: npt.NDArray[np.int64], magics: npt.NDArray[np.int32]) -> None:
+        for m in np.unique(magics).tolist():
+            entry = self._table.entries[m]
+            where = sectors[magics == m] * SECTOR
+            found.hits[entry.signature.kind] += len(where)
             if entry.signature.dense:
-                _confirm_dense(found, entry, block, at, where)
-            else:
-                assert entry.confirm is not None
-                for offset in (where + at - entry.back).tolist():
-                    row = entry.confirm(reader, offset, entry.signature) if offset >= 0 else None
-                    if row is not None:
-                        found.rows.append((entry.module, row))
-        except Exception as e:  # one kind's defect must not end the sweep; it is told in the case
-            found.failed[kind] = f"{type(e).__name__}: {e} (image_offset {at:#x})"
+                self._confirm_batch(found, entry, where)
+                continue
+            assert entry.confirm is not None
+            for offset in (where + self._at - entry.back).tolist():
+                try:
+                    row = entry.confirm(self._reader, offset, entry.signature) if offset >= 0 else None
+                except Exception as e:
+                    found.tell(entry, e, offset)
+                    continue
+                if row is not None:
+                    found.rows.append((entry.module, row))
+
+    def _confirm_batch(self, found: _Found, entry: Entry, where: npt.NDArray[np.int64]) -> None:
+        assert entry.confirm_batch is not None
+        size = entry.signature.size
+        if int(where[-1]) + size > self._length == self._filled:  # reaches behind the chunk: now the margin is read
+            self._filled += self._source.readinto(self._at + self._length, self._view[self._length :][:MARGIN])
+        where = where[where + size <= self._filled]
+        if len(where) == 0:
+            return
+        rows = np.lib.stride_tricks.sliding_window_view(self._buffer[: self._filled], size)[where]
+        try:
+            batch = entry.confirm_batch(rows, where + self._at, entry.signature)
+        except Exception as e:
+            found.tell(entry, e, int(where[0]) + self._at)
+            return
+        if batch is not None and len(batch.image_offset):
+            found.batches.append((entry.module, batch))
 
 
-def _confirm_dense(found: _Found, entry: Entry, block: np.ndarray, at: int, where: np.ndarray) -> None:
-    assert entry.confirm_batch is not None
-    size = entry.signature.size
-    where = where[where + size <= len(block)]
-    if len(where) == 0:
-        return
-    rows = np.lib.stride_tricks.sliding_window_view(block, size)[where]
-    batch = entry.confirm_batch(np.ascontiguousarray(rows), where + at, entry.signature)
-    if batch is not None and len(batch.image_offset):
-        found.batches.append((entry.module, batch))
-
-
-def _finish(future: Future[tuple[_Found, int]], result: Sweep, source_index: int,
-            emit: Callable[[pa.RecordBatch], None], progress: Callable[[int], None] | None) -> None:
+def _finish(future: Future[tuple[_Found, int]], result: Sweep, out: EvidenceRows,
+            progress: Callable[[int], None] | None) -> None:
     found, length = future.result()
     result.bytes_read += length
     result.hits.update(found.hits)
     result.failed.update(found.failed)
-    columns = [_columns(found.rows), *(_fold(m, b) for m, b in found.batches)]
-    columns = [c for c in columns if len(c["image_offset"])]
-    for c in columns:
-        for kind, count in zip(c["kind"], c["count"], strict=True):
-            result.confirmed[kind] += int(count)
-    if columns:
-        merged = {name: [v for c in columns for v in c[name]] for name in columns[0]}
-        order = sorted(range(len(merged["image_offset"])), key=merged["image_offset"].__getitem__)
-        data = {name: [values[i] for i in order] for name, values in merged.items()}
-        data["source"] = [source_index] * len(order)
-        emit(pa.RecordBatch.from_pydict(data, schema=EVIDENCE))
+    result.confirmed.update(out.add(found.rows, found.batches))
     if progress is not None:
         progress(length)
-
-
-def _columns(rows: list[tuple[str, Evidence]]) -> dict[str, list[object]]:
-    names = [f.name for f in EVIDENCE if f.name not in ("source", "module")]
-    columns: dict[str, list[object]] = {name: [getattr(row, name) for _, row in rows] for name in names}
-    columns["module"] = [module for module, _ in rows]
-    return columns
-
-
-def _fold(module: str, batch: EvidenceBatch) -> dict[str, list[object]]:
-    """Structures that follow each other, numbered one by one, become one row: evidence grows with fragments."""
-    p = batch.image_offset
-    n = len(p)
-    joined = p[1:] == p[:-1] + batch.length
-    if batch.value is not None:
-        joined &= batch.value[1:] == batch.value[:-1] + 1
-    if batch.volume_offset is not None:
-        joined &= (batch.volume_offset[1:] == batch.volume_offset[:-1] + batch.length) & (batch.volume_offset[:-1] >= 0)
-    names = batch.identity
-    if names is not None and not isinstance(names, str):
-        joined &= np.array([a == b for a, b in zip(names[1:], names[:-1], strict=True)], bool)
-    start = np.flatnonzero(np.concatenate(([True], ~joined)))
-    count = np.diff(np.append(start, n))
-    k = len(start)
-    volume = None if batch.volume_offset is None else batch.volume_offset[start].tolist()
-    return {
-        "image_offset": p[start].tolist(),
-        "length": (count * batch.length).tolist(),
-        "count": count.tolist(),
-        "kind": [batch.kind] * k,
-        "module": [module] * k,
-        "container_offset": [None] * k,
-        "guest_offset": [None] * k,
-        "volume_offset": [None] * k if volume is None else [v if v >= 0 else None for v in volume],
-        "identity": [names] * k if names is None or isinstance(names, str) else [names[i] for i in start.tolist()],
-        "value": [None] * k if batch.value is None else batch.value[start].tolist(),
-        "confidence": [batch.confidence] * k,
-    }

@@ -11,6 +11,7 @@ from ..model import SECTOR, Confirm, ConfirmBatch, Signature
 from ..registry import formats, guests, hosts
 
 MAX_MAGIC = 16
+MARGIN = 64 << 10  # bytes: a dense structure starts in what is looked at and may reach this far behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class MagicTable:
     entries: tuple[Entry, ...]
     probe: npt.NDArray[np.int32]
     gate: npt.NDArray[np.uint8]
+    only: npt.NDArray[np.int32]
     first: npt.NDArray[np.int32]
     next_: npt.NDArray[np.int32]
     magic: npt.NDArray[np.uint8]
@@ -58,8 +60,8 @@ def compile_table(entries: list[Entry]) -> MagicTable:
         s = e.signature
         if not 2 <= len(s.magic) <= MAX_MAGIC or s.at % SECTOR + len(s.magic) > SECTOR:
             raise ValueError(f"{s.kind}: a magic has 2 to {MAX_MAGIC} bytes inside one sector")
-        if s.dense and s.at >= SECTOR:
-            raise ValueError(f"{s.kind}: the magic of a dense kind lies in its first sector")
+        if s.dense and (s.at >= SECTOR or s.size > MARGIN):
+            raise ValueError(f"{s.kind}: a dense kind has its magic in its first sector and at most {MARGIN} bytes")
     probe = np.unique(np.array([e.signature.at % SECTOR for e in entries], np.int32))
     gate = np.zeros((len(probe), 8192), np.uint8)
     first = np.full((len(probe), 65536), -1, np.int32)
@@ -74,4 +76,6 @@ def compile_table(entries: list[Entry]) -> MagicTable:
         next_[i], first[k, value] = first[k, value], i
         magic[i, : len(s.magic)] = np.frombuffer(s.magic, np.uint8)
         room[i] = len(s.magic)
-    return MagicTable(tuple(entries), probe, gate, first, next_, magic, room)
+    begins = first >= 0
+    only = np.where(begins.sum(axis=1) == 1, begins.argmax(axis=1), -1).astype(np.int32)
+    return MagicTable(tuple(entries), probe, gate, only, first, next_, magic, room)

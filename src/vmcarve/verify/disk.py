@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..assemble.state import Assembled
+from ..assemble.window import Window
 from ..codec import decode_counted
 from ..disk import VirtualDisk
 from ..filemap import FileMap
@@ -15,6 +16,7 @@ from ..model import (
     DATA,
     ENCODING_NAMES,
     EXTERNAL,
+    GUESSED,
     HOLE,
     LOST,
     MISSING,
@@ -76,9 +78,10 @@ def guest_disk(images: list[Reader], item: Assembled, guest: GuestDisk, depth: i
         parent = guest_disk(images, item.parent, item.parent.container.guests[0], depth + 1)
     externals: list[tuple[int, int, Reader]] = []
     if depth < 64:
-        for offset, length, file_offset, member in item.members:
-            inner = guest_disk(images, member, member.container.guests[0], depth + 1)
-            externals.append((offset, length, _Shifted(inner, file_offset, length)))
+        for joined in item.members:
+            inner = guest_disk(images, joined.item, joined.item.container.guests[0], depth + 1)
+            m = joined.member
+            externals.append((m.guest_offset, m.length, Window(inner, m.file_offset, m.length)))
     return VirtualDisk(item.view(images[item.source]), guest.map, parent, externals)
 
 
@@ -96,21 +99,6 @@ def verify(images: list[Reader], item: Assembled) -> Iterator[Verified]:
     if not item.container.guests:  # an archive that is rebuilt as a file; its disks are found by themselves
         nothing = GuestDisk(0, GuestMap.build([], [], [], []))
         yield Verified(item, nothing, item.disk_id, [], _container_rows(item), [], failed)
-
-
-class _Shifted:
-    """A Reader of [start, start + size) of another."""
-
-    def __init__(self, inner: Reader, start: int, size: int) -> None:
-        self._inner, self._start, self.size = inner, start, size
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or offset >= self.size:
-            return b""
-        return self._inner.read(self._start + offset, min(length, self.size - offset))
-
-    def missing(self, offset: int, length: int) -> bool:
-        return offset < 0 or offset + length > self.size or self._inner.missing(self._start + offset, length)
 
 
 def _settle(image: Reader, item: Assembled, failed: list[str]) -> FileMap:
@@ -150,7 +138,9 @@ def _container_rows(item: Assembled) -> list[Row]:
         if n <= 0:
             continue
         rows += _plain(item.map.cut(at, f - at))
-        rows.append((f, n, None, f, "plain", n, patch.grade, patch.reason))
+        # only what we rebuilt can be what the file once held; replaced names and replayed logs are our own bytes
+        grade = patch.grade if patch.reason == "rebuilt" else GUESSED
+        rows.append((f, n, None, f, "plain", n, grade, patch.reason))
         at = f + n
     return rows + _plain(item.map.cut(at, max(0, item.container.size - at)))
 
@@ -192,13 +182,14 @@ def _guest_rows(item: Assembled, guest: GuestDisk, depth: int = 0) -> Iterator[R
 
 def _external_rows(item: Assembled, g: int, n: int, depth: int) -> Iterator[Row]:
     at, end = g, g + n
-    for offset, length, file_offset, member in sorted(item.members, key=lambda m: m[0]) if depth < 8 else []:
-        low, high = max(offset, at), min(offset + length, end)
+    for joined in sorted(item.members, key=lambda j: j.member.guest_offset) if depth < 8 else []:
+        m, member = joined.member, joined.item
+        low, high = max(m.guest_offset, at), min(m.guest_offset + m.length, end)
         if low >= high:
             continue
         if low > at:
             yield at, low - at, None, None, "plain", 0, MISSING, "extent-file-not-found"
-        shift = offset - file_offset  # guest offset here - guest offset in the member
+        shift = m.guest_offset - m.file_offset  # guest offset here - guest offset in the member
         for r in _guest_rows(member, member.container.guests[0], depth + 1):
             a, b = max(r[0] + shift, low), min(r[0] + r[1] + shift, high)
             if a >= b:
