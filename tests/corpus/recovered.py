@@ -136,18 +136,27 @@ def _assemble(rows: list[Row], image: Path, target: Path, size: int) -> None:
 
 
 def claimed(source: BinaryIO, row: Row, at: int, most: int) -> bytes | None:
-    """Up to `most` bytes that a row claims from byte `at` of it on; None where its encoding is not ours to read."""
+    """Up to `most` bytes that a row claims from byte `at` of it on; None where the row alone does not give them.
+
+    A zero row claims zeros. Rows without a place in the image hold what the program wrote itself, or a stream that
+    lies in several pieces.
+    """
     length = min(most, row["length"] - at)
+    if row["grade"] == "zero":
+        return bytes(length)
+    if row["image_offset"] is None:
+        return None
     if row["encoding"] == "plain":
         source.seek(row["image_offset"] + at)
         return source.read(length)
-    if row["encoding"] != "deflate" or at:
+    if row["encoding"] not in WINDOWS or at:
         return None
     source.seek(row["image_offset"])
-    packed = source.read(2 * row["length"] + DESCRIPTOR)
-    for window in (15, -15):
-        try:
-            return zlib.decompressobj(window).decompress(packed, row["length"])
-        except zlib.error:
-            continue
-    return None
+    packed = source.read(row["stored"] or 2 * row["length"] + DESCRIPTOR)
+    try:
+        return zlib.decompressobj(WINDOWS[row["encoding"]]).decompress(packed, row["length"])
+    except zlib.error:
+        return bytes(length)  # claimed, and does not even decode: all of it counts as wrong
+
+
+WINDOWS = {"zlib": 15, "deflate": -15}

@@ -209,7 +209,7 @@ def wrong_by_grade(state: State, disk_id: str, case: Case, image: Path, folder: 
                 at = 0
                 while at < row["length"]:
                     length = min(PIECE, row["length"] - at)
-                    block = bytes(length) if row["image_offset"] is None else claimed(source, row, at, length)
+                    block = claimed(source, row, at, length)
                     if block is None:
                         sums["unchecked"] += row["length"] - at
                         break
@@ -243,7 +243,8 @@ def _describe_extra(one: Recovered, states: list[State], rows: list[Row]) -> dic
         "names": row["names"],
         "duplicate_of": again[0] if again else None,
         "inside": inside[0].name if inside else None,
-        "false": not again and not any(state.disk["format"] in ARCHIVES for state in inside),
+        # a disk inside an archive, or one extent file of a split disk, is a row of its own
+        "false": not again and not any(s.disk["format"] in ARCHIVES or len(s.disk["files"]) > 1 for s in inside),
     }
 
 

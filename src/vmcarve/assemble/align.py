@@ -28,6 +28,9 @@ HOLE = np.array([-6.0, -0.05, -1.5])  # by class
 HOLE_OPENS = -2.0
 OTHERS = -50.0
 JUMP = -24.0
+UNNATURAL = -6.0  # a run that ends, or begins, amid full blocks that nobody is known to own
+ROUND = 4.0  # allocators break files at multiples of some MiB
+ROUND_BLOCKS = 1024
 INSERT = -8.0
 PIN = 60.0
 MAX_CELLS = 300_000_000  # ours: states x blocks of one programme; one byte each
@@ -95,18 +98,22 @@ def align(expected: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], others: 
         else:
             place = np.full(k, EITHER)
         place = np.where(taken, OTHERS, place)
-        best = int(np.argmax(score))
+        ends = score + np.where(nz & ~taken, UNNATURAL, 0.0)  # the block that would have followed is there
+        best = int(np.argmax(ends))
+        before = np.clip(p - 1, 0, max(m - 1, 0))
+        begins = np.where(full[before] & ~others[before] & (p > 0), UNNATURAL, 0.0)
+        jump = ends[best] + JUMP + begins + (ROUND if f % ROUND_BLOCKS == 0 else 0.0)
         # ways to reach each delta before this block is placed
         base = score.copy()
         act = np.zeros(k, np.uint8)
-        jump = score[best] + JUMP
-        better = jump > base
-        base[better], act[better] = jump, 4
+        better = jump >= base
+        base[better], act[better] = jump[better], 4
         if k > 1:
             insert = np.where(up_ok, score[up_from] + INSERT, -1e9)
             better = insert > base
             base[better], act[better] = insert[better], 3
         total = base + place
+        reached = act.copy()
         # the block is a hole: the image stands still (delta falls by one), or others' bytes lie at its place
         here = score + HOLE[cls] + np.where(in_hole, 0.0, HOLE_OPENS) - 0.3
         better = here > total
@@ -118,12 +125,9 @@ def align(expected: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], others: 
             total[better], act[better] = hole[better], 2
         if f in fixed:
             s = fixed[f]
-            keep = total[s]
             total[:] = -1e9
-            total[s] = base[s] + PIN if base[s] > -1e8 else keep + PIN
-            act[s] = act[s] if act[s] in (0, 3, 4) else 0
-            if base[s] == score[best] + JUMP:
-                act[s] = 4
+            total[s] = base[s] + PIN
+            act[s] = reached[s]
         in_hole = (act == 1) | (act == 2)
         action[f] = act
         from_jump[f] = best

@@ -180,6 +180,7 @@ class _Worker:
         self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)
         self._magics = np.empty(len(self._sectors), np.int32)
         self._resume = np.zeros(1, np.int64)
+        self._windows: dict[int, npt.NDArray[np.uint8]] = {}
         self._at = self._length = self._filled = 0
 
     def sweep(self, start: int, end: int) -> _Found:
@@ -224,14 +225,20 @@ class _Worker:
         where = where[where + size <= self._filled]
         if len(where) == 0:
             return
-        rows = np.lib.stride_tricks.sliding_window_view(self._buffer[: self._filled], size)[where]
         try:
-            batch = entry.confirm_batch(rows, where + self._at, entry.signature)
+            batch = entry.confirm_batch(self._rows(size)[where // SECTOR], where + self._at, entry.signature)
         except Exception as e:
             found.tell(entry, e, int(where[0]) + self._at)
             return
         if batch is not None and len(batch.image_offset):
             found.batches.append((entry.module, batch))
+
+    def _rows(self, size: int) -> npt.NDArray[np.uint8]:
+        """`size` bytes from every sector of the buffer, as rows that share it; made once a size, for it is slow."""
+        if size not in self._windows:
+            rows = np.lib.stride_tricks.sliding_window_view(self._buffer, size)[::SECTOR]
+            self._windows[size] = rows
+        return self._windows[size]
 
 
 def _finish(future: Future[tuple[_Found, int]], result: Sweep, out: EvidenceRows,

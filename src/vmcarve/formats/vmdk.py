@@ -1,0 +1,344 @@
+"""VMDK hosted sparse extents (KDMV): monolithicSparse, streamOptimized and the extents of split disks.
+
+A header, a descriptor, two copies of grain directory and grain tables, 64 KiB grains in order of first write; streams
+hold compressed grains that name their own place. There are no checksums but the Adler-32 of compressed grains: the two
+copies of the tables prove each other, and the layout follows from the capacity alone, so a lost header is rebuilt.
+Sources: VMware "Virtual Disk Format 1.1", QEMU block/vmdk.c, VirtualBox VMDK.cpp. Seen: qemu-img 7.2, vmdkstream 0.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import Damaged
+from ..model import (
+    DATA,
+    GUESSED,
+    HOLE,
+    LOST,
+    PROVEN,
+    SECTOR,
+    SUPPORTED,
+    UNALLOCATED,
+    Check,
+    Container,
+    Evidence,
+    Format,
+    GuestDisk,
+    GuestMap,
+    Orphan,
+    Patch,
+    Reader,
+    Region,
+    Signature,
+)
+from . import _vmdk_header as header
+from . import _vmdk_stream as stream
+from . import _vmdk_text as text
+from ._vmdk_header import NO_OFFSET, Header
+from ._vmdk_rebuild import Shifted, find_header, redundant_directory, stream_table
+from ._vmdk_tables import Rules, RunList, Tally, drop_double_claims, merge_tables, read_directory, table_regions
+
+EMBEDDED_AT = 512  # file offset of an embedded descriptor; QEMU looks for a parent's name only there
+# First two entries of the redundant directory behind an embedded descriptor: E[0] = 21 + its own length in sectors.
+# Lengths of disks up to 64 GiB, and of some usual larger ones (4 GiB for each sector).
+DIRECTORY_SECTORS = (*range(1, 17), 20, 25, 32, 40, 50, 64, 125, 128, 250, 256)
+ORPHAN_FACTOR = 2  # a file holds at most so many grains for each grain of the disk: beyond that an entry is damage
+ORPHAN_SLACK = 4096  # grains
+
+SIGNATURES = (
+    Signature(header.MAGIC, "vmdk.header"),
+    Signature(header.UNFINISHED, "vmdk.header"),
+    *(Signature(magic, "vmdk.descriptor") for magic in text.MAGICS),
+    Signature(struct.pack("<QII", 4, 0, stream.GRAIN_TABLE), "vmdk.stream-table"),
+    *(
+        Signature(struct.pack("<II", header.REDUNDANT_AT + n, header.REDUNDANT_AT + n + 4), "vmdk.directory")
+        for n in DIRECTORY_SECTORS
+    ),
+)
+
+
+# --- the sweep -----------------------------------------------------------------------------------------------------
+def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | None:
+    """What lies at image_offset `offset`: a header, a stream's footer, a descriptor, a stream's table, a directory."""
+    if signature.kind == "vmdk.header":
+        return _confirm_header(reader, offset)
+    if signature.kind == "vmdk.descriptor":
+        found = text.parse(reader.read(offset, header.DESCRIPTOR_SECTORS * SECTOR))
+        if found is None or not found.embedded or len(found.extents) != 1:
+            return None
+        return Evidence("vmdk.descriptor", offset, found.length, EMBEDDED_AT, value=found.sectors * SECTOR,
+                        identity=next(iter(found.identities), None))  # fmt: skip
+    if signature.kind == "vmdk.stream-table":
+        met = stream_table(reader, offset)
+        if met is None:
+            return None
+        number, sector = met
+        return Evidence("vmdk.stream-table", offset, SECTOR + 4 * header.ENTRIES, sector * SECTOR, value=number)
+    tables = redundant_directory(reader, offset)
+    if tables is None:
+        return None
+    return Evidence("vmdk.directory", offset, 4 * tables, header.REDUNDANT_AT * SECTOR, value=tables)
+
+
+def _confirm_header(reader: Reader, offset: int) -> Evidence | None:
+    h = header.parse(reader.read(offset, SECTOR))
+    if h is None:
+        return None
+    try:
+        header.check(h)
+    except Damaged:
+        return None
+    confidence = 1.0 if h.version and h.pad_clean else 0.5
+    size = h.capacity * SECTOR
+    if h.compressed and h.directory_at != NO_OFFSET and h.directory_at >= h.overhead:
+        # a footer: its directory lies before it, one marker between them
+        before = reader.read(offset - SECTOR, 16)
+        marked = before in (struct.pack("<QII", v, 0, stream.FOOTER) for v in (0, 1))
+        ahead = reader.read(offset - (h.directory_sectors + 2) * SECTOR, 16)
+        named = ahead in (struct.pack("<QII", v, 0, stream.GRAIN_DIRECTORY) for v in (0, h.directory_sectors))
+        if not marked and not named:
+            return None
+        place = (h.directory_at + h.directory_sectors + 1) * SECTOR if marked and named else None
+        return Evidence("vmdk.footer", offset, SECTOR, place, value=size, confidence=confidence)
+    found = text.parse(reader.read(offset + EMBEDDED_AT, header.DESCRIPTOR_SECTORS * SECTOR))
+    identity = next(iter(found.identities), None) if found is not None else None
+    return Evidence("vmdk.header", offset, SECTOR, 0, value=size, identity=identity, confidence=confidence)
+
+
+# --- opening -------------------------------------------------------------------------------------------------------
+def open_extent(reader: Reader) -> Container:
+    """Opens an extent through a reader of its file; a lost header is rebuilt from what it would say."""
+    h = header.parse(reader.read(0, SECTOR))
+    if h is not None and h.capacity == 0 and h.descriptor_at:
+        return _wrapped(reader, h)
+    h, origin = find_header(reader)
+    if h.compressed:
+        return _open_stream(reader, h, origin)
+    return _open_plain(reader, h, origin)
+
+
+def _base(reader: Reader, h: Header, origin: str) -> Container:
+    """The container with everything that header and descriptor tell."""
+    area = _text_area(h)
+    data = reader.read(*area) if area else b""
+    found = text.parse(data)
+    c = Container("vmdk", "", 0, [], cluster=h.grain_bytes)
+    c.detail["header"] = origin or "as found"
+    c.regions.append(Region(0, SECTOR, "vmdk.header"))
+    c.checks.append(Check("header is there", not origin, origin))
+    stored = header.parse(reader.read(0, SECTOR))
+    if origin:
+        c.patches.append(Patch(0, h.pack(), "rebuilt", GUESSED if "rounded" in origin else SUPPORTED))
+    elif stored is not None and stored.magic != header.MAGIC:
+        c.patches.append(Patch(0, header.MAGIC, "rebuilt", SUPPORTED))
+        c.detail["header"] = "unfinished export: the magic was still in lower case"
+    if h.unclean:
+        c.checks.append(Check("closed cleanly", False, "uncleanShutdown is set"))
+    if area:
+        c.regions.append(Region(*area, "vmdk.descriptor"))
+        c.patches += text.safe_patches(data, found, area[0])
+    if area != (EMBEDDED_AT, len(data)) and not (area and area[0] == EMBEDDED_AT):
+        c.patches += text.safe_patches(reader.read(EMBEDDED_AT, header.DESCRIPTOR_SECTORS * SECTOR), None, EMBEDDED_AT)
+    if found is not None:
+        c.variant = "streamOptimized" if h.compressed else found.create_type
+        c.system, c.uuid, c.identities, c.parent = found.system, found.uuid, found.identities, found.parent
+        c.names = [n for n in (text.base_name(e.name, e.type) for e in found.extents) if n]
+        c.detail |= found.detail
+        c.checks.append(Check("descriptor agrees with the header", found.sectors == h.capacity,
+                              f"{found.sectors} and {h.capacity} sectors"))  # fmt: skip
+        return c
+    c.variant = "streamOptimized" if h.compressed else "twoGbMaxExtentSparse"
+    # Seen: qemu-img 7.2 says "descriptor at 1, 20 sectors" in split extents too, and leaves the area empty
+    c.system = "QEMU" if h.descriptor_at == 1 and not h.compressed else "VMware"
+    lost = origin or any(data) or h.capacity > header.SPLIT_SECTORS  # only single files have a rebuilt layout
+    gone = area is not None and (lost or reader.missing(*area))
+    if gone or h.compressed:
+        c.variant = "streamOptimized" if h.compressed else "monolithicSparse"
+        c.checks.append(Check("descriptor is there", False, "lost: a plain one is written"))
+        if area is not None:
+            new = text.plain_text(h.capacity, c.variant)
+            c.patches.append(Patch(area[0], new.ljust(area[1], b"\0"), "rebuilt", GUESSED))
+    return c
+
+
+def _text_area(h: Header) -> tuple[int, int] | None:
+    """(file offset, bytes) that the header gives to a descriptor, as far as we read it."""
+    if not 0 < h.descriptor_at < header.OUR_MAX_CAPACITY or not h.descriptor_size:
+        return None
+    sectors = min(h.descriptor_size, text.OUR_MAX_TEXT // SECTOR)
+    limit = h.overhead if h.directory_at == NO_OFFSET else min(h.overhead, h.directory_at)
+    if h.redundant:
+        limit = min(limit, h.redundant_at)
+    if h.descriptor_at >= limit:
+        return h.descriptor_at * SECTOR, min(sectors, header.DESCRIPTOR_SECTORS) * SECTOR
+    return h.descriptor_at * SECTOR, min(sectors, limit - h.descriptor_at) * SECTOR
+
+
+def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
+    c = _base(reader, h, origin)
+    directory, tally, runs = read_directory(reader, h), Tally(), RunList()
+    limit = min(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK))
+    rules = Rules(h.overhead, max(limit, h.overhead), h.grain, h.zero_grains)
+    size, last, grains = h.capacity * SECTOR, 0, 0
+    for first, value, lost in merge_tables(reader, h, directory, rules, tally):
+        data = (value > (1 if h.zero_grains else 0)) & ~lost
+        state = np.where(data, DATA, np.where(value == 1, HOLE, UNALLOCATED))
+        state = np.where(lost, LOST, state)
+        g = (first + np.arange(len(value), dtype=np.int64)) * h.grain_bytes
+        length = np.minimum(h.grain_bytes, size - g)
+        runs.add(GuestMap.build(g, length, state, np.where(data, value * SECTOR, -1)))
+        grains += int(data.sum())
+        last = max(last, int(value.max(initial=0)))
+    reserved = [(0, SECTOR), (h.directory_at * SECTOR, h.directory_sectors * SECTOR)]
+    proof = PROVEN if directory.has_twin and not (tally.primary_bad or tally.twin_bad or tally.differ) else SUPPORTED
+    for kind, sectors, at in (("gd", directory.primary, h.directory_at), ("rgd", directory.twin, h.redundant_at)):
+        if kind == "gd" or directory.has_twin:
+            tables = table_regions(sectors, h.table_sectors * SECTOR, f"vmdk.{kind.replace('d', 't')}", proof)
+            c.regions += [Region(at * SECTOR, h.directory_sectors * SECTOR, f"vmdk.{kind}", proof), *tables]
+            reserved += [(r.file_offset, r.length) for r in tables]
+    guest, disputed = drop_double_claims(runs.finish(), reserved)
+    c.guests = [GuestDisk(size, guest)]
+    c.size = max(h.overhead, last + h.grain if last >= h.overhead else 0) * SECTOR
+    c.size_exact = not (tally.zeroed or tally.lost)
+    c.patches += directory.patches + tally.patches
+    ends = (last + h.grain - h.overhead) // h.grain if last >= h.overhead else 0
+    orphans = max(0, ends - grains) if not tally.lost else 0
+    if orphans:
+        c.detail["grains that no table names"] = str(orphans)
+    if not h.zero_grains:  # a writer gives a grain up only to set its entry to 1
+        c.checks.append(Check("tables name every grain", not orphans, f"{orphans} grains"))
+    _judge_tables(c, directory.damaged, tally, disputed, runs.given_up)
+    return c
+
+
+def _judge_tables(c: Container, directory: int, tally: Tally, disputed: int, given_up: int) -> None:
+    c.checks += [
+        Check("grain directories are sound", not directory, f"{directory} entries are damaged"),
+        Check("grain tables are sound", not tally.primary_bad, f"{tally.primary_bad} entries are damaged"),
+        Check("redundant grain tables are sound", not tally.twin_bad, f"{tally.twin_bad} entries are damaged"),
+        Check("both copies of the tables agree", not tally.differ, f"{tally.differ} entries differ"),
+        Check("every table entry is known", not tally.lost, f"{tally.lost} entries are lost"),
+        Check("no entry beyond the capacity", not tally.beyond, f"{tally.beyond} entries"),
+        Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
+    ]
+    if given_up:
+        c.checks.append(Check("map within our limit", False, f"{given_up} guest bytes not mapped"))
+
+
+def _open_stream(reader: Reader, h: Header, origin: str) -> Container:
+    s = stream.read_stream(reader, h)
+    if origin and s.style == "markers" and s.footer:
+        footer = header.parse(reader.read(s.footer * SECTOR, SECTOR))
+        if footer is not None:  # Seen: header and footer differ in gdOffset only
+            h = replace(stream.marker_header(footer), redundant_at=0)
+    return _stream_container(reader, h, origin, s)
+
+
+def _stream_container(reader: Reader, h: Header, origin: str, s: stream.Stream) -> Container:
+    c = _base(reader, h, origin)
+    c.detail["layout"] = "tables behind the grains" if s.style == "markers" else "tables at the front"
+    if s.style == "front" and h.redundant:
+        c.system = "QEMU"
+    size = h.table_sectors * SECTOR
+    lead = SECTOR if s.style == "markers" else 0  # the marker before a table
+    at = table_regions(s.table_at - lead // SECTOR, size + lead, "vmdk.gt", SUPPORTED)
+    c.regions += at + table_regions(s.twin_at, size, "vmdk.rgt", SUPPORTED)
+    if s.directory:
+        c.regions.append(Region(s.directory * SECTOR, h.directory_sectors * SECTOR, "vmdk.gd"))
+    if s.style == "front" and h.redundant:
+        c.regions.append(Region(h.redundant_at * SECTOR, h.directory_sectors * SECTOR, "vmdk.rgd"))
+    if s.footer:
+        c.regions.append(Region((s.footer - 1) * SECTOR, (s.end - s.footer + 1) * SECTOR, "vmdk.footer"))
+    reserved = [(r.file_offset, r.length) for r in c.regions]
+    guest, disputed = drop_double_claims(stream.stream_map(s), reserved)
+    c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
+    c.patches += s.patches
+    c.size, c.size_exact = s.end * SECTOR, s.finished
+    if s.style == "front" and h.redundant and len(s.grains.sector):
+        # Seen: qemu-img 7.2 writes an empty 64 KiB grain first, so up to 127 empty sectors follow the last one
+        tail = (int(s.grains.sector.max()) + h.grain) * SECTOR
+        c.size_exact = False
+        if tail > c.size and reader.read(c.size, tail - c.size) == bytes(tail - c.size):
+            c.size = tail
+    named, unknown = len(s.named_lost), int((s.unknown[:, 1] - s.unknown[:, 0]).sum())
+    c.checks += [
+        Check("every grain that is named is there", not named, f"{named} grains"),
+        Check("every table entry is known", not unknown, f"{unknown} entries"),
+        Check("grain tables are sound", not (s.damaged_tables or s.lost_entries),
+              f"{s.damaged_tables} tables or directory entries, {s.lost_entries} entries"),
+        Check("tables name every grain", not s.unnamed, f"{s.unnamed} grains were found without them"),
+        Check("no gap between the grains", not s.breaks, f"{s.breaks} gaps"),
+        Check("the end is there", s.finished, "" if s.finished else "no footer: one is written"),
+        Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
+    ]  # fmt: skip
+    return c
+
+
+def _wrapped(reader: Reader, h: Header) -> Container:
+    """A header without capacity around a descriptor of other files; QEMU follows it."""
+    area = _text_area(h)
+    data = reader.read(*area) if area else b""
+    found = text.parse(data)
+    if area is None or found is None:
+        raise Damaged("VMDK header is not valid", offset=12, field="capacity", value=0, bound="more than 0")
+    guest, members = text.external_map(found)
+    c = Container("vmdk", found.create_type or "custom", area[0] + area[1], [GuestDisk(found.sectors * SECTOR, guest)],
+                  found.system, uuid=found.uuid, identities=found.identities, parent=found.parent, members=members,
+                  detail=found.detail, size_exact=False)  # fmt: skip
+    c.regions = [Region(0, SECTOR, "vmdk.header"), Region(*area, "vmdk.descriptor")]
+    c.patches = text.safe_patches(data, found, area[0])
+    if area[0] != EMBEDDED_AT:
+        c.patches += text.safe_patches(reader.read(EMBEDDED_AT, header.DESCRIPTOR_SECTORS * SECTOR), None, EMBEDDED_AT)
+    return c
+
+
+# --- without a header ----------------------------------------------------------------------------------------------
+def salvage(reader: Reader, evidence: Sequence[Evidence]) -> Iterator[Orphan]:
+    """Streams whose front is gone: their footers and grain tables say where the file began and where its grains are."""
+    groups: dict[int, list[Evidence]] = {}
+    for row in evidence:
+        if row.kind in ("vmdk.footer", "vmdk.stream-table") and row.container_offset is not None:
+            groups.setdefault(row.image_offset - row.container_offset, []).append(row)
+    for base, rows in sorted(groups.items()):
+        orphan = _orphan(reader, base, rows)
+        if orphan is not None:
+            yield orphan
+
+
+def _orphan(reader: Reader, base: int, rows: Sequence[Evidence]) -> Orphan | None:
+    view = Shifted(reader, base)
+    footer = next((r.container_offset for r in rows if r.kind == "vmdk.footer" and r.container_offset), None)
+    if footer is not None:
+        h = header.parse(view.read(footer, SECTOR))
+    else:  # the capacity is lost with header and footer: the tables that are there cover at least so much
+        most = max(r.value or 0 for r in rows) + 1
+        h = header.marker_layout(most * header.ENTRIES * 128) if most <= header.OUR_MAX_TABLES else None
+    if h is None:
+        return None
+    try:
+        header.check(h)
+    except Damaged:
+        return None
+    met = [(r.value or 0, (r.container_offset or 0) // SECTOR + 1) for r in rows if r.kind == "vmdk.stream-table"]
+    s = stream.from_tables(view, h, footer // SECTOR if footer else 0, met)
+    if not len(s.grains.number):
+        return None
+    why = "rebuilt from the footer" if footer else "rebuilt from grain tables, capacity rounded up"
+    c = _stream_container(view, stream.marker_header(h), why, s)
+    return Orphan(c, stream.found_runs(s, base), "vmdk.stream-footer" if footer else "vmdk.stream-tables")
+
+
+FORMAT = Format(
+    name="vmdk",
+    extension="vmdk",
+    signatures=SIGNATURES,
+    open=open_extent,
+    confirm=confirm,
+    salvage=salvage,
+    qemu_name="vmdk",
+)

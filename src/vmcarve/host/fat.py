@@ -1,0 +1,333 @@
+"""FAT12, FAT16 and FAT32 as a host: free clusters, live files through their chains, deleted entries as guesses.
+
+Source: Microsoft FAT specification 1.03, checked against mkfs.vfat 4.2, mtools 4.0 and fsck.fat. Deleting a file
+writes 0xE5 over the first character of its entries and zeroes its chain: first cluster and size are all that is left
+(of the first cluster, Windows clears the high half on FAT32), so a deleted file's map is a guess, origin
+"fat.direntry", and only its content can confirm it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..model import HostFile, HostKind, HostVolume, Reader
+from ._fat_chains import FIRST, Guess, Heap, Table, read_table
+from ._space import NO_ROWS, Runs, Stream, cut_rows
+
+ENTRY = 32  # bytes of a directory entry
+DELETED = 0xE5
+LONG_NAME, DIRECTORY, LABEL = 0x0F, 0x10, 0x08  # attributes
+BACKUP_SECTOR = 6  # where formatters put FAT32's second boot sector (seen: mkfs.vfat 4.2)
+FORMAT_MAX_DIRECTORY = 65536 * ENTRY  # bytes
+OUR_MAX_DIRECTORIES = 1 << 20
+OUR_MAX_DELETED = 1 << 20  # deleted entries of one volume
+OUR_MAX_HIGH_HALVES = 4  # values tried for the half of a first cluster that Windows cleared
+LOST_INITIAL = "_"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """Offsets and lengths in bytes from the volume's start. bits: 12, 16 or 28 (the used bits of FAT32's 32)."""
+
+    sector: int
+    cluster: int
+    reserved: int
+    copies: int
+    table: int
+    root_bytes: int  # of the fixed root directory of FAT12/16
+    root_cluster: int
+    total: int
+    clusters: int
+    bits: int
+    active: int  # the one copy that is kept up to date, -1: all
+    serial: int
+    label: str
+
+    @property
+    def heap(self) -> int:
+        return self.reserved + self.copies * self.table + self.root_bytes
+
+
+def parse_boot(block: bytes) -> Boot | None:
+    """The BIOS parameter block, or None when it is none or contradicts itself."""
+    if len(block) < 512 or block[0] not in (0xEB, 0xE9) or block[3:8] in (b"NTFS ", b"EXFAT"):
+        return None
+    sector, per_cluster, reserved, copies, root, total16, media, size16 = struct.unpack_from("<HBHBHHBH", block, 11)
+    total32, size32, flags = struct.unpack_from("<I", block, 32)[0], *struct.unpack_from("<IH", block, 36)
+    if sector not in (512, 1024, 2048, 4096) or per_cluster == 0 or per_cluster & (per_cluster - 1):
+        return None
+    table, total = size16 or size32, total16 or total32
+    root_sectors = -(-root * ENTRY // sector)
+    heap = reserved + copies * table + root_sectors
+    if not reserved or not 1 <= copies <= 4 or not table or media < 0xF0 or total <= heap:
+        return None
+    clusters = (total - heap) // per_cluster
+    bits = 28 if size16 == 0 else 12 if clusters < 4085 else 16
+    clusters = min(clusters, table * sector * 8 // (32 if bits == 28 else bits) - FIRST)
+    if clusters < 1 or (bits == 28) != (root == 0) or clusters > 0x0FFFFFF5:
+        return None
+    extended = 64 if bits == 28 else 36
+    (serial,) = struct.unpack_from("<I", block, extended + 3)
+    label = block[extended + 7 : extended + 18].decode("cp437").rstrip() if block[extended + 2] == 0x29 else ""
+    (root_cluster,) = struct.unpack_from("<I", block, 44) if bits == 28 else (0,)
+    active = flags & 15 if bits == 28 and flags & 0x80 and flags & 15 < copies else -1
+    label = "" if label == "NO NAME" else label
+    return Boot(sector, per_cluster * sector, reserved * sector, copies, table * sector, root_sectors * sector,
+                root_cluster, total * sector, clusters, bits, active, serial, label)  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A directory entry. cluster: its first one (0: none); at: image offset of the entry, which names it."""
+
+    name: str
+    at: int
+    folder: bool
+    cluster: int
+    size: int
+    deleted: bool
+    times: dict[str, float]
+    highs: list[int] = field(default_factory=list[int])
+
+
+@dataclass(slots=True)
+class _Folder:
+    path: str
+    rows: Runs
+    deleted: bool
+
+
+class FatVolume:
+    """A FAT volume. size: bytes by its boot sector; block_size: a cluster."""
+
+    def __init__(self, reader: Reader, offset: int, boot: Boot) -> None:
+        self._reader, self._boot = reader, boot
+        self.name = f"fat{32 if boot.bits == 28 else boot.bits}"
+        self.offset, self.size, self.block_size = offset, boot.total, boot.cluster
+        self.uuid = f"{boot.serial >> 16:04x}-{boot.serial & 0xFFFF:04x}"
+        self._heap = Heap(offset + boot.heap, boot.cluster, boot.clusters)
+        order = list(range(boot.copies)) if boot.active < 0 else [boot.active]
+        copies = [offset + boot.reserved + i * boot.table for i in order]
+        self._table = Table(self._heap, read_table(reader, copies, boot.bits, self._heap), (1 << boot.bits) - 8)
+        self._guess = Guess(self._heap, self._table.free)
+        self.label = next((e.name for e in self._entries(self._root(), labels=True)), boot.label)
+
+    def free(self) -> Runs:
+        """Clusters whose entry in the table is 0."""
+        runs = self._heap.image(self._table.free)
+        inside = np.minimum(runs[:, 0] + runs[:, 1], self._reader.size) - runs[:, 0]
+        return np.stack((runs[:, 0], inside), axis=1)[inside > 0]
+
+    def files(self) -> Iterator[HostFile]:
+        """Live files through their chains, then deleted entries, each with its likeliest map first."""
+        deleted: list[_Entry] = []
+        for entry in self._walk():
+            if not entry.deleted:
+                yield self._live(entry)
+            elif len(deleted) < OUR_MAX_DELETED:
+                deleted.append(entry)
+        for entry in deleted:
+            yield from self._deleted(entry)
+
+    def _live(self, entry: _Entry) -> HostFile:
+        count = -(-entry.size // self._heap.cluster)
+        runs, held = self._table.chain(entry.cluster, count)
+        rows = cut_rows(self._heap.rows(runs), entry.size, -1)
+        complete = held and int(runs[:, 1].sum()) >= count
+        return HostFile(f"entry {entry.at:#x}", entry.name, entry.size, False, rows, "fat.chain", complete, entry.times)
+
+    def _deleted(self, entry: _Entry) -> Iterator[HostFile]:
+        identity = f"entry {entry.at:#x}"
+        told = False
+        for high in [0, *entry.highs]:
+            cluster = high << 16 | entry.cluster
+            if not self._heap.holds(cluster) or (high and not self._guess.is_free(cluster)):
+                continue
+            origin = "fat.direntry" if not high else "fat.direntry-half"
+            for rows, complete in self._guess.maps(cluster, entry.size):
+                told = True
+                rows = cut_rows(rows, entry.size, -1)
+                yield HostFile(identity, entry.name, entry.size, True, rows, origin, complete and not high, entry.times)
+        if not told:
+            yield HostFile(identity, entry.name, entry.size, True, NO_ROWS, "fat.direntry", not entry.size, entry.times)
+
+    # --- directories ---------------------------------------------------------------------------------------------
+    def _root(self) -> _Folder:
+        if self._boot.bits == 28:
+            return self._folder("", self._boot.root_cluster)
+        start = self.offset + self._boot.heap - self._boot.root_bytes
+        return _Folder("", np.array([[0, start, self._boot.root_bytes, 0]], np.int64), False)
+
+    def _folder(self, path: str, cluster: int) -> _Folder:
+        runs, _ = self._table.chain(cluster, -(-FORMAT_MAX_DIRECTORY // self._heap.cluster))
+        return _Folder(path, self._heap.rows(runs), False)
+
+    def _deleted_folder(self, entry: _Entry) -> _Folder | None:
+        """A deleted directory, as long as its first cluster is free and says that it is itself; one cluster of it."""
+        if not self._heap.holds(entry.cluster) or not self._guess.is_free(entry.cluster):
+            return None
+        rows = self._heap.rows(np.array([[entry.cluster, 1]], np.int64))
+        head = self._reader.read(int(rows[0, 1]), 2 * ENTRY)
+        if head[:11] != b".          " or head[32:43] != b"..         " or _cluster(head[:ENTRY]) != entry.cluster:
+            return None
+        return _Folder(entry.name, rows, True)
+
+    def _walk(self) -> Iterator[_Entry]:
+        """All files of the tree, breadth first; each directory once, whoever names it."""
+        waiting = deque([self._root()])
+        met = {self._boot.root_cluster}
+        left = self._heap.count * self._heap.cluster  # bytes: directories that claim more share clusters
+        while waiting and left >= 0:
+            here = waiting.popleft()
+            left -= int(here.rows[:, 2].sum()) if self._boot.bits == 28 or here.path else 0
+            for entry in self._entries(here):
+                if not entry.folder:
+                    yield entry
+                    continue
+                if entry.cluster in met or len(met) > OUR_MAX_DIRECTORIES:
+                    continue
+                folder = self._deleted_folder(entry) if entry.deleted else self._folder(entry.name, entry.cluster)
+                if folder is not None:
+                    met.add(entry.cluster)
+                    waiting.append(folder)
+
+    def _entries(self, folder: _Folder, labels: bool = False) -> Iterator[_Entry]:
+        """Files and directories of one directory (or, `labels`, only the volume's label)."""
+        size = min(int(folder.rows[-1, 0] + folder.rows[-1, 2]), FORMAT_MAX_DIRECTORY) if len(folder.rows) else 0
+        data = Stream(self._reader, folder.rows, size).read(0, size)
+        table = np.frombuffer(data, np.uint8)[: len(data) // ENTRY * ENTRY].reshape(-1, ENTRY)
+        end = np.flatnonzero(table[:, 0] == 0)
+        table = table[: int(end[0])] if len(end) else table
+        short = (table[:, 11] & 0x3F) != LONG_NAME
+        is_label = short & (table[:, 11] & LABEL != 0) & (table[:, 0] != DELETED)
+        if labels:
+            for i in np.flatnonzero(is_label).tolist():
+                yield _Entry(_oem(table[i, :11].tobytes()).rstrip(), 0, False, 0, 0, False, {})
+            return
+        wanted = short & (table[:, 11] & LABEL == 0) & (table[:, 0] != ord(".")) & (table[:, 11] & 0xC0 == 0)
+        live = table[wanted & (table[:, 0] != DELETED)].astype(np.int64)
+        highs = np.unique(live[:, 20] | live[:, 21] << 8)  # the halves that neighbours have are the likeliest
+        highs = highs[highs > 0][:OUR_MAX_HIGH_HALVES].tolist()
+        for i in np.flatnonzero(wanted).tolist():
+            entry = self._entry(data, i, folder)
+            if entry is not None:
+                if entry.deleted and self._boot.bits == 28 and entry.cluster < 1 << 16:
+                    entry.highs = highs
+                yield entry
+
+    def _entry(self, data: bytes, i: int, folder: _Folder) -> _Entry | None:
+        row = data[i * ENTRY : (i + 1) * ENTRY]
+        deleted = folder.deleted or row[0] == DELETED
+        (size,) = struct.unpack_from("<I", row, 28)
+        cluster = _cluster(row) & 0x0FFFFFFF if self._boot.bits == 28 else _cluster(row) & 0xFFFF
+        is_folder = bool(row[11] & DIRECTORY)
+        if deleted and ((cluster and not self._heap.holds(cluster) and self._boot.bits != 28)
+                        or size > self._heap.count * self._heap.cluster):
+            return None
+        if not row[:11].strip(b"\0 \xe5"):
+            return None
+        name = _long_name(data, i, row) or _short_name(row)
+        path = f"{folder.path}/{name}" if folder.path else name
+        return _Entry(path, self._place(folder, i * ENTRY), is_folder, cluster, size, deleted, _times(row))
+
+    def _place(self, folder: _Folder, at: int) -> int:
+        """Image offset of byte `at` of a directory."""
+        i = max(int(np.searchsorted(folder.rows[:, 0], at, "right")) - 1, 0)
+        return int(folder.rows[i, 1]) + at - int(folder.rows[i, 0])
+
+
+def _cluster(row: bytes) -> int:
+    return int.from_bytes(row[20:22], "little") << 16 | int.from_bytes(row[26:28], "little")
+
+
+def _oem(raw: bytes) -> str:
+    return raw.decode("cp437")
+
+
+def _short_name(row: bytes) -> str:
+    """The 8.3 name in the case that byte 12 tells; a deleted one's first character is gone."""
+    raw = row[:11]
+    if raw[0] == DELETED:
+        raw = LOST_INITIAL.encode() + raw[1:]
+    elif raw[0] == 0x05:  # stands for 0xE5 as a character
+        raw = b"\xe5" + raw[1:]
+    stem, extension = _oem(raw[:8]).rstrip(), _oem(raw[8:]).rstrip()
+    stem = stem.lower() if row[12] & 8 else stem
+    extension = extension.lower() if row[12] & 16 else extension
+    return f"{stem}.{extension}" if extension else stem
+
+
+def _long_name(data: bytes, i: int, short: bytes) -> str:
+    """The long name in the entries before entry i, or "". Deleted ones have lost their order marks, not their order."""
+    parts: list[bytes] = []
+    deleted = short[0] == DELETED
+    checksum = _checksum(short[:11])
+    while i > 0 and len(parts) < 20:
+        i -= 1
+        row = data[i * ENTRY : (i + 1) * ENTRY]
+        if row[11] & 0x3F != LONG_NAME or (row[0] == DELETED) != deleted:
+            break
+        if not deleted and (row[13] != checksum or row[0] & 0x1F != len(parts) + 1):
+            return ""
+        if deleted and parts and row[13] != checksum:
+            break
+        checksum = row[13]
+        parts.append(row[1:11] + row[14:26] + row[28:32])
+        if not deleted and row[0] & 0x40 or b"\0\0" in (parts[-1][k : k + 2] for k in range(0, 26, 2)) and deleted:
+            break
+    name = b"".join(parts).decode("utf-16-le", "replace").split("\0")[0]
+    return name.rstrip("\uffff")
+
+
+def _checksum(short: bytes) -> int:
+    out = 0
+    for byte in short:
+        out = ((out >> 1) + (out << 7 & 0x80) + byte) & 0xFF
+    return out
+
+
+def _times(row: bytes) -> dict[str, float]:
+    """Local times of the writing machine, told as if they were UTC."""
+    created, made, accessed, modified, day = struct.unpack_from("<HHH2xHH", row, 14)
+    pairs = {"created": (made, created), "accessed": (accessed, 0), "modified": (day, modified)}
+    out: dict[str, float] = {}
+    for name, (date, time) in pairs.items():
+        try:
+            when = datetime.datetime(1980 + (date >> 9), date >> 5 & 15, date & 31, time >> 11, time >> 5 & 63,
+                                     min((time & 31) * 2, 59), tzinfo=datetime.UTC)  # fmt: skip
+        except ValueError:
+            continue
+        out[name] = when.timestamp()
+    return out
+
+
+def _believed(reader: Reader, offset: int, boot: Boot, block: bytes) -> bool:
+    """A parameter block alone is weak: a copy of the table must begin with the media byte, or the sector say FAT."""
+    for i in range(boot.copies):
+        head = reader.read(offset + boot.reserved + i * boot.table, 4)
+        if len(head) == 4 and head[0] == block[21] and head[1] == 0xFF:
+            return True
+    return block[510:512] == b"\x55\xaa" and b"FAT" in (block[54:57], block[82:85])
+
+
+def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
+    """The volume at image offset `offset`, by its boot sector or FAT32's backup of it. `limit`: bytes to its end."""
+    if offset < 0 or limit <= 0:
+        return None
+    for at in (0, *(BACKUP_SECTOR * s for s in (512, 1024, 2048, 4096))):
+        block = reader.read(offset + at, 512)
+        boot = parse_boot(block)
+        if boot is None or (at and (boot.bits != 28 or at != BACKUP_SECTOR * boot.sector)):
+            continue
+        if _believed(reader, offset, boot, block):
+            return FatVolume(reader, offset, boot)
+    return None
+
+
+HOST = HostKind("fat", open_volume)

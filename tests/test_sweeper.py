@@ -1,0 +1,317 @@
+"""The sweep as a whole: no structure is lost or doubled however the image is cut up, and nothing ends it early."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmcarve.model import Evidence, EvidenceBatch, Reader, Signature
+from vmcarve.source import ImageSource, open_image
+from vmcarve.sweeper import Sweep, run, sweep_image
+from vmcarve.sweeper.table import Entry, compile_table
+
+SECTOR = 512
+SECTORS = 160
+Row = tuple[str, int, int | None, str | None]  # kind, image_offset, value, identity: one structure
+
+# --- two modules with every shape of signature ----------------------------------------------------------------------
+SPARSE = (
+    Signature(b"HEAD", "t.head"),
+    Signature(b"\x7f\x10", "t.inside", at=0x40),
+    Signature(b"TAIL", "t.second-sector", at=1000),  # the structure begins one sector before its magic
+    Signature(b"HERE", "t.here"),  # shares its first bytes with t.head
+)
+DENSE = (
+    Signature(b"FILE", "t.record", dense=True, size=1024),
+    Signature(b"node", "t.node", at=257, dense=True, size=4096),
+)
+
+
+def seal(body: bytearray) -> bytes:
+    """Puts the CRC-32 of everything before the last four bytes there: what our confirm functions ask for."""
+    struct.pack_into("<I", body, len(body) - 4, zlib.crc32(body[:-4]))
+    return bytes(body)
+
+
+def structure(signature: Signature, value: int) -> bytes:
+    """A structure that confirms, with a value in it (0 to 255)."""
+    body = bytearray(size_of(signature))
+    body[signature.at : signature.at + len(signature.magic)] = signature.magic
+    body[16] = value
+    return seal(body)
+
+
+def size_of(signature: Signature) -> int:
+    return signature.size if signature.dense else max(SECTOR, -(-(signature.at + 16) // SECTOR) * SECTOR)
+
+
+def sound(block: bytes) -> bool:
+    return zlib.crc32(block[:-4]) == struct.unpack_from("<I", block, len(block) - 4)[0]
+
+
+def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | None:
+    block = reader.read(offset, size_of(signature))
+    if len(block) < size_of(signature) or not sound(block):
+        return None
+    return Evidence(signature.kind, offset, len(block), value=block[16])
+
+
+def confirm_batch(blocks: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], signature: Signature
+                  ) -> EvidenceBatch | None:
+    keep = np.array([sound(b.tobytes()) for b in blocks], bool)
+    return EvidenceBatch(signature.kind, offsets[keep], signature.size, value=blocks[keep, 16].astype(np.int64),
+                         identity=[f"volume {v // 100}" for v in blocks[keep, 16]])
+
+
+def entries(replaced: Callable[[Reader, int, Signature], Evidence | None] = confirm) -> list[Entry]:
+    return [*(Entry("sparse", s, replaced, None) for s in SPARSE), *(Entry("dense", s, None, confirm_batch) for s in DENSE)]
+
+
+@contextmanager
+def settled(chunk: int = run.CHUNK, range_: int = run.RANGE, hits: int = run.HITS,
+            declared: Sequence[Entry] | None = None) -> Iterator[None]:
+    """The sweeper's sizes in bytes, and the signatures it knows, for one block."""
+    with mock.patch.multiple(run, CHUNK=chunk, RANGE=range_, HITS=hits,
+                             declared=lambda: list(declared) if declared is not None else entries()):
+        yield
+
+
+def swept(source: ImageSource, **options: object) -> tuple[list[Row], Sweep]:
+    """Every structure that a sweep hands on, one by one (runs unfolded), and its totals."""
+    batches: list[pa.RecordBatch] = []
+    result = sweep_image(source, 3, batches.append, **options)  # type: ignore[arg-type]
+    rows: list[Row] = []
+    for batch in batches:
+        at = [r["image_offset"] for r in batch.to_pylist()]
+        assert at == sorted(at), "a record batch must be in image order"
+        for r in batch.to_pylist():
+            assert r["source"] == 3 and r["length"] % r["count"] == 0
+            step = r["length"] // r["count"]
+            rows += [(r["kind"], r["image_offset"] + i * step, r["value"] + i, r["identity"]) for i in range(r["count"])]
+    return rows, result
+
+
+def plain(data: bytes) -> list[Row]:
+    """What a loop over all sectors finds: the reference."""
+    rows: list[Row] = []
+    for at in range(0, len(data) // SECTOR * SECTOR, SECTOR):
+        for s in (*SPARSE, *DENSE):
+            block = data[at : at + size_of(s)]
+            if len(block) == size_of(s) and block[s.at : s.at + len(s.magic)] == s.magic and sound(block):
+                rows.append((s.kind, at, block[16], f"volume {block[16] // 100}" if s.dense else None))
+    return sorted(rows)
+
+
+def image_of(plants: Sequence[tuple[int, int, int]], tail: int) -> bytes:
+    """Noise with structures at (sector, which, value); later ones overwrite earlier ones."""
+    data = bytearray(np.random.default_rng(7).bytes(SECTORS * SECTOR + tail))
+    for sector, which, value in plants:
+        body = structure((*SPARSE, *DENSE)[which], value)
+        data[sector * SECTOR : sector * SECTOR + len(body)] = body
+    del data[SECTORS * SECTOR + tail :]
+    return bytes(data)
+
+
+# --- no hit lost, none doubled ---------------------------------------------------------------------------------------
+@settings(max_examples=120, deadline=None)
+@given(plants=st.lists(st.tuples(st.integers(0, SECTORS - 1), st.integers(0, 5), st.integers(0, 255)), max_size=40),
+       run_at=st.integers(0, SECTORS - 40), tail=st.integers(0, 700), chunk=st.integers(1, 40), per=st.integers(1, 8),
+       hits=st.integers(1, 20), threads=st.integers(1, 4),
+       cuts=st.lists(st.integers(0, SECTORS * SECTOR + 700), max_size=6))
+def test_every_split_finds_the_same_structures(
+    plants: list[tuple[int, int, int]], run_at: int, tail: int, chunk: int, per: int, hits: int, threads: int,
+    cuts: list[int], tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """However an image is cut into ranges, tasks, reads, kernel calls and threads: the same structures, each once."""
+    run_of_records = [(run_at + 2 * i, 4, 90 + i) for i in range(20)]
+    data = image_of([*run_of_records, *plants], tail)
+    path = tmp_path_factory.getbasetemp() / "splits.img"
+    path.write_bytes(data)
+    borders = sorted({0, len(data), *(c for c in cuts if c < len(data))})
+    ranges = [(a, b - a) for a, b in zip(borders, borders[1:], strict=False)]
+    with open_image(path) as source, settled(chunk * SECTOR, chunk * per * SECTOR, hits):
+        rows, result = swept(source, ranges=ranges, threads=threads)
+        assert sorted(rows) == plain(data)
+        assert result.confirmed == Counter(kind for kind, *_ in rows) and not result.failed
+        assert swept(source, ranges=ranges, threads=1)[0] == rows, "the order must not hang on the threads"
+
+
+@pytest.mark.parametrize("which", range(len(SPARSE) + len(DENSE)))
+def test_structures_at_every_place_of_a_border(which: int, tmp_path: Path) -> None:
+    """A structure that starts before, at and behind the end of a read and of a task is found once."""
+    signature = (*SPARSE, *DENSE)[which]
+    path = tmp_path / "i"
+    for sector in range(0, 40):
+        path.write_bytes(image_of([(sector, which, 5)], 0))
+        with open_image(path) as source, settled(8 * SECTOR, 16 * SECTOR):
+            rows, _ = swept(source)
+        want: list[Row] = [(signature.kind, sector * SECTOR, 5, "volume 0" if signature.dense else None)]
+        assert rows == want
+
+
+def test_the_last_structure_may_end_with_the_image(tmp_path: Path) -> None:
+    """A dense structure whose last byte is the image's last is found; one that is cut off is not, and nothing breaks."""
+    path = tmp_path / "i"
+    data = image_of([(SECTORS - 8, 5, 1)], 0)
+    for cut, found in ((0, True), (1, False), (SECTOR, False)):
+        path.write_bytes(data[: len(data) - cut])
+        with open_image(path) as source, settled(4 * SECTOR, 8 * SECTOR):
+            assert bool(swept(source)[0]) is found
+
+
+def test_runs_become_one_row(tmp_path: Path) -> None:
+    """Structures that follow each other with rising numbers are one row of a task, and a gap or a new name ends it."""
+    path = tmp_path / "i"
+    path.write_bytes(image_of([(2 * i, 4, 97 + i) for i in range(6)] + [(20 + 2 * i, 4, 9 * i) for i in range(3)], 0))
+    batches: list[pa.RecordBatch] = []
+    with open_image(path) as source, settled():
+        sweep_image(source, 0, batches.append)
+    rows = pa.Table.from_batches(batches).select(["image_offset", "count", "value", "identity"]).to_pylist()
+    assert [(r["image_offset"] // SECTOR, r["count"], r["value"]) for r in rows] == [
+        (0, 3, 97), (6, 3, 100), (20, 1, 0), (22, 1, 9), (24, 1, 18)]
+
+
+def test_an_empty_image_is_swept(tmp_path: Path) -> None:
+    """Nothing in, nothing out; a part of a sector is no sector."""
+    path = tmp_path / "i"
+    for size in (0, 1, 511):
+        path.write_bytes(b"HEAD"[:size].ljust(size, b"\0"))
+        with open_image(path) as source, settled():
+            assert swept(source)[0] == []
+
+
+# --- sparse images ---------------------------------------------------------------------------------------------------
+def test_holes_are_passed_over(tmp_path: Path) -> None:
+    """An image of 1 TiB with a few MiB of data is swept in the time of its data; progress still tells what was read."""
+    path = tmp_path / "sparse.img"
+    places = (0, (1 << 30) - 4096, 1 << 36, (1 << 40) - 4096)
+    with path.open("wb") as f:
+        f.truncate(1 << 40)
+        for at in places:
+            f.seek(at)
+            f.write(structure(SPARSE[0], 1))
+    told: list[int] = []
+    with open_image(path) as source, settled():
+        rows, result = swept(source, progress=told.append)
+    assert [at for _, at, *_ in rows] == list(places)
+    assert result.bytes_read == sum(told) < 1 << 20
+
+
+def test_a_source_that_knows_no_holes_is_read_whole(tmp_path: Path) -> None:
+    """Where SEEK_DATA is not known every byte is read."""
+    path = tmp_path / "i"
+    path.write_bytes(image_of([(3, 0, 1)], 0) + bytes(1 << 20))
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, "not known here")
+
+    with open_image(path) as source, settled(), mock.patch.object(run.os, "lseek", refuse):
+        rows, result = swept(source)
+    assert len(rows) == 1 and result.bytes_read == path.stat().st_size
+
+
+# --- what goes wrong does not end it -----------------------------------------------------------------------------------
+class BadMedium(ImageSource):
+    """An image some of whose sectors give EIO, like a disk's; any read that touches one fails as a whole."""
+
+    def __init__(self, path: Path, bad: set[int]) -> None:
+        super().__init__(path)
+        self.bad = bad
+        self.refused = 0
+        self.system_preadv = os.preadv
+
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if fd == self.fd:
+            end = offset + sum(len(b) for b in buffers)
+            if any(s * SECTOR < end and offset < (s + 1) * SECTOR for s in self.bad):
+                self.refused += 1
+                raise OSError(errno.EIO, "Input/output error")
+        return self.system_preadv(fd, buffers, offset)
+
+
+@settings(max_examples=40, deadline=None)
+@given(bad=st.sets(st.integers(0, SECTORS - 1), min_size=1, max_size=12),
+       plants=st.lists(st.tuples(st.integers(0, SECTORS - 1), st.integers(0, 5), st.integers(0, 255)), max_size=20),
+       threads=st.integers(1, 3))
+def test_unreadable_sectors_become_ranges(bad: set[int], plants: list[tuple[int, int, int]], threads: int,
+                                          tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Exactly the bad sectors are noted, and everything that does not touch one is found."""
+    data = bytearray(image_of(plants, 0))
+    path = tmp_path_factory.getbasetemp() / "bad.img"
+    path.write_bytes(data)
+    for s in bad:
+        data[s * SECTOR : (s + 1) * SECTOR] = bytes(SECTOR)
+    with BadMedium(path, bad) as source, settled(16 * SECTOR, 32 * SECTOR), \
+            mock.patch.object(os, "preadv", source.preadv):
+        rows, _ = swept(source, threads=threads)
+        noted = {s for at, n in source.unreadable for s in range(at // SECTOR, -(-(at + n) // SECTOR))}
+    assert sorted(rows) == plain(bytes(data))
+    assert noted == bad
+    assert source.refused < 100 * len(bad), "a bad sector must not be asked for without end"
+
+
+def test_a_confirm_that_raises_is_told(tmp_path: Path) -> None:
+    """A defect in one kind's confirmation is named with its place; other kinds and later finds are not lost."""
+    path = tmp_path / "i"
+    path.write_bytes(image_of([(1, 0, 1), (5, 1, 2), (7, 0, 3), (9, 4, 4), (100, 1, 5)], 0))
+
+    def sour(reader: Reader, offset: int, signature: Signature) -> Evidence | None:
+        if signature.kind == "t.head" and offset == SECTOR:
+            raise IndexError("list index out of range")
+        return confirm(reader, offset, signature)
+
+    with open_image(path) as source, settled(declared=entries(sour)):
+        rows, result = swept(source)
+    assert [r[:2] for r in rows] == [("t.inside", 5 * SECTOR), ("t.head", 7 * SECTOR), ("t.record", 9 * SECTOR),
+                                     ("t.inside", 100 * SECTOR)]
+    assert list(result.failed) == ["t.head"]
+    assert "IndexError" in result.failed["t.head"] and "0x200" in result.failed["t.head"]
+
+
+def test_a_batch_that_raises_is_told(tmp_path: Path) -> None:
+    """The same for a dense kind."""
+    path = tmp_path / "i"
+    path.write_bytes(image_of([(1, 0, 1), (9, 4, 4)], 0))
+
+    def sour(*_: object) -> EvidenceBatch | None:
+        raise ZeroDivisionError("division by zero")
+
+    with open_image(path) as source, settled(declared=[*entries()[: len(SPARSE)], Entry("d", DENSE[0], None, sour)]):
+        rows, result = swept(source)
+    assert [r[0] for r in rows] == ["t.head"]
+    assert list(result.failed) == ["t.record"]
+
+
+def test_a_failing_writer_ends_the_sweep(tmp_path: Path) -> None:
+    """What cannot be handed on (a full disk) is the caller's error, and no thread stays behind."""
+    path = tmp_path / "i"
+    path.write_bytes(image_of([(i, 0, 1) for i in range(0, SECTORS, 2)], 0))
+
+    def full(_: pa.RecordBatch) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_image(path) as source, settled(4 * SECTOR, 8 * SECTOR), pytest.raises(OSError, match="No space"):
+        sweep_image(source, 0, full)
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+def test_what_the_kernel_could_not_find_is_refused() -> None:
+    """Signatures that could never be found, or would never be confirmed, are mistakes of their module."""
+    for wrong in (Signature(b"x", "t.short"), Signature(b"x" * 17, "t.long"), Signature(b"abcd", "t.across", at=510),
+                  Signature(b"ab", "t.far", at=512, dense=True)):
+        with pytest.raises(ValueError, match=wrong.kind):
+            compile_table([Entry("t", wrong, confirm, confirm_batch)])
