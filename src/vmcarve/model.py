@@ -273,8 +273,6 @@ class GuestKind:
     probe(reader, offset, limit): the volume or partition table that starts at `offset` of a disk, or None; `limit` is
     the number of bytes up to the partition's (or disk's) end. It checks consistency cheaply (superblock copies, group
     descriptors, checksums; at most some hundred reads).
-    place(reader, evidence): turns confirmed evidence (self-identifying structures) into pins whose volume_offset is
-    known, e.g. NTFS record numbers through $MFT's runs. May return what it was given.
     """
 
     name: str

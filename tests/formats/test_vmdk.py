@@ -607,6 +607,22 @@ def test_names_that_lead_elsewhere_are_made_plain(tmp_path: Path, name: str) -> 
         assert raw_of(tmp_path / "t.vmdk") == b"q" * 64 * SECTOR
 
 
+def test_a_descriptor_is_led_to_the_files_of_its_case(folder: Path) -> None:
+    """`relink` gives the text anew with other extent names, longer or shorter, and qemu-img opens it."""
+    (folder / "case-split-00001234.vmdk").write_bytes((folder / "split.vmdk").read_bytes())
+    words = text([(SECTORS, "SPARSE", "C:\\vm\\s-s001.vmdk"), (64, "FLAT", "/x/f.vmdk")], "custom", 5, 77, "../p")
+    words = words.replace(b'f.vmdk"', b'f.vmdk" 0')
+    (folder / "f.vmdk").write_bytes(b"q" * 64 * SECTOR)
+    c = describe_opened(words)
+    assert c.relink is not None
+    new = c.relink({"s-s001.vmdk": "case-split-00001234.vmdk"})
+    again = describe_opened(new)
+    assert [m.name for m in again.members] == ["case-split-00001234.vmdk", "f.vmdk"] and again.parent is None
+    (folder / "relinked.vmdk").write_bytes(new.replace(b'"custom"', b'"twoGbMaxExtentSparse"'))
+    raw = (folder / "raw").read_bytes()  # Seen: qemu-img 7.2 reads zeros behind an extent that ends inside a grain
+    assert raw_of(folder / "relinked.vmdk")[: len(raw)] == raw
+
+
 def test_odd_spellings_of_a_reference_are_found() -> None:
     """QEMU searches the whole text for the word: in comments, behind foreign lines, in any case for other readers."""
     base = text([(64, "SPARSE", "x.vmdk")], "monolithicSparse", 5)

@@ -44,8 +44,8 @@ KEPT = ("vm/a/second.img", "keep.img", "vm/b/notes.txt")
 
 def fill(disk: Disk, point: Path, seed: int = 1) -> None:
     """Files that stay and files that go, grown in turns so that none lies in one piece."""
-    append_in_turns(point, ["vm/a/first.img", "vm/a/second.img", "keep.img"], 12, seed)
-    write_at_random(point, "vm/a/thin.img", 30000, 4096, 900, seed)
+    append_in_turns(point, ["vm/a/first.img", "vm/a/second.img", "keep.img"], 9, seed)
+    write_at_random(point, "vm/a/thin.img", 30000, 4096, 600, seed)
     (point / "small.vmdk").write_bytes(b"small" * 40000)
     (point / "vm/b").mkdir()
     (point / "vm/b/notes.txt").write_bytes(b"")
@@ -140,7 +140,7 @@ def wipe_journal(disk: Disk) -> None:
         wipe(disk.image, int(number) * unit, unit)
 
 
-def gone(disk: Disk, runs: bool = True) -> Callable[[list[HostFile], str], HostFile]:
+def gone(disk: Disk) -> Callable[[list[HostFile], str], HostFile]:
     """Finds a deleted file by where it began, for maps that have no name."""
 
     def find(files: list[HostFile], name: str) -> HostFile:
@@ -153,7 +153,7 @@ def gone(disk: Disk, runs: bool = True) -> Callable[[list[HostFile], str], HostF
 
 
 @needs_loop
-@pytest.mark.parametrize("kind", ["ext4-4k", "ext4-plain", "ext3-1k"])
+@pytest.mark.parametrize("kind", ["ext4-4k", "ext3-1k"])
 def test_deleted_in_the_mount_that_wrote_them(tmp_path: Path, kind: str) -> None:
     """Files written and deleted in one mount are exact too, from the journal."""
     disk = make(tmp_path, 128 * MIB, *KINDS[kind])
@@ -168,7 +168,7 @@ def test_deleted_in_the_mount_that_wrote_them(tmp_path: Path, kind: str) -> None
 
 
 @needs_loop
-@pytest.mark.parametrize("kind", ["ext4-4k", "ext4-1k", "ext4-plain"])
+@pytest.mark.parametrize("kind", ["ext4-4k", "ext4-plain"])
 def test_extent_blocks_survive_the_journal(tmp_path: Path, kind: str) -> None:
     """With the journal gone, a file of more than four extents is exact from its extent blocks; a small one is lost."""
     disk = make(tmp_path, 128 * MIB, *KINDS[kind])
@@ -185,12 +185,16 @@ def test_extent_blocks_survive_the_journal(tmp_path: Path, kind: str) -> None:
             assert found.origin == "ext4.extent-leaf" and found.size == -1
             assert found.runs.tolist() == disk.truth[name].runs.tolist()
             assert found.complete is (kind != "ext4-plain"), "without checksums nothing says that a map is whole"
+        told = opened(reader)
+        told.leaves = [e.image_offset for e in swept(reader)]
+        again = [(f.identity, f.origin, f.runs.tolist()) for f in told.files()]
+        assert again == [(f.identity, f.origin, f.runs.tolist()) for f in files], "a sweep's finds replace our own sweep"
         small = disk.truth["small.vmdk"].runs[0, 1]
         assert not any((f.runs[:, 1] == small).any() for f in files)
 
 
 @needs_loop
-@pytest.mark.parametrize("kind", ["ext4-4k", "ext4-1k", "ext4-plain"])
+@pytest.mark.parametrize("kind", ["ext4-1k", "ext4-plain"])
 def test_extent_blocks_are_enough(tmp_path: Path, kind: str) -> None:
     """With superblocks, descriptors, inode tables and journal gone, carve() gives the maps of fragmented files."""
     disk = make(tmp_path, 128 * MIB, *KINDS[kind])
@@ -409,6 +413,20 @@ def test_mutated_metadata_never_raises(little: tuple[bytes, list[int]], data: st
     volume = HOST.open(reader, 0, reader.size)
     if volume is not None:
         assert_contract(volume, reader)
+
+
+@needs_loop
+def test_a_volume_inside_an_image(little: tuple[bytes, list[int]]) -> None:
+    """A volume that begins at an odd sector of a larger image gives the same files, shifted, and stays inside it."""
+    start = 63 * 512
+    reader, moved = BytesReader(little[0]), BytesReader(bytes(start) + little[0] + b"\x0a\xf3" * 4096)
+    volume = HOST.open(moved, start, len(little[0]))
+    assert volume is not None and (volume.offset, volume.size) == (start, len(little[0]))
+    here, there = assert_contract(opened(reader), reader), assert_contract(volume, moved)
+    assert [(f.identity, f.name, f.size, f.origin) for f in here] == [(f.identity, f.name, f.size, f.origin) for f in there]
+    for a, b in zip(here, there, strict=True):
+        assert (a.runs + (0, start, 0, 0)).tolist() == b.runs.tolist()
+    assert (opened(reader).free() + (start, 0)).tolist() == volume.free().tolist()
 
 
 @settings(max_examples=60, deadline=2000)

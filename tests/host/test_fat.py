@@ -41,7 +41,7 @@ EXFAT_TOOLS = needs("mkfs.exfat", "mount.exfat-fuse", "fls")
 START = 2 * MIB + 512  # the volume does not begin at the image's first byte
 
 
-@dataclass
+@dataclass(repr=False)  # contents are megabytes
 class Scene:
     """A volume at START of an image; contents: path -> bytes of all files, live: those that were not deleted."""
 

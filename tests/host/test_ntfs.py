@@ -43,7 +43,7 @@ SIZE = 64 * MIB
 START = 3 * MIB + 512  # the volume does not begin at the image's first byte
 
 
-@dataclass
+@dataclass(repr=False)  # contents are megabytes
 class Scene:
     """A volume at START of an image, before (live) and after the deletions. contents: path -> bytes."""
 
@@ -379,23 +379,29 @@ def test_noise_is_no_volume() -> None:
     assert list(HOST.carve(BytesReader(noise), lies, 0, 1 << 61)) == []
 
 
+@dataclass(repr=False)
+class Metadata:
+    """The bare volume's first part, and where its metadata is: (offset, length)."""
+
+    volume: bytes
+    places: list[tuple[int, int]]
+
+
 @pytest.fixture(scope="module")
-def metadata(scene: Scene) -> tuple[bytes, list[tuple[int, int]]]:
-    """The bare volume with all file data dropped, and where its metadata is."""
-    data = scene.volume.read_bytes()
-    places = [(0, 512)] + [(m.start(), 1024) for m in re.finditer(rb"FILE0\0", data) if m.start() % 512 == 0]
-    return data[: 24 * MIB], [p for p in places if p[0] < 24 * MIB]
+def metadata(scene: Scene) -> Metadata:
+    data = scene.volume.read_bytes()[: 24 * MIB]
+    records = [(m.start(), 1024) for m in re.finditer(rb"FILE0\0", data) if m.start() % 512 == 0]
+    return Metadata(data, [(0, 512), *records])
 
 
 @TOOLS
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_hostile_metadata(metadata: tuple[bytes, list[tuple[int, int]]], data: st.DataObject) -> None:
+def test_hostile_metadata(metadata: Metadata, data: st.DataObject) -> None:
     """Whatever boot sector and records say: no exception, sound maps, bounded work."""
-    volume, places = metadata
-    out = bytearray(volume)
+    out = bytearray(metadata.volume)
     for _ in range(data.draw(st.integers(1, 12))):
-        at, length = data.draw(st.sampled_from(places))
+        at, length = data.draw(st.sampled_from(metadata.places))
         # small places first: headers and attribute headers are what leads astray
         where = at + data.draw(st.integers(0, length - 8) | st.integers(0, min(length, 400) - 8))
         value = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))

@@ -22,7 +22,7 @@ USED, FREE, UNKNOWN = 0, 1, 2  # what is expected of a file block
 # Costs in nats, set once on the study's scenes (docs/reassembly.md) and not fitted to the corpus' seeds.
 ZERO_BUT_USED = -4.0
 FULL_BUT_FREE = -0.4  # most likely a hole with somebody else's bytes at its place
-ZERO_AND_FREE = -0.2
+ZERO_AND_FREE = 0.0
 EITHER = -0.5
 HOLE = np.array([-6.0, -0.05, -1.5])  # by class
 HOLE_OPENS = -2.0

@@ -52,6 +52,51 @@ class Places:
                    column("value"), t["module"].to_pylist(), t["identity"].to_pylist())
 
 
+    def owners(self, containers: list[tuple[int, Container]]) -> dict[tuple[str, str], int]:
+        """(module, identity) -> start of the container that it belongs to: it fits there, and lies nearest.
+
+        containers: (image offset of the first byte, container). Nearest to the place where one run would have it.
+        """
+        best: dict[tuple[str, str], tuple[int, int]] = {}
+        for start, container in containers:
+            guest_map = container.guests[0].map if container.guests else None
+            if guest_map is None or len(guest_map) == 0:
+                continue
+            size = container.virtual_size
+            for i in np.flatnonzero((self.guest_offset >= 0) | (self.volume_offset == 0)).tolist():
+                name, g = self.identity[i], int(self.guest_offset[i])
+                if name is None:
+                    continue
+                if g >= 0:
+                    if not size - SIZE_SLACK < int(self.value[i]) <= size:
+                        continue
+                elif self.volume_offset[i] == 0 and int(self.value[i]) <= size:
+                    g = 0  # anywhere on the disk: the start of its partition is not known yet
+                else:
+                    continue
+                f = to_file(guest_map, g)
+                if g == 0 and self.guest_offset[i] < 0:
+                    reach = int(self.image_offset[i]) - start
+                    distance = 0 if 0 <= reach < container.size else min(abs(reach), abs(reach - container.size))
+                    distance += 1  # a place that is stated outranks one that is only possible
+                elif f is None:
+                    continue
+                else:
+                    distance = abs(int(self.image_offset[i]) - start - f)
+                key = (self.module[i], name)
+                if key not in best or distance < best[key][0]:
+                    best[key] = (distance, start)
+        return {key: start for key, (_, start) in best.items()}
+
+    def of_owner(self, owners: dict[tuple[str, str], int], start: int) -> Places:
+        """The rows whose identity belongs to the container at `start`, or to nobody known."""
+        keep = np.array([n is None or owners.get((m, n), start) == start
+                         for m, n in zip(self.module, self.identity, strict=True)], bool)
+        picked = np.flatnonzero(keep).tolist()
+        return Places(self.image_offset[keep], self.guest_offset[keep], self.volume_offset[keep], self.length[keep],
+                      self.value[keep], [self.module[i] for i in picked], [self.identity[i] for i in picked])
+
+
 def refine(image: Reader, container: Container, first: FileMap, places: Places, claims: Claims,
            free: npt.NDArray[np.int64] | None, other_starts: list[int]) -> FileMap | None:
     """A better map than `first` (one run from the container's first byte), or None when nothing speaks against it."""
@@ -94,7 +139,7 @@ def _consistent(disk: VirtualDisk) -> bool:
     return bool(told) and all(told)
 
 
-def _to_file(guest_map: GuestMap, g: int) -> int | None:
+def to_file(guest_map: GuestMap, g: int) -> int | None:
     """The file offset of a guest byte, when the container holds it plain."""
     i = int(np.searchsorted(guest_map.guest_offset, g, side="right")) - 1
     if i < 0 or guest_map.state[i] != DATA or guest_map.encoding[i] != PLAIN:
@@ -118,7 +163,7 @@ def _pins(image: Reader, container: Container, guest_map: GuestMap, disk: Virtua
         return p + f - at
 
     def add(g: int, p: int) -> bool:
-        f = _to_file(guest_map, g)
+        f = to_file(guest_map, g)
         if f is None or claims.holds(p) or (p - start - f) % 512:
             return False
         if (p - f - start) % BLOCK == 0 and f // BLOCK not in pins:
@@ -128,7 +173,7 @@ def _pins(image: Reader, container: Container, guest_map: GuestMap, disk: Virtua
     def nearest(rows: npt.NDArray[np.int64], g: npt.NDArray[np.int64]) -> int | None:
         best: tuple[int, int] | None = None
         for i, at in zip(rows.tolist(), g.tolist(), strict=True):
-            f = _to_file(guest_map, at)
+            f = to_file(guest_map, at)
             p = int(places.image_offset[i])
             if f is None or claims.holds(p) or (p - f - start) % BLOCK:
                 continue

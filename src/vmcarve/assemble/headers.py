@@ -30,27 +30,33 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
 
     The caller claims each one before the next is asked for. places: guest structures that state their place. free: the
     host's free runs int64[n, 2], or None.
+
+    All are opened first, each as one run, so that guest structures go to the container that they fit and lie nearest
+    to; then each one's breaks are placed, in image order.
     """
-    tried: set[tuple[str, int]] = set()
-    starts = sorted({(e.image_offset - e.container_offset, m) for m, e in rows
-                     if e.container_offset is not None and e.image_offset >= e.container_offset})
-    hints: dict[tuple[str, int], list[int]] = {}
+    hints: dict[tuple[int, str], set[int]] = {}
     for m, e in rows:
-        if e.container_offset is not None:
-            hints.setdefault((m, e.image_offset - e.container_offset), []).append(e.container_offset + e.length)
-    firsts = sorted({start for start, _ in starts})
-    for start, module in starts:
-        if (module, start) in tried or claims.holds(start):
+        if e.container_offset is not None and e.image_offset >= e.container_offset:
+            hints.setdefault((e.image_offset - e.container_offset, m), set()).add(e.container_offset + e.length)
+    opened: list[tuple[int, Format, Led]] = []
+    for start, module in sorted(hints):
+        if not claims.holds(start):
+            led = _open_at(image, formats()[module], start, sorted(hints[start, module], reverse=True), claims, free)
+            if led is not None:
+                opened.append((start, formats()[module], led))
+    owners = places.owners([(start, led.container) for start, _, led in opened])
+    starts = sorted({start for start, _, _ in opened})
+    for start, fmt, led in opened:
+        if claims.holds(start):
             continue
-        tried.add((module, start))
-        led = _open_at(image, module, start, sorted(set(hints[module, start]), reverse=True), places, claims, free, firsts)
-        if led is not None:
-            yield led
+        led.map = _run_from(image, start, led.container.size, claims, free)  # what was claimed since is not ours
+        own = places.of_owner(owners, start)
+        better = refine(image, led.container, led.map, own, claims, free, starts)
+        yield led if better is None else _reopened(image, fmt, led, better)
 
 
-def _open_at(image: Reader, module: str, start: int, hints: list[int], places: Places, claims: Claims,
-             free: npt.NDArray[np.int64] | None, firsts: list[int]) -> Led | None:
-    fmt = formats()[module]
+def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,
+             free: npt.NDArray[np.int64] | None) -> Led | None:
     # an image may end before the container does; a sparse host file may be longer than the image
     room = 4 * image.size + (64 << 20)
     for size in [room, *hints]:
@@ -59,12 +65,10 @@ def _open_at(image: Reader, module: str, start: int, hints: list[int], places: P
             container = fmt.open(FileView(image, file_map))
         except Damaged:
             continue
-        if container.size <= 0:
-            continue
+        if container.size <= 0 or (container.guests and container.virtual_size == 0):
+            continue  # a file just created, or an old copy of such a header: there is no disk in it
         clip(container, room)
-        led = Led(container, file_map.resized(container.size))
-        better = refine(image, container, led.map, places, claims, free, firsts)
-        return led if better is None else _reopened(image, fmt, led, better)
+        return Led(container, file_map.resized(container.size))
     return None
 
 

@@ -9,7 +9,7 @@ of these, so that slack behind a text file is not taken for text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -364,6 +364,25 @@ def _difference(old: bytes, new: bytes, file_offset: int) -> list[Patch]:
     return [
         Patch(file_offset + int(p[0]), new[int(p[0]) : int(p[-1]) + 1], "reference") for p in parts
     ]
+
+
+def relinked(data: bytes, names: Mapping[str, str]) -> bytes:
+    """The whole text with its extents led to other files: `names` by plain old name, the rest stays plain."""
+    new = bytearray(data)
+    for patch in safe_patches(data, parse(data), 0):
+        new[patch.file_offset : patch.file_offset + len(patch.data)] = patch.data
+    found = parse(bytes(new))
+    if found is None:
+        return bytes(new)
+    del new[found.length :]
+    for extent in reversed(found.extents):
+        name = base_name(names.get(extent.name, extent.name), extent.type)
+        raw = bytes(new[extent.line.at : extent.line.end])
+        first = raw.find(b'"') + 1
+        if first and name != extent.name:
+            changed = raw[:first] + name.encode("utf-8", "replace") + raw[raw.find(b'"', first) :]
+            new[extent.line.at : extent.line.end] = changed.rstrip()
+    return bytes(new)
 
 
 def plain_text(capacity: int, create_type: str) -> bytes:

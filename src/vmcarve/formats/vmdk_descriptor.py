@@ -7,6 +7,8 @@ Sources: VMware "Virtual Disk Format 1.1", QEMU block/vmdk.c. Seen: qemu-img 7.2
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..errors import Damaged
 from ..model import SECTOR, Check, Container, Evidence, Format, GuestDisk, Reader, Region, Signature
 from . import _vmdk_text as text
@@ -42,6 +44,7 @@ def open_descriptor(reader: Reader) -> Container:
                   found.system, size_exact=found.terminated, uuid=found.uuid, identities=found.identities,
                   parent=found.parent, names=[m.name for m in members if m.name], members=members,
                   detail=found.detail)  # fmt: skip
+    c.relink = partial(text.relinked, data[:size])
     c.regions = [Region(0, size, "vmdk.descriptor")]
     c.patches = text.safe_patches(data[:size], found, 0)
     c.checks = [

@@ -97,7 +97,7 @@ class Deleted:
     # --- where old nodes may lie -----------------------------------------------------------------------------------
     def _with_old_chunks(self, chunks: Chunks) -> tuple[Chunks, list[Chunk]]:
         """The chunk map with chunks that are gone, as old leaves of the chunk tree tell; and what to look through."""
-        system = [c for c in chunks.all if c.kind & SYSTEM]
+        system = [c for c in chunks.all if c.kind & SYSTEM and c.copies]
         old: dict[int, tuple[int, Chunk]] = {}
         for nodes, _ in self._nodes(system):
             for data in nodes:

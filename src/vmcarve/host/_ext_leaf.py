@@ -30,7 +30,8 @@ from ._ext_inode import (
 )
 
 KIND = "ext4.extent-leaf"
-SIGNATURE = Signature(b"\x0a\xf3", KIND, align=1024, dense=True, size=4096)
+# blocks are multiples of 1 KiB from the volume's start, which itself may be any sector (63 on old disks)
+SIGNATURE = Signature(b"\x0a\xf3", KIND, align=512, dense=True, size=4096)
 BLOCK_SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BY_LIMIT = {entry_limit(bs): bs for bs in BLOCK_SIZES}
 OUR_MAX_EXTENT_BLOCKS = 1 << 20  # described at once: 40 MiB
@@ -42,7 +43,7 @@ def confirm_batch(blocks: U8, image_offset: I64, signature: Signature) -> Eviden
     keep = np.zeros(len(blocks), np.bool_)
     limit = np.ascontiguousarray(blocks[:, 4:6]).view("<u2")[:, 0]
     for most, bs in BY_LIMIT.items():
-        mine = np.flatnonzero((limit == most) & (image_offset % min(bs, 4096) % 512 == 0))
+        mine = np.flatnonzero(limit == most)
         if len(mine):
             keep[mine] = plausible_extent_blocks(blocks[mine, : min(bs, blocks.shape[1])], bs)
     if not keep.any():

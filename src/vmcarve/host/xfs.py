@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..model import HostFile, HostKind, HostVolume, Reader
+from . import _xfs_carve as carve
 from . import _xfs_dir as dirs
 from . import _xfs_inode as inodes
 from . import _xfs_remains as remains
@@ -327,5 +328,7 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return XfsVolume(reader, sb) if sb is not None else None
 
 
-HOST = HostKind(name="xfs", open=open_volume)
+HOST = HostKind(
+    name="xfs", open=open_volume, carve=carve.carve, signatures=(carve.SIGNATURE,), confirm_batch=carve.confirm_batch
+)
 __all__ = ["HOST", "XfsVolume", "open_volume"]
