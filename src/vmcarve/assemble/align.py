@@ -20,7 +20,7 @@ BLOCK = 4096
 USED, FREE, UNKNOWN = 0, 1, 2  # what is expected of a file block
 
 # Costs in nats, set once on the study's scenes (docs/reassembly.md) and not fitted to the corpus' seeds.
-ZERO_BUT_USED = -4.0
+ZERO_BUT_USED = -1.0  # logs and preallocated files are used and zero: weak, one by one
 FULL_BUT_FREE = -0.4  # most likely a hole with somebody else's bytes at its place
 ZERO_AND_FREE = 0.0
 EITHER = -0.5
@@ -35,6 +35,7 @@ INSERT = -8.0
 PIN = 60.0
 MAX_CELLS = 300_000_000  # ours: states x blocks of one programme; one byte each
 MAX_BLOCKS = 400_000  # ours: file blocks of one programme; a Python step each
+MAX_METADATA = 64  # ours: blocks of host metadata between two pins of one run
 MAX_RANGE = 20_000  # ours: blocks of holes that one gap between pins may hold
 
 
@@ -47,16 +48,15 @@ class Pin:
 
 
 def deltas_of(pins: list[Pin]) -> npt.NDArray[np.int64]:
-    """The states: the pins' deltas, all deltas between two neighbours that holes could explain, a few for metadata."""
+    """The states: the pins' deltas, and all between two neighbours that holes or host metadata could explain."""
     ordered = sorted(pins, key=lambda p: p.file_block)
-    out: set[int] = set()
-    for p in ordered:
-        d = p.image_block - p.file_block
-        out.update(range(d - 2, d + 3))
+    out = {p.image_block - p.file_block for p in ordered}
     for a, b in zip(ordered, ordered[1:], strict=False):
         da, db = a.image_block - a.file_block, b.image_block - b.file_block
         if da > db and da - db <= min(MAX_RANGE, b.file_block - a.file_block):
             out.update(range(db, da + 1))
+        elif 0 < db - da <= MAX_METADATA:
+            out.update(range(da, db + 1))
     return np.array(sorted(out), np.int64)
 
 

@@ -263,8 +263,12 @@ def _expected(container: Container, guest_map: GuestMap, disk: VirtualDisk, volu
             volume = kind.open(disk, offset, min(length, disk.size - offset))
             if volume is None:
                 continue
+            free = volume.free()
+            if len(free) == 0 or int(free[0, 0]) <= offset:  # its own first block free: a bitmap read from elsewhere
+                used.append((offset, length, UNKNOWN))
+                break
             at = offset
-            for start, size in volume.free().tolist():
+            for start, size in free.tolist():
                 used += [(at, start - at, USED), (start, size, FREE)]
                 at = start + size
             used.append((at, offset + volume.size - at, USED))

@@ -37,7 +37,8 @@ def inode_dtype(size: int) -> np.dtype:
     """One slot of `size` bytes of an inode table; times are Unix seconds, sizes bytes."""
     fields = [
         ("mode", "<u2", 0x0), ("size_low", "<u4", 0x4), ("atime", "<i4", 0x8), ("ctime", "<i4", 0xC),
-        ("mtime", "<i4", 0x10), ("dtime", "<u4", 0x14), ("links", "<u2", 0x1A), ("flags", "<u4", 0x20),
+        ("mtime", "<i4", 0x10), ("dtime", "<u4", 0x14), ("links", "<u2", 0x1A), ("sectors_low", "<u4", 0x1C),
+        ("flags", "<u4", 0x20), ("sectors_high", "<u2", 0x74),
         ("block", "V60", 0x28), ("generation", "<u4", 0x64), ("acl", "<u4", 0x68), ("size_high", "<u4", 0x6C),
     ]  # fmt: skip
     if size >= 160:
@@ -48,7 +49,10 @@ def inode_dtype(size: int) -> np.dtype:
 
 @dataclass(slots=True)
 class Slot:
-    """One inode slot, copied out of its table. size: bytes; root: the 60 bytes of i_block."""
+    """One inode slot, copied out of its table. size: bytes; root: the 60 bytes of i_block.
+
+    sectors: 512-byte units (or blocks, with FLAG_HUGE) of content, tree and attribute block together.
+    """
 
     ino: int
     mode: int
@@ -58,6 +62,8 @@ class Slot:
     links: int
     dtime: int
     root: bytes
+    sectors: int = 0
+    acl: int = 0
     times: dict[str, float] = field(default_factory=dict[str, float])
     raw: bytes = b""  # the whole slot, kept for inline data only
 
@@ -91,7 +97,8 @@ def slot_of(record: np.void, ino: int) -> Slot:
     high = int(record["size_high"]) if mode & S_IFMT == S_IFREG else 0
     return Slot(
         ino, mode, int(record["size_low"]) | high << 32, flags, int(record["generation"]), links, dtime,
-        bytes(record["block"]), times, record.tobytes() if flags & FLAG_INLINE else b"",
+        bytes(record["block"]), int(record["sectors_low"]) | int(record["sectors_high"]) << 32, int(record["acl"]),
+        times, record.tobytes() if flags & FLAG_INLINE else b"",
     )  # fmt: skip
 
 
@@ -249,6 +256,12 @@ def read_indirect(root: bytes, fetch: Fetch, block_size: int, volume_blocks: int
     rows = np.concatenate(parts)
     good = bounded(rows, volume_blocks)
     return Tree(good, list(blocks), complete and len(good) == len(rows))
+
+
+def accounts_for(slot: Slot, tree: Tree, block_size: int) -> bool:
+    """Whether the blocks of a tree are as many as the inode counts: else some were taken away already, or added."""
+    unit = block_size if slot.flags & FLAG_HUGE else 512
+    return int(tree.rows[:, 2].sum()) + len(tree.blocks) + (slot.acl > 0) == slot.sectors * unit // block_size
 
 
 # --- inline data ---------------------------------------------------------------------------------------------------

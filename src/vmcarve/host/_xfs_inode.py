@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..model import RUN_DATA, RUN_UNWRITTEN
-from ._blocks import I64, no_overlap
+from ._blocks import I64, fill_in, no_overlap
 from ._xfs_super import Super
 
 S_IFMT, S_IFREG, S_IFDIR = 0xF000, 0x8000, 0x4000
@@ -133,12 +133,15 @@ def remnant_rows(fork: bytes, sb: Super) -> I64:
     ok[1:] &= rows[1:, 0] >= rows[:-1, 0] + rows[:-1, 2]
     bad = np.flatnonzero(~ok)
     rows = rows[: bad[0]] if len(bad) else rows
-    # no block is twice in one file: from the first repetition on it is somebody else's record
-    for i in range(1, len(rows)):
-        before = rows[:i]
-        if ((rows[i, 1] < before[:, 1] + before[:, 2]) & (before[:, 1] < rows[i, 1] + rows[i, 2])).any():
-            return rows[:i]
-    return rows
+    return rows[: _first_repetition(rows)]
+
+
+def _first_repetition(rows: I64) -> int:
+    """Index of the first row whose blocks an earlier row has: no block is twice in one file. Rows come from one block."""
+    order = np.argsort(rows[:, 1], kind="stable")
+    start, end = rows[order, 1], rows[order, 1] + rows[order, 2]
+    clash = np.flatnonzero(start[1:] < end[:-1])
+    return int(np.maximum(order[clash], order[clash + 1]).min()) if len(clash) else len(rows)
 
 
 # --- extent btrees -------------------------------------------------------------------------------------------------
@@ -155,6 +158,7 @@ class BmbtBlock:
     rows: I64
     children: list[int]  # linear blocks; -1 where the pointer leaves the volume
     whole: bool  # every record is valid
+    slack: I64  # records behind those in use: what a leaf held before it was cut
 
 
 def parse_bmbt(data: bytes, sb: Super, block: int) -> BmbtBlock | None:
@@ -173,10 +177,11 @@ def parse_bmbt(data: bytes, sb: Super, block: int) -> BmbtBlock | None:
         return None
     if level == 0:
         rows, whole = good_rows(data[head:], count, sb)
-        return BmbtBlock(block, level, left, right, owner, lsn, rows, [], whole)
+        slack = remnant_rows(data[head + 16 * count : head + 16 * most], sb)
+        return BmbtBlock(block, level, left, right, owner, lsn, rows, [], whole, slack)
     pointers = np.frombuffer(data, ">u8", count, head + 8 * most).tolist()
     children = [-1 if (child := sb.block_of(p)) is None else child for p in pointers]
-    return BmbtBlock(block, level, left, right, owner, lsn, NO_EXTENTS, children, -1 not in children)
+    return BmbtBlock(block, level, left, right, owner, lsn, NO_EXTENTS, children, -1 not in children, NO_EXTENTS)
 
 
 def root_children(fork: bytes, sb: Super) -> tuple[int, list[int]]:
@@ -207,9 +212,9 @@ def _children(data: bytes, at: int, count: int, sb: Super) -> list[int]:
 
 def walk_bmbt(
     level: int, children: list[int], fetch: Callable[[int], BmbtBlock | None]
-) -> tuple[I64, list[int], bool]:
-    """(rows, btree blocks, complete) of the tree below a root; every block once."""
-    parts: list[I64] = [NO_EXTENTS]
+) -> tuple[list[BmbtBlock], bool]:
+    """(leaves, complete) of the tree below a root; every block once."""
+    leaves: list[BmbtBlock] = []
     seen: dict[int, None] = {}
     whole = level > 0
     todo = [(child, level - 1) for child in children]
@@ -222,9 +227,22 @@ def walk_bmbt(
         seen[block] = None
         whole &= found.whole
         if depth == 0:
-            parts.append(found.rows)
+            leaves.append(found)
         elif len(todo) < OUR_MAX_BMBT_BLOCKS:
             todo += [(child, depth - 1) for child in found.children]
-    rows = np.concatenate(parts)
+    return leaves, whole
+
+
+def rows_of(leaves: list[BmbtBlock]) -> tuple[I64, bool]:
+    """Extent rows of leaves in any order, and whether none contradicts another."""
+    rows = np.concatenate([NO_EXTENTS, *(leaf.rows for leaf in leaves)])
     good = no_overlap(rows)
-    return good, list(seen), whole and len(good) == len(rows)
+    return good, len(good) == len(rows)
+
+
+def with_slack(rows: I64, leaves: list[BmbtBlock]) -> I64:
+    """`rows` with what the leaves still show of records that were cut off."""
+    for leaf in leaves:
+        if len(leaf.slack):
+            rows = fill_in(rows, leaf.slack)
+    return rows

@@ -359,7 +359,7 @@ class ExtVolume:
             tree = self._old_tree(file.slot)
             maps.append(("ext4.inode", tree.rows, tree.complete))
         if file.copy is not None:
-            tree = self._old_tree(file.copy)
+            tree = self._tree_of_copy(file.copy, file.seq)
             maps.append(("ext4.journal", tree.rows, tree.complete))
         if blocks is not None:
             found = leaf.assemble(self._reader, blocks, self.offset, self.sb.blocks)
@@ -377,8 +377,26 @@ class ExtVolume:
         size = told.size if told is not None else -1
         yield from candidates(identity, maps, self.block_size, self.offset, name, size, times)
 
-    def _old_tree(self, slot: Slot) -> Tree:
-        """The map of a slot that is no longer in use: its blocks in place while they are still its own, else copies."""
+    def _tree_of_copy(self, slot: Slot, seq: int) -> Tree:
+        """The map of a journal copy of an inode, judged by the number of blocks that the inode counts.
+
+        A long file is taken apart over several transactions, from its end: its last blocks in place may be those of a
+        file already cut. Then copies from the inode's own time are better.
+        """
+        tree = self._old_tree(slot)
+        if self.sb.cluster_blocks > 1 or inodes.accounts_for(slot, tree, self.block_size):
+            return tree
+        older = self._old_tree(slot, seq)
+        if older.complete and inodes.accounts_for(slot, older, self.block_size):
+            return older
+        best = max(tree, older, key=lambda t: int(t.rows[:, 2].sum()))
+        return Tree(best.rows, best.blocks, False)
+
+    def _old_tree(self, slot: Slot, seq: int | None = None) -> Tree:
+        """The map of a slot that is no longer in use: its blocks in place while they are still its own, else copies.
+
+        With `seq`: the newest copies up to that sequence first, and the blocks in place for want of them.
+        """
         bs, log = self.block_size, self._log
         most = inodes.entry_limit(bs)
         key = int(self.sb.owner_state(np.array([slot.ino], np.uint32), np.array([slot.generation], np.uint32))[0])
@@ -394,13 +412,17 @@ class ExtVolume:
                 return False
             return not self.sb.checksums or int(leaf.describe(rows, np.zeros(1, np.int64), bs).key[0]) == key
 
+        def versions(block: int) -> Iterator[bytes | None]:
+            if seq is None:
+                yield self._there(block)
+            copies = [i for i in reversed(log.of(block)) if seq is None or int(log.seq[i]) <= seq]
+            yield from (log.read(self._reader, i, bs) for i in copies)
+            if seq is not None:
+                yield self._there(block)
+
         def fetch(block: int, depth: int) -> bytes | None:
-            data = self._there(block)
-            if data is not None and len(data) == bs and own(data, depth):
-                return data
-            for i in reversed(log.of(block)):
-                data = log.read(self._reader, i, bs)
-                if len(data) == bs and own(data, depth):
+            for data in versions(block):
+                if data is not None and len(data) == bs and own(data, depth):
                     return data
             return None
 

@@ -23,6 +23,7 @@ from ._xfs_log import Log
 OUR_MAX_DELETED = 1 << 20  # deleted inodes with remnants that we hold
 OUR_MAX_DIRECTORY_BLOCKS = 1 << 20  # of one volume
 CHUNK_INODES = 64
+RANK = ("xfs.log", "xfs.log-slack", "xfs.bmbt", "xfs.bmbt-slack", "xfs.inode")  # of complete maps, best first
 
 
 @dataclass(slots=True)
@@ -146,8 +147,9 @@ class XfsVolume:
                 found = self._bmbt(block)
                 return found if found is not None and found.owner in (-1, inode.ino) else None
 
-            rows, _, whole = inodes.walk_bmbt(level, children, fetch)
-            return rows, whole and len(rows) == inode.extents
+            leaves, whole = inodes.walk_bmbt(level, children, fetch)
+            rows, agree = inodes.rows_of(leaves)
+            return rows, whole and agree and len(rows) == inode.extents
         return inodes.NO_EXTENTS, inode.format == inodes.FORMAT_LOCAL
 
     # --- files -----------------------------------------------------------------------------------------------------
@@ -258,23 +260,24 @@ class XfsVolume:
         if old is not None and old.format == inodes.FORMAT_BTREE:
             level, children = inodes.log_root_children(self._view.roots.get(key, b""), self.sb)
 
-            def fetch(block: int) -> BmbtBlock | None:
-                for found in (self._bmbt(block), logged.get(block)):
-                    if found is not None and found.owner in (-1, key[0]):
-                        return found
-                return None
-
-            rows, _, whole = inodes.walk_bmbt(level, children, fetch)
-            maps.append(("xfs.log", rows, whole and len(rows) == old.extents))
-        found = [b for n in leaves if (b := self._bmbt(n) or logged.get(n)) is not None and b.owner == key[0]]
-        maps += [("xfs.bmbt", rows, whole) for rows, whole in remains.leaf_maps(found, self.sb)]
+            tree, whole = inodes.walk_bmbt(level, children, lambda block: self._version(block, key[0], logged))
+            rows, agree = inodes.rows_of(tree)
+            maps.append(("xfs.log", rows, whole and agree and len(rows) == old.extents))
+            # a long file is taken apart from its end: the last leaf may have been cut before it was freed
+            rows = inodes.with_slack(rows, tree)
+            maps.append(("xfs.log-slack", rows, whole and agree and len(rows) == old.extents))
+        found = [b for n in leaves if (b := self._version(n, key[0], logged)) is not None]
+        for rows, whole in remains.leaf_maps(found, self.sb):
+            more = inodes.with_slack(rows, found)
+            maps.append(("xfs.bmbt", rows, whole and (old is None or len(rows) == old.extents)))
+            maps.append(("xfs.bmbt-slack", more, whole and old is not None and len(more) == old.extents))
         slot = file.slot
         if slot is not None and slot.extents:  # unlinked, but not emptied yet
             maps.append(("xfs.inode", *self._map(slot)))
         elif slot is not None:
             maps.append(("xfs.inode", inodes.remnant_rows(slot.fork, self.sb), True))
-        # the log's whole map is the newest; a list in the inode may be older than a btree
-        maps.sort(key=lambda m: (not m[2], ("xfs.log", "xfs.bmbt", "xfs.inode").index(m[0])))
+        # the log's whole map is the newest, a btree is newer than a list in its inode; then whichever maps most
+        maps.sort(key=lambda m: (not m[2], RANK.index(m[0]) if m[2] else 0, -int(m[1][:, 2].sum())))
         times = dict(old.times) if old is not None else {}
         if slot is not None and slot.mode == 0:
             times.update({"created": slot.times["created"]} if "created" in slot.times else {})
@@ -282,6 +285,11 @@ class XfsVolume:
         identity = f"inode {key[0]} generation {key[1]:08x}" if key[1] >= 0 else f"inode {key[0]}, a former file"
         size = old.size if old is not None else -1
         yield from candidates(identity, maps, self.block_size, self.offset, name, size, times)
+
+    def _version(self, block: int, owner: int, logged: dict[int, BmbtBlock]) -> BmbtBlock | None:
+        """A btree block of a deleted file: of the one in place and the one in the log that which shows more."""
+        found = [b for b in (self._bmbt(block), logged.get(block)) if b is not None and b.owner in (-1, owner)]
+        return max(found, key=lambda b: (len(b.rows) + len(b.slack), b.lsn), default=None)
 
     def _names(
         self, gone: dict[tuple[int, int], Deleted], paths: Paths, removed: list[tuple[int, int, str]],
