@@ -1,4 +1,4 @@
-"""The case folder: one image set, what was found in it, and the recovered files. Readers need nothing but this module."""
+"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .disk import VirtualDisk
 from .errors import UsageError, VmcarveError
 from .filemap import FileMap, FileView
 from .model import DATA, ENCODING_NAMES, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO, GuestMap
 from .source import ImageSource, open_image
-from .tables import read
+from .tables import pc, read
 
 
 def make_folder(path: Path, resume: bool = False) -> Path:

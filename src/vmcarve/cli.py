@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("list", "disks found, one line each", _list)
     listing.add_argument("case", metavar="CASE")
     listing.add_argument("--json", action="store_true", help="the rows of disks.arrow as JSON")
-    listing.add_argument("--arrow", action="store_true", help="the rows of disks.arrow as an Arrow IPC stream on stdout")
+    listing.add_argument("--arrow", action="store_true", help="the same rows as an Arrow IPC stream")
     show = command("show", "one disk: its map, grades, checks, and what is missing and why", _show)
     show.add_argument("case", metavar="CASE")
     show.add_argument("disk", metavar="DISK", help="disk_id, or the beginning of one")
@@ -194,7 +194,8 @@ def _export(args: argparse.Namespace) -> int:
         raise UsageError("exists already", source=str(target))
     rows = rows_of(case.extents(row["disk_id"], "guest"))
     output = write_raw(open_disk(case, row["disk_id"]), target, rows)
-    print(f"{output.path}: {output.size} bytes, {needed(rows)} of them with content, sha256 {output.sha256 or 'not computed'}")
+    print(f"{output.path}: {output.size} bytes, {needed(rows)} of them with content, "
+          f"sha256 {output.sha256 or 'not computed'}")
     return 0
 
 

@@ -39,7 +39,7 @@ SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 def run_demo(out: str) -> int:
-    """Makes the image in `out`, recovers it into `out`/case, and opens one disk with qemu-img. Returns an exit status."""
+    """Makes the image in `out`, recovers it, and opens one disk with qemu-img. Returns an exit status."""
     missing = {package for tool, package in TOOLS.items() if shutil.which(tool, path=SEARCH) is None}
     if missing:
         raise VmcarveError(f"the demo needs the packages {', '.join(sorted(missing))} (apt-get install them)")

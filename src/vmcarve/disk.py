@@ -17,8 +17,8 @@ class VirtualDisk:
     """A Reader in guest offsets: `container` is read in file offsets through `guest_map`; `parent` answers for
     unallocated ranges (zeros without one).
 
-    externals: for EXTERNAL runs, (guest_offset, length, Reader) per member file, guest_offset rising. Lost and undecodable ranges read as zeros and count as missing. It closes nothing that it
-    was given.
+    externals: for EXTERNAL runs, (guest_offset, length, Reader) per member file, guest_offset rising. Lost and
+    undecodable ranges read as zeros and count as missing. It closes nothing that it was given.
     """
 
     def __init__(self, container: Reader, guest_map: GuestMap, parent: Reader | None = None,

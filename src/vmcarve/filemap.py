@@ -65,10 +65,10 @@ class FileMap:
 
     @classmethod
     def from_host_file(cls, file: HostFile, size: int) -> FileMap:
-        """The runs of a host file, cut or extended with zeros to `size`; what an incomplete map does not tell is missing."""
+        """The runs of a host file up to `size`: gaps are holes, or missing where the map is incomplete."""
         rows: list[tuple[int, int, int, str, str]] = []
         rule = f"host.{file.origin}"
-        gap = (ZERO, "host.hole") if file.complete else (MISSING, f"{rule}.lost")
+        gap, why = (ZERO, "host.hole") if file.complete else (MISSING, f"{rule}.lost")
         at = 0
         for f, p, n, kind in file.runs.tolist():
             if f >= size:
@@ -78,7 +78,7 @@ class FileMap:
                 if n <= 0:
                     continue
             if f > at:
-                rows.append((at, f - at, -1, *gap))
+                rows.append((at, f - at, -1, gap, why))
             n = min(n, size - f)
             if kind == RUN_DATA and p >= 0:
                 rows.append((f, n, p, SUPPORTED, rule))
@@ -90,7 +90,7 @@ class FileMap:
                 rows.append((f, n, -1, MISSING, f"{rule}.lost"))
             at = f + n
         if at < size:
-            rows.append((at, size - at, -1, *gap))
+            rows.append((at, size - at, -1, gap, why))
         return cls.build(rows)
 
     @classmethod

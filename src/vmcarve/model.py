@@ -188,7 +188,7 @@ class Container:
     size: length of the container file in bytes as its own structures tell (at least the end of the last thing they
     name); size_exact: False when a tail may follow that nothing names. identities: names by which children call this
     layer. cluster: the allocation unit in bytes (grain, block, cluster), 0 for flat. rebuild: False for archives whose
-    disks are written as raw instead of the archive itself. relink(old name -> new name) gives a text container anew with
+    disks are written as raw instead of the archive itself. relink(old name -> new name) gives a text container anew,
     its references led to files of the same case.
     """
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .assemble import Assembled, assemble_image
 from .assemble.chains import link
@@ -26,7 +25,7 @@ from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
 from .sweeper import sweep_image
-from .tables import DISKS, EVIDENCE, EXTENTS, FILES, read, write, writer
+from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
 
 Report = Callable[[str, int, int], None]
@@ -277,7 +276,7 @@ def _relink(disks: list[Verified]) -> None:
 # --- rows ----------------------------------------------------------------------------------------------------------
 def _disk_row(d: Verified, disks: list[Verified], written: dict[str, tuple[str, str | None]]) -> dict[str, object]:
     c, item = d.item.container, d.item
-    sums = dict.fromkeys(GRADES, 0)
+    sums: dict[str, int] = dict.fromkeys(GRADES, 0)
     for _, n, *_, grade, _ in d.rows:
         sums[grade] += n
     path, sha256 = written.get(d.disk_id, (None, None))

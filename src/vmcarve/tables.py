@@ -9,10 +9,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from .errors import VmcarveError
+
+# pyarrow makes these functions at import time, so its type stubs do not know them
+pc: Any = pyarrow.compute
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "", null: str = "") -> pa.Field:
@@ -34,7 +39,8 @@ EVIDENCE = pa.schema(
         _field("module", pa.string(), "the module of formats/, guest/ or host/ that confirmed it"),
         _field("container_offset", pa.int64(), "its place in its container file, where it proves one", "bytes",
                "it proves none"),
-        _field("guest_offset", pa.int64(), "its place on the guest disk, where it proves one", "bytes", "it proves none"),
+        _field("guest_offset", pa.int64(), "its place on the guest disk, where it proves one", "bytes",
+               "it proves none"),
         _field("volume_offset", pa.int64(), "its place in its volume (partition), where it proves one", "bytes",
                "it proves none"),
         _field("identity", pa.string(), "UUID or name that ties it to others", null="it carries none"),
@@ -61,7 +67,7 @@ DISKS = pa.schema(
         _field("bytes_supported", pa.int64(), "container bytes of grade supported", "bytes"),
         _field("bytes_guessed", pa.int64(), "container bytes of grade guessed", "bytes"),
         _field("bytes_missing", pa.int64(), "container bytes of grade missing", "bytes"),
-        _field("bytes_zero", pa.int64(), "container bytes that the host file system or the format says are zero", "bytes"),
+        _field("bytes_zero", pa.int64(), "container bytes that the host or the format says are zero", "bytes"),
         _field("exact", pa.bool_(), "every byte of the container is accounted for, none guessed or missing"),
         _field("deleted", pa.bool_(), "deleted on the host (false: live)", null="no host file system tells"),
         _field("names", pa.list_(pa.string()), "names that the host, the container or its companions give it"),
@@ -88,7 +94,7 @@ EXTENTS = pa.schema(
         _field("length", pa.int64(), "bytes of the range in that space", "bytes"),
         _field("source", pa.int32(), "index of the image in case.json"),
         _field("image_offset", pa.int64(), "where the bytes lie in the image", "bytes",
-               "grade is zero, missing or parent, or the bytes are our own (rule `rebuilt`, `reference`, `log-replay`)"),
+               "grade is zero, missing or parent, or the bytes are ours (rule rebuilt, reference, log-replay)"),
         _field("container_offset", pa.int64(), "where the (stored) bytes lie in the disk's own container file", "bytes",
                "not in the disk's own container: zero, missing, parent, or in another file of the disk"),
         _field("encoding", pa.dictionary(pa.int32(), pa.string()),
@@ -160,7 +166,8 @@ def describe() -> str:
         for f in schema:
             meta = {k.decode(): v.decode() for k, v in f.metadata.items()}
             kind = str(f.type).replace("dictionary<values=string, indices=int32, ordered=0>", "string (dictionary)")
-            lines.append(f"| {f.name} | {kind} | {meta.get('unit', '')} | {meta['meaning']} | {meta.get('null', 'never')} |")
+            cells = (f.name, kind, meta.get("unit", ""), meta["meaning"], meta.get("null", "never"))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

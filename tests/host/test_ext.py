@@ -24,6 +24,7 @@ from tests.host.loopfs import (
     needs_loop,
     write_at_random,
 )
+from vmcarve.checksums import crc32c
 from vmcarve.host.ext import HOST, ExtVolume
 from vmcarve.model import Evidence, HostFile, Reader
 from vmcarve.source import BytesReader, ImageSource
@@ -438,6 +439,41 @@ def test_noise_is_no_volume(noise: bytes, limit: int) -> None:
     data[1080:1082] = b"\x53\xef"
     volume = HOST.open(BytesReader(bytes(data)), 0, limit)
     assert volume is None or assert_contract(volume, BytesReader(bytes(data))) is not None
+
+
+@needs_loop
+def test_a_leaf_that_was_cut_before_it_was_freed(tmp_path: Path) -> None:
+    """Where the deletion cut a leaf in place, the inode's count of blocks tells, and the journal has the whole leaf."""
+    disk = make(tmp_path, 64 * MIB, *KINDS["ext4-4k"])
+    with disk.mounted() as point:
+        write_at_random(point, "thin.img", 30000, 4096, 600)
+        disk.record()
+    with disk.mounted() as point:
+        (point / "thin.img").unlink()
+    with ImageSource(disk.image) as reader:
+        volume = opened(reader)
+        free = volume.free()
+        found = [e.image_offset for e in swept(reader)]
+        found = [at for at in found if ((free[:, 0] <= at) & (at < free.sum(axis=1))).any()]
+        leaves = [bytearray(reader.read(at, 4096)) for at in found]
+        at, block = max(zip(found, leaves, strict=True), key=lambda f: f[1][12:16][::-1])
+        deleted = best(list(volume.files()), "thin.img")
+    count = int.from_bytes(block[2:4], "little") - 50
+    block[2:4] = count.to_bytes(2, "little")
+    block[12 + 12 * count : 4092] = bytes(4080 - 12 * count)
+    inode, generation = int(deleted.identity.split()[1]), int(deleted.identity.split()[-1], 16)
+    seed = crc32c(volume.sb.uuid) ^ 0xFFFFFFFF
+    body = inode.to_bytes(4, "little") + generation.to_bytes(4, "little") + bytes(block[:4092])
+    block[4092:] = (crc32c(body, seed ^ 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "little")
+    with disk.image.open("r+b") as f:
+        f.seek(at)
+        f.write(block)
+    with ImageSource(disk.image) as reader:
+        assert_exact(reader, best(list(opened(reader).files()), "thin.img"), disk.truth["thin.img"])
+    wipe_journal(disk)
+    with ImageSource(disk.image) as reader:
+        first = next(f for f in opened(reader).files() if f.deleted)
+        assert int(first.runs[:, 2].sum()) == (600 - 50) * 4096 and first.origin == "ext4.extent-leaf"
 
 
 @needs_loop

@@ -24,6 +24,7 @@ from tests.host.loopfs import (
     up_to_end,
     write_at_random,
 )
+from vmcarve.checksums import crc32c_zeroed
 from vmcarve.host.xfs import HOST, XfsVolume
 from vmcarve.model import Evidence, Reader
 from vmcarve.source import BytesReader, ImageSource
@@ -250,6 +251,34 @@ def test_a_copy_stands_in_for_the_primary(tmp_path: Path) -> None:
         files = assert_contract(opened(reader), reader)
         for name in ("a.img", "b.img"):
             assert_exact(reader, best(files, name, deleted=False), disk.truth[name])
+
+
+@needs_loop
+def test_a_leaf_that_was_cut_before_it_was_freed(tmp_path: Path) -> None:
+    """A leaf that lost its last records to the deletion still shows them; the log's count says that they belong."""
+    disk = make(tmp_path, 320 * MIB, *KINDS["v5"])
+    with disk.mounted() as point:
+        write_at_random(point, "thin.img", 30000, 4096, 600)
+        disk.record()
+    with disk.mounted() as point:
+        (point / "thin.img").unlink()
+    with ImageSource(disk.image) as reader:
+        ends = [e.image_offset for e in swept(reader) if reader.read(e.image_offset + 16, 8) == b"\xff" * 8]
+        assert len(ends) == 1
+        block = bytearray(reader.read(ends[0], 4096))
+    block[6:8] = (int.from_bytes(block[6:8], "big") - 50).to_bytes(2, "big")
+    block[64:68] = crc32c_zeroed(bytes(block), 64).to_bytes(4, "little")
+    with disk.image.open("r+b") as f:
+        f.seek(ends[0])
+        f.write(block)
+    with ImageSource(disk.image) as reader:
+        files = list(opened(reader).files())
+        assert_exact(reader, best(files, "thin.img"), disk.truth["thin.img"])
+    wipe_log(disk)
+    with ImageSource(disk.image) as reader:
+        first, second = [f for f in opened(reader).files() if f.deleted][:2]
+        assert (first.origin, second.origin) == ("xfs.bmbt-slack", "xfs.bmbt") and not second.complete
+        assert first.runs.tolist() == disk.truth["thin.img"].runs.tolist()
 
 
 def swept(reader: Reader) -> list[Evidence]:

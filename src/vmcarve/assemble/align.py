@@ -41,7 +41,7 @@ MAX_RANGE = 20_000  # ours: blocks of holes that one gap between pins may hold
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """File block `file_block` lies at image block `image_block` (4 KiB each; image blocks count from the window's start)."""
+    """File block `file_block` lies at image block `image_block`: 4 KiB each, image blocks counted from the window."""
 
     file_block: int
     image_block: int

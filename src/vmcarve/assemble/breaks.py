@@ -1,4 +1,4 @@
-"""Breaks of a header-led container: guest structures that state their place pin it, `align` lays the rest between them."""
+"""Breaks of a header-led container: guest structures pin it, `align` lays the rest between the pins."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, Reader
 from ..registry import guests, hosts
+from ..tables import pc
 from ..verify.guest import describe
 from .align import BLOCK, FREE, UNKNOWN, USED, Pin, align
 from .state import Claims

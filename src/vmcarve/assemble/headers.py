@@ -91,7 +91,8 @@ def clip(container: Container, limit: int) -> None:
         return
     container.size = limit
     container.size_exact = False
-    container.checks.append(Check("container size is possible on this image", False, f"tables name places beyond {limit:#x}"))
+    detail = f"tables name places beyond {limit:#x}"
+    container.checks.append(Check("container size is possible on this image", False, detail))
     container.patches = [p for p in container.patches if p.file_offset + len(p.data) <= limit]
     container.regions = [r for r in container.regions if r.file_offset + r.length <= limit]
     for guest in container.guests:

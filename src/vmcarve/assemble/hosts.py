@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..model import Evidence, HostFile, HostKind, HostVolume, Reader
 from ..registry import hosts
+from ..tables import pc
 from ..verify.guest import describe
 from .state import HostView
 

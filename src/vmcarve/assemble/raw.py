@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..filemap import FileMap
 from ..model import Container, GuestDisk, GuestMap, Reader, Volume
 from ..registry import guests
+from ..tables import pc
 from ..verify.guest import describe
 from .state import Claims
 from .window import Window

@@ -1,4 +1,4 @@
-"""Assembling one image, strongest evidence first: host files, then headers, then orphans, then guests without container.
+"""Assembling one image, strongest evidence first: host files, headers, orphans, then guests without container.
 
 Each step takes only what the steps before left: no byte of the image is given twice.
 """
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
@@ -28,6 +27,7 @@ from ..model import (
     Reader,
 )
 from ..registry import formats, guests
+from ..tables import pc
 from .breaks import Places
 from .chains import base_name
 from .headers import lead
@@ -48,7 +48,10 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
     state = _State(image, source, views)
     _from_host_files(state, rows, _guest_places(evidence))
     _named_members(state)
-    left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)]
+    _archived(state, rows)
+    archives = {(i.container.format, i.header_offset) for i in state.done if not i.container.guests}
+    left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)
+            and (m, e.image_offset - (e.container_offset or 0)) not in archives]
     for item in lead(image, left, Places.of(evidence), state.claims, state.free):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
     for fmt in formats().values():
@@ -85,7 +88,8 @@ class _State:
 
     def accept(self, container: Container, file_map: FileMap, *, deleted: bool | None, host: str | None,
                names: Sequence[str] = ()) -> None:
-        self.claims.add(file_map)
+        if container.guests:  # an archive leaves its bytes to the disks inside it
+            self.claims.add(file_map)
         first = next((p for _, _, p, _, _ in file_map.rows() if p >= 0), 0)
         base = f"{container.format}-{first:x}" if self.source == 0 else f"{container.format}-{self.source}-{first:x}"
         disk_id, n = base, 2
@@ -160,7 +164,8 @@ def _from_host_files(state: _State, rows: list[tuple[str, Evidence]], guest_plac
                 if not live and _taken(state.claims, file_map):
                     continue
                 solved.add((label, file.identity))
-                state.accept(container, file_map, deleted=None if view.carved else not live, host=f"{label}: {file.origin}", names=[file.name])
+                state.accept(container, file_map, deleted=None if view.carved else not live,
+                             host=f"{label}: {file.origin}", names=[file.name])
 
 
 def _named_members(state: _State) -> None:
@@ -187,6 +192,23 @@ def _named_members(state: _State) -> None:
                                   extension="raw")
             state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
                          names=[file.name])
+
+
+def _archived(state: _State, rows: list[tuple[str, Evidence]]) -> None:
+    """Disks inside archives whose map a host gave: each is read through the archive's map."""
+    begins = {e.image_offset: m for m, e in rows if e.container_offset == 0}
+    for item in [i for i in state.done if not i.container.guests]:
+        for member in item.container.members:
+            parts = item.map.cut(member.file_offset, member.length)
+            module = begins.get(parts[0][2]) if parts else None
+            if module is None or state.claims.holds(parts[0][2]):
+                continue
+            shift = member.file_offset
+            file_map = FileMap.build((f - shift, n, p, grade, rule) for f, n, p, grade, rule in parts)
+            container = try_open(formats()[module], FileView(state.image, file_map))
+            if container is not None and container.guests:
+                container.size = member.length
+                state.accept(container, file_map, deleted=item.deleted, host=item.host, names=[member.name])
 
 
 def _open_host_file(state: _State, file: HostFile, modules: list[str], has_guest: bool

@@ -126,7 +126,8 @@ def check(h: Header) -> None:
     need(0 < h.overhead < OUR_MAX_CAPACITY, "overHead", h.overhead, "a sector inside the file", 64)
 
 
-def layout(capacity: int, *, stream: bool = False, zero_grains: bool = False) -> Header:
+def layout(capacity: int, *, stream: bool = False, zero_grains: bool = False,
+           redundant_at: int = REDUNDANT_AT) -> Header:  # fmt: skip
     """The header that QEMU writes for a new extent with an embedded descriptor, from the capacity (sectors) alone.
 
     Seen: qemu-img 7.2, byte for byte (monolithicSparse and streamOptimized); VirtualBox has the same formulas.
@@ -135,11 +136,11 @@ def layout(capacity: int, *, stream: bool = False, zero_grains: bool = False) ->
     flags |= FLAG_COMPRESSED | FLAG_MARKERS if stream else 0
     flags |= FLAG_ZERO_GRAIN if zero_grains else 0
     version = 3 if stream else 2 if zero_grains else 1
-    h = Header(MAGIC, version, flags, capacity, 128, 1, DESCRIPTOR_SECTORS, ENTRIES, REDUNDANT_AT, 0, 0, 0, LINE_TEST,
+    h = Header(MAGIC, version, flags, capacity, 128, 1, DESCRIPTOR_SECTORS, ENTRIES, redundant_at, 0, 0, 0, LINE_TEST,
                int(stream))  # fmt: skip
     step = h.directory_sectors + h.table_sectors * h.tables
-    end = REDUNDANT_AT + 2 * step
-    return replace(h, directory_at=REDUNDANT_AT + step, overhead=-(-end // h.grain) * h.grain)
+    end = redundant_at + 2 * step
+    return replace(h, directory_at=redundant_at + step, overhead=-(-end // h.grain) * h.grain)
 
 
 def marker_layout(capacity: int) -> Header:

@@ -17,6 +17,7 @@ from ._vmdk_tables import Rules, Tally, merge_tables, read_array, read_directory
 
 MAX_DIRECTORY_SECTORS = 512  # of a plain extent: 2 TiB at 32 MiB a table
 LAST_GRAIN_SECTORS = 257  # a compressed grain's sectors at most: two grains and the 12 bytes before them
+SPLIT_REDUNDANT_AT = 1  # rgdOffset in extents without descriptor (VirtualBox)
 TWIN_SAMPLE = 128  # entries of the other directory that are compared
 
 
@@ -122,7 +123,11 @@ def _from_directory(reader: Reader) -> tuple[Header, str] | None:
     """From the two directories alone: they give the number of tables, so the capacity up to 32 MiB."""
     tables = redundant_directory(reader, REDUNDANT_AT * SECTOR)
     if tables is None:
-        return None
+        tables = redundant_directory(reader, SPLIT_REDUNDANT_AT * SECTOR, SPLIT_REDUNDANT_AT)
+        if tables is None:
+            return None
+        h = header.layout(tables * header.ENTRIES * 128, redundant_at=SPLIT_REDUNDANT_AT)
+        return replace(h, descriptor_at=0, descriptor_size=0), "rebuilt from tables, capacity rounded up"
     capacity = tables * header.ENTRIES * 128
     as_stream = header.layout(capacity, stream=True)
     if stream.inflates(reader, as_stream, as_stream.overhead):
@@ -130,15 +135,15 @@ def _from_directory(reader: Reader) -> tuple[Header, str] | None:
     return _with_zero_grains(reader, header.layout(capacity)), "rebuilt from tables, capacity rounded up"
 
 
-def redundant_directory(reader: Reader, offset: int) -> int | None:
-    """The number of tables when a redundant directory at sector 21 of its file lies at `offset`, with its twin.
+def redundant_directory(reader: Reader, offset: int, place: int = REDUNDANT_AT) -> int | None:
+    """The number of tables when a redundant directory of sector `place` of its file lies at `offset`, with its twin.
 
-    Its first entry is 21 + its own length, entries rise by 4; the other directory lies length + 4 * tables sectors on.
+    Its first entry is `place` + its own length, entries rise by 4; the other directory lies length + 4 * tables sectors on.
     """
     head = reader.read(offset, 4)
     if len(head) < 4:
         return None
-    sectors = struct.unpack("<I", head)[0] - REDUNDANT_AT
+    sectors = struct.unpack("<I", head)[0] - place
     if not 0 < sectors <= MAX_DIRECTORY_SECTORS:
         return None
     row = read_array(reader, offset, sectors * SECTOR // 4, "<u4")[0].astype(np.int64)

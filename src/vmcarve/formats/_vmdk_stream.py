@@ -23,7 +23,17 @@ from ..codec import decode_counted
 from ..model import DATA, GUESSED, LOST, PLAIN, SECTOR, SUPPORTED, UNALLOCATED, ZLIB, GuestMap, Patch, Reader
 from . import _vmdk_header as header
 from ._vmdk_header import NO_OFFSET, Header
-from ._vmdk_tables import Bools, Int64s, Rules, Tally, merge_tables, read_array, read_directory, read_tables
+from ._vmdk_tables import (
+    PER_SECTOR,
+    Bools,
+    Int64s,
+    Rules,
+    Tally,
+    merge_tables,
+    read_array,
+    read_directory,
+    read_tables,
+)
 
 END_OF_STREAM, GRAIN_TABLE, GRAIN_DIRECTORY, FOOTER, PROGRESS = 0, 1, 2, 3, 4  # marker types
 GRAIN_HEAD = 12  # bytes before a grain's data
@@ -117,8 +127,11 @@ def inflates(reader: Reader, h: Header, sector: int) -> bool:
     return full is not None and used == head[1]
 
 
-def walk(reader: Reader, h: Header, start: int, style: str) -> Walk:
-    """Follows the elements from sector `start`; behind damage it looks for the next grain that decodes."""
+def walk(reader: Reader, h: Header, start: int, style: str, until: int = 0) -> Walk:
+    """Follows the elements from sector `start`; behind damage it looks for the next grain that decodes.
+
+    until: the stream is known to reach to this sector, so an empty sector before it is damage.
+    """
     index, sector, size = array("q"), array("q"), array("q")
     out = Walk(Grains(*(np.zeros(0, np.int64),) * 3), end=start)
     searched = 0
@@ -133,7 +146,7 @@ def walk(reader: Reader, h: Header, start: int, style: str) -> Walk:
             s += -(-(GRAIN_HEAD + head[1]) // SECTOR)
             out.end = s
             continue
-        step = _element(reader, h, s, data, style, out)
+        step = _element(reader, h, s, data, style if s >= until else "", out)
         if out.finished:
             break
         if step:
@@ -255,6 +268,7 @@ def _front_style(reader: Reader, h: Header) -> Stream:
     index: list[Int64s] = []
     sector: list[Int64s] = []
     lost: list[Int64s] = []
+    empty: list[Int64s] = []  # parts of tables that name nothing
     held = 0
     for first, value, gone in merge_tables(reader, h, directory, rules, tally):
         used = np.flatnonzero(value > 1)
@@ -264,18 +278,23 @@ def _front_style(reader: Reader, h: Header) -> Stream:
         index.append(first + used)
         sector.append(value[used])
         lost.append(_runs(first + np.flatnonzero(gone)))
+        parts = np.add.reduceat(value, np.arange(0, len(value), PER_SECTOR)) == 0
+        empty.append(first + _runs(np.flatnonzero(parts)) * PER_SECTOR)
     found, named = confirm_entries(reader, h, np.concatenate(index), np.concatenate(sector))
     unknown = np.concatenate(lost).reshape(-1, 2)
     out = Stream(h, "front", found, named, unknown, directory.primary, directory.twin, finished=True,
                  directory=h.directory_at, lost_entries=tally.lost, damaged_tables=directory.damaged,
                  patches=directory.patches + tally.patches)  # fmt: skip
     if len(unknown) or len(named) or not _tiled(h, found):
-        seen = walk(reader, h, h.overhead, "front")
+        seen = walk(reader, h, h.overhead, "front", int(found.end.max(initial=0)))
         out.grains, twice = join([found, seen.grains])
         out.named_lost = np.setdiff1d(np.concatenate([named, twice]), out.grains.number)
         out.breaks = len(seen.gaps)
         if seen.finished and not seen.gaps:
             out.unknown = unknown[:0]
+        elif not directory.has_twin and not _tiled(h, out.grains):
+            # something lies where no table points, and no second table tells: an empty part may have been emptied
+            out.unknown = np.concatenate([unknown, *empty])
         new = np.setdiff1d(out.grains.number, found.number)
         out.unnamed = len(new)
         out.patches += _missing_tables(reader, h, out, np.concatenate([unknown, _runs(new)]))

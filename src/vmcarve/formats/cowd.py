@@ -32,6 +32,7 @@ from ..model import (
     Signature,
 )
 from ._vmdk_tables import (
+    PER_SECTOR,
     Bools,
     Int64s,
     Rules,
@@ -128,14 +129,20 @@ def open_cowd(reader: Reader) -> Container:
     bad = gone | _bad_tables(tables, h, limit)
     tables[bad] = -1
     c = Container("cowd", "vmfsSparse", 0, [], "VMware ESXi", cluster=h.grain * SECTOR, size_exact=False)
-    guest, last, lost, named = _map(reader, h, tables, Rules(h.data_at, limit, h.grain, False))
+    rules = Rules(h.data_at, limit, h.grain, False)
+    guest, last, lost, named = _map(reader, h, tables, rules, False)
+    used = max(last, int(tables.max(initial=0)) + TABLE_SECTORS if (tables > 0).any() else 0, h.data_at)
+    if named < used:
+        # something lies where no table points, and no second table tells: an empty part may have been emptied
+        if used - named > TABLE_SECTORS:
+            tables = _doubt_empty(tables)
+        guest, last, lost, _ = _map(reader, h, tables, rules, True)
     c.regions = [
         Region(0, HEADER_BYTES, "cowd.header"),
         Region(h.directory_at * SECTOR, h.directory_sectors * SECTOR, "cowd.gd"),
         *table_regions(tables, TABLE_SECTORS * SECTOR, "cowd.gt", "supported"),
     ]
     guest, disputed = drop_double_claims(guest, [(r.file_offset, r.length) for r in c.regions])
-    used = max(last, int(tables.max(initial=0)) + TABLE_SECTORS if (tables > 0).any() else 0, h.data_at)
     # freeSector is the end of what is allocated; one far beyond everything that is named is not believed
     c.size = (h.free if h.free <= max(used, -(-reader.size // SECTOR)) else used) * SECTOR
     c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
@@ -167,8 +174,20 @@ def _bad_tables(sector: Int64s, h: Header, limit: int) -> Bools:
     return bad
 
 
-def _map(reader: Reader, h: Header, tables: Int64s, rules: Rules) -> tuple[GuestMap, int, int, int]:
-    """The guest map, the sector behind the last grain, how many entries are lost, and sectors that have a use."""
+def _doubt_empty(tables: Int64s) -> Int64s:
+    """The directory with every sector that names no table taken as lost (-1)."""
+    out = tables.copy()
+    for at in range(0, len(out), SECTOR // 4):
+        if not (out[at : at + SECTOR // 4] > 0).any():
+            out[at : at + SECTOR // 4] = -1
+    return out
+
+
+def _map(reader: Reader, h: Header, tables: Int64s, rules: Rules, doubt: bool) -> tuple[GuestMap, int, int, int]:
+    """The guest map, the sector behind the last grain, how many entries are lost, and sectors that have a use.
+
+    doubt: sectors of a table that name nothing count as lost.
+    """
     size, unit = h.capacity * SECTOR, h.grain * SECTOR
     rest = np.where(tables < 0, LOST, UNALLOCATED).astype(np.uint8)
     runs = RunList()
@@ -179,6 +198,9 @@ def _map(reader: Reader, h: Header, tables: Int64s, rules: Rules) -> tuple[Guest
         k = present[i : i + CHUNK_TABLES]
         value, gone = read_tables(reader, tables[k], ENTRIES)
         judge(value, gone, rules)
+        if doubt:
+            empty = ~value.reshape(len(k), -1, PER_SECTOR).any(2)
+            gone |= np.repeat(empty, PER_SECTOR, axis=1)
         sector = value.astype(np.int64)
         data = (sector != 0) & ~gone
         state = np.select([gone, data], [LOST, DATA], UNALLOCATED).astype(np.uint8)

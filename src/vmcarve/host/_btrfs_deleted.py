@@ -122,7 +122,8 @@ class Deleted:
         size, done = self._super.node, np.zeros((0, 2), np.int64)
         for chunk in space:
             start = chunk.copies[0]
-            fresh = inverted(clipped(done, start, start + chunk.length), start, start + chunk.length)
+            stop = min(start + chunk.length, self._reader.size - self._base)  # a chunk may claim more than there is
+            fresh = inverted(clipped(done, start, stop), start, stop)
             done = np.concatenate((done, [[start, chunk.length]]))
             for low, length in fresh.tolist():
                 first, end = -(-(low - start) // size) * size, (low - start + length) // size * size

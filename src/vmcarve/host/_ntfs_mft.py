@@ -69,6 +69,9 @@ class Mft:
     """$MFT, read through its own runs."""
 
     def __init__(self, reader: Reader, runs: Runs, record_size: int) -> None:
+        # $MFT has no holes: what lies behind the image's end, or at file offsets beyond its size, is a lie or is lost.
+        there = np.minimum(runs[:, 2], reader.size - np.maximum(runs[:, 0], runs[:, 1]))
+        runs = np.concatenate((runs[:, :2], there[:, None], runs[:, 3:]), axis=1)[(there > 0) & (runs[:, 3] == RUN_DATA)]
         self.runs = runs
         size = int(runs[-1, 0] + runs[-1, 2]) if len(runs) else 0
         self._stream = Stream(reader, runs, size)
@@ -85,8 +88,7 @@ class Mft:
 
     def batches(self, wanted: npt.NDArray[np.bool_] | None = None) -> Iterator[Batch]:
         step = max(BATCH_BYTES // self._size, 1)
-        # Only stretches that a run tells of: a hostile table may claim a hole of terabytes.
-        told = merge(self.runs[self.runs[:, 3] == RUN_DATA][:, [0, 2]])
+        told = merge(self.runs[:, [0, 2]])
         done = 0
         for start, length in told.tolist():
             first = max(-(-start // self._size), done)

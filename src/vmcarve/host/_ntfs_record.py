@@ -66,7 +66,7 @@ def parse_boot(block: bytes) -> Boot | None:
     if record & (record - 1) or not MIN_RECORD <= record <= MAX_RECORD:
         return None
     boot = Boot(sector, cluster, sectors, mft, mirror, record, serial)
-    if not 0 < sectors < 1 << 54 or not 0 < mft < boot.clusters or not 0 < mirror < boot.clusters:
+    if not 0 < sectors * sector < 1 << 62 or not 0 < mft < boot.clusters or not 0 < mirror < boot.clusters:
         return None
     return boot
 

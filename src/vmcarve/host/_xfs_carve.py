@@ -7,7 +7,6 @@ A version 5 leaf states its own place in the volume and its owner under a checks
 from __future__ import annotations
 
 import itertools
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,13 +19,13 @@ from . import _xfs_inode as inodes
 from . import _xfs_remains as remains
 from . import _xfs_super as super_
 from ._blocks import I64, U8, candidates
-from ._xfs_inode import BmbtBlock
+from ._xfs_inode import BMBT_CHECKSUM, BmbtBlock
 from ._xfs_super import NULL64, Super
 
 KIND = "xfs.bmbt-leaf"
 BLOCK_SIZES = (4096, 1024, 2048)  # mkfs.xfs makes 4096 unless told otherwise
 SIGNATURE = Signature(b"BMA3", KIND, align=512, dense=True, size=4096)
-CHECKSUM_AT, HEAD = 64, 72
+HEAD = 72  # bytes before the first record
 OUR_MAX_LEAVES = 1 << 18
 MIN_GROUP_LOG, MAX_GROUP_LOG = 6, 31
 
@@ -34,11 +33,11 @@ MIN_GROUP_LOG, MAX_GROUP_LOG = 6, 31
 def confirm_batch(blocks: U8, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
     """Leaves whose checksum holds for a usual block size. volume_offset: the place that they state; value: owner."""
     level = np.ascontiguousarray(blocks[:, 4:6]).view(">u2")[:, 0]
-    stored = np.ascontiguousarray(blocks[:, CHECKSUM_AT : CHECKSUM_AT + 4]).view("<u4")[:, 0]
+    stored = np.ascontiguousarray(blocks[:, BMBT_CHECKSUM : BMBT_CHECKSUM + 4]).view("<u4")[:, 0]
     keep = np.zeros(len(blocks), np.bool_)
     for size in BLOCK_SIZES:
         rows = blocks[:, :size].copy()
-        rows[:, CHECKSUM_AT : CHECKSUM_AT + 4] = 0
+        rows[:, BMBT_CHECKSUM : BMBT_CHECKSUM + 4] = 0
         keep |= (level == 0) & (crc32c_rows(rows) == stored)
     numbers = np.ascontiguousarray(blocks[:, 24:64]).view(">u8")
     place, owner = numbers[:, 0], numbers[:, 4]
@@ -81,16 +80,10 @@ def _leaf(reader: Reader, sb: Super, place: int) -> BmbtBlock | None:
     if (place - sb.offset) % sb.block_size:
         return None
     data = reader.read(place, sb.block_size)
-    if len(data) < sb.block_size or data[CHECKSUM_AT : CHECKSUM_AT + 4] != _checksum(data):
+    if len(data) < sb.block_size or not inodes.bmbt_checksum_ok(data):
         return None
     block = inodes.parse_bmbt(data, sb, (place - sb.offset) // sb.block_size)
     return block if block is not None and block.level == 0 else None
-
-
-def _checksum(data: bytes) -> bytes:
-    row = np.frombuffer(data, np.uint8).reshape(1, -1).copy()
-    row[:, CHECKSUM_AT : CHECKSUM_AT + 4] = 0
-    return struct.pack("<I", int(crc32c_rows(row)[0]))
 
 
 def _first_logical(reader: Reader, leaf: BmbtBlock, sb: Super) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..checksums import crc32c_zeroed
 from ..model import RUN_DATA, RUN_UNWRITTEN
 from ._blocks import I64, fill_in, no_overlap
 from ._xfs_super import Super
@@ -24,6 +25,7 @@ FLAG2_BIGTIME, FLAG2_NREXT64 = 0x8, 0x10
 BIGTIME_EPOCH = 1 << 31  # seconds before 1970 at which bigtime begins
 OUR_MAX_FILE = 1 << 48  # bytes: offsets beyond are taken for garbage when a map is read from remnants
 OUR_MAX_BMBT_BLOCKS = 1 << 16  # btree blocks of one file
+BMBT_CHECKSUM = 64  # offset of the CRC-32C (little-endian) in a version 5 btree block
 NO_EXTENTS = np.zeros((0, 4), np.int64)
 
 
@@ -137,7 +139,7 @@ def remnant_rows(fork: bytes, sb: Super) -> I64:
 
 
 def _first_repetition(rows: I64) -> int:
-    """Index of the first row whose blocks an earlier row has: no block is twice in one file. Rows come from one block."""
+    """Index of the first row whose blocks an earlier row has: no block is twice in one file."""
     order = np.argsort(rows[:, 1], kind="stable")
     start, end = rows[order, 1], rows[order, 1] + rows[order, 2]
     clash = np.flatnonzero(start[1:] < end[:-1])
@@ -159,6 +161,11 @@ class BmbtBlock:
     children: list[int]  # linear blocks; -1 where the pointer leaves the volume
     whole: bool  # every record is valid
     slack: I64  # records behind those in use: what a leaf held before it was cut
+
+
+def bmbt_checksum_ok(data: bytes) -> bool:
+    """Whether a version 5 btree block's own checksum holds."""
+    return crc32c_zeroed(data, BMBT_CHECKSUM) == int.from_bytes(data[BMBT_CHECKSUM : BMBT_CHECKSUM + 4], "little")
 
 
 def parse_bmbt(data: bytes, sb: Super, block: int) -> BmbtBlock | None:

@@ -51,7 +51,7 @@ class NtfsVolume:
         collected = RunCollector()
         lost: list[tuple[int, int]] = []
         bitmap = self._bitmap()
-        count = self._boot.clusters
+        count = max(-(-(end - self.offset) // cluster), 0)
         for at in range(0, -(-count // 8), PIECE):
             length = min(PIECE, -(-count // 8) - at)
             if bitmap is None or bitmap.missing(at, length):

@@ -129,7 +129,11 @@ class XfsVolume:
         at = self.sb.place(block)
         if self._budget < 0 or self._reader.missing(at, self.block_size):
             return None
-        return inodes.parse_bmbt(self._reader.read(at, self.block_size), self.sb, block)
+        data = self._reader.read(at, self.block_size)
+        # blocks that a replay changed carry the checksum of what they were
+        if self.sb.crc and self._log.clean and not inodes.bmbt_checksum_ok(data):
+            return None
+        return inodes.parse_bmbt(data, self.sb, block)
 
     def _map(self, inode: Inode) -> tuple[I64, bool]:
         """(extent rows, complete) of a live inode."""
@@ -269,7 +273,7 @@ class XfsVolume:
         found = [b for n in leaves if (b := self._version(n, key[0], logged)) is not None]
         for rows, whole in remains.leaf_maps(found, self.sb):
             more = inodes.with_slack(rows, found)
-            maps.append(("xfs.bmbt", rows, whole and (old is None or len(rows) == old.extents)))
+            maps.append(("xfs.bmbt", rows, whole and len(rows) == (old.extents if old is not None else len(more))))
             maps.append(("xfs.bmbt-slack", more, whole and old is not None and len(more) == old.extents))
         slot = file.slot
         if slot is not None and slot.extents:  # unlinked, but not emptied yet

@@ -1,0 +1,194 @@
+"""What the benches share: inputs with a known answer, interleaved timing, and the table at the end.
+
+A figure is a ratio of two medians of one run, measured in turn (A B A B): a machine that is slow today is slow for both.
+CPU time is the process's own (getrusage, user and system), which a busy neighbour disturbs least.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from vmcarve.model import SECTOR
+from vmcarve.source import ImageSource
+
+MIB = 1 << 20
+READ = 1 << 20  # bytes a read of the limit: the sweep's own size
+SIZE_MIB = int(os.environ.get("VMCARVE_BENCH_MIB", "1024"))  # of the images that are swept
+ROUNDS = int(os.environ.get("VMCARVE_BENCH_ROUNDS", "7"))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the table. figure: in `unit`; goal: what it should be at least (or, where `at_most`, at most)."""
+
+    name: str
+    figure: float
+    unit: str = "×"
+    goal: float | None = None
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.goal is None:
+            return ""
+        return "ok" if (self.figure <= self.goal if self.at_most else self.figure >= self.goal) else "short"
+
+
+RECORDS: list[Record] = []
+
+
+def record(benchmark: Any, name: str, figure: float, *, unit: str = "×", goal: float | None = None,
+           at_most: bool = False, note: str = "") -> None:
+    """Puts a figure into the table and into the bench's JSON."""
+    line = Record(name, figure, unit, goal, at_most, note)
+    RECORDS.append(line)
+    benchmark.extra_info.setdefault("records", []).append({**asdict(line), "verdict": line.verdict})
+
+
+@dataclass(slots=True)
+class Timed:
+    """Seconds per round, on the clock and of the CPU."""
+
+    wall: list[float] = field(default_factory=list[float])
+    cpu: list[float] = field(default_factory=list[float])
+
+    def run(self, function: Callable[[], object]) -> object:
+        """One round; returns what the function returned."""
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        result = function()
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(cpu_seconds() - cpu)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Ours against a limit: how much of the limit's speed is reached (1: as fast; above: faster)."""
+
+    ours: Timed
+    limit: Timed
+
+    @property
+    def wall(self) -> float:
+        return median(self.limit.wall) / median(self.ours.wall)
+
+    @property
+    def cpu(self) -> float:
+        return median(self.limit.cpu) / median(self.ours.cpu)
+
+
+def compare(benchmark: Any, ours: Callable[[], object], limit: Callable[[], object], *,
+            check: Callable[[Any], object] | None = None, before: Callable[[], object] | None = None,
+            rounds: int | None = None) -> Comparison:
+    """Runs limit, ours, limit, ours ... `check` gets each result of ours and asserts; `before` runs untimed before each."""
+    result = Comparison(Timed(), Timed())
+    limit()  # the first round of either warms caches and is not counted
+    if check is not None:
+        check(ours())
+
+    def set_up() -> None:
+        if before is not None:
+            before()
+        result.limit.run(limit)
+        if before is not None:
+            before()
+
+    def timed() -> None:
+        got = result.ours.run(ours)
+        if check is not None:
+            check(got)
+
+    benchmark.pedantic(timed, setup=set_up, rounds=rounds or ROUNDS, iterations=1)
+    benchmark.extra_info.update(cpu_ratio=result.cpu, wall_ratio=result.wall, ours=asdict(result.ours),
+                                limit=asdict(result.limit))
+    return result
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def page_buffer(size: int) -> memoryview:
+    """A buffer that begins on a page, as the sweep's own: anything else would flatter us (test_sweep.py has by how much)."""
+    view = memoryview(mmap.mmap(-1, size))
+    view[:] = b"\1" * size
+    return view
+
+
+def read_all(source: ImageSource, buffer: memoryview) -> int:
+    """The limit of every sweep: pread of the whole image into one buffer, nothing looked at."""
+    step, size, at = len(buffer), source.size, 0
+    while at < size:
+        at += os.preadv(source.fd, [buffer], at)
+    assert step
+    return at
+
+
+def noise(path: Path, mib: int, seed: int = 1) -> Path:
+    """An image of random bytes: nothing to find, and nothing to skip."""
+    rng = np.random.default_rng(seed)
+    with path.open("wb") as f:
+        for _ in range(mib):
+            f.write(rng.bytes(MIB))
+    return path
+
+
+def tiled(path: Path, structure: bytes, mib: int) -> int:
+    """An image made of one structure, wall to wall; returns how many there are."""
+    assert len(structure) % SECTOR == 0
+    per = MIB // len(structure)
+    with path.open("wb") as f:
+        for _ in range(mib):
+            f.write((structure * per).ljust(MIB, b"\0"))
+    return per * mib
+
+
+# --- children ----------------------------------------------------------------------------------------------------------
+# A child's peak counts the pages of whoever started it, so a small interpreter of its own starts the one that is measured.
+LAUNCHER = """
+import json, os, sys, time
+begun = time.perf_counter()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+_, status, used = os.wait4(pid, 0)
+print(json.dumps({"status": os.waitstatus_to_exitcode(status), "peak_kib": used.ru_maxrss,
+                  "cpu": used.ru_utime + used.ru_stime, "wall": time.perf_counter() - begun}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What a child process took. peak: most resident memory in bytes."""
+
+    peak: int
+    cpu: float
+    wall: float
+
+
+def run_child(*argv: object, timeout: float = 3600) -> Child:
+    """Runs a program to its end and measures it; it must end with status 0."""
+    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *map(str, argv)], capture_output=True, text=True,
+                          timeout=timeout, check=True)
+    took = json.loads(done.stdout)
+    assert took["status"] == 0, f"{argv} ended with {took['status']}: {done.stderr}"
+    return Child(took["peak_kib"] * 1024, took["cpu"], took["wall"])
+
+
+def vmcarve_child(*argv: object) -> Child:
+    """The command line in a child."""
+    return run_child(sys.executable, "-m", "vmcarve.cli", *argv)
