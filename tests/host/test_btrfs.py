@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmcarve.host import _btrfs_batch, _btrfs_deleted
+from vmcarve.host import _btrfs_batch, _btrfs_deleted, _btrfs_scan
 from vmcarve.host._btrfs_disk import DATA, METADATA, SUPER_ROOM, SYSTEM, Chunk, Chunks, checksum
 from vmcarve.host.btrfs import HOST
 from vmcarve.model import RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, HostFile, HostVolume, Reader
@@ -244,7 +244,7 @@ def test_small_batches_give_the_same(scene: Scene, monkeypatch: pytest.MonkeyPat
     with ImageSource(scene.volume) as reader:
         wanted = _told(opened(reader).files())
         monkeypatch.setattr(_btrfs_deleted, "OUR_MAX_ROWS", 1)
-        monkeypatch.setattr(_btrfs_deleted, "PIECE", 65536)
+        monkeypatch.setattr(_btrfs_scan, "PIECE", 65536)
         assert _told(opened(reader).files()) == wanted
         monkeypatch.setattr(_btrfs_batch, "OUR_MAX_ROWS", 600)
         assert _told(opened(reader).files()) == wanted
@@ -383,6 +383,26 @@ def test_snapshots_and_deleted_subvolumes(tmp_path: Path) -> None:
         gone = {f.name for f in files if f.deleted and f.complete}
         assert {"?/one", "?/two"} <= gone
     volume.unlink()
+
+
+@TOOLS
+@KERNEL
+def test_chunk_tree_gone(scene: Scene) -> None:
+    """With the current chunk tree overwritten, its older leaves place what they knew, and the rest is not called whole."""
+    data = bytearray(scene.volume.read_bytes())
+    volume = opened(BytesReader(bytes(data)))
+    wanted, free = {f.identity: f for f in volume.files()}, int(volume.free()[:, 1].sum())
+    sb = volume._super  # type: ignore[attr-defined]
+    for at in volume._chunks.copies(sb.chunk_root, sb.node):  # type: ignore[attr-defined]
+        data[at : at + sb.node] = bytes(sb.node)
+    hurt = opened(BytesReader(bytes(data)))
+    found = {f.identity: f for f in hurt.files()}
+    assert set(found) == set(wanted) and sum(f.complete for f in found.values()) >= 4
+    for identity, file in found.items():
+        rows = file.runs[file.runs[:, 3] == RUN_DATA].tolist()
+        assert all(row in wanted[identity].runs.tolist() for row in rows)
+        assert not file.complete or rows == wanted[identity].runs[wanted[identity].runs[:, 3] == RUN_DATA].tolist()
+    assert 0 < int(hurt.free()[:, 1].sum()) < free
 
 
 def test_chunks_split_and_overlap() -> None:

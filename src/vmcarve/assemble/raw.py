@@ -48,11 +48,8 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
-    begins = table.filter(first)
-    volumes = sorted({p for p, n in zip(begins["image_offset"].to_pylist(), begins["length"].to_pylist(), strict=True)
-                      if not claims.overlap(p, p + n)})
-    placed = table.filter(pc.is_valid(table["guest_offset"]))
-    disks = sorted(set((placed["image_offset"].to_numpy() - placed["guest_offset"].to_numpy()).tolist()))
+    volumes = _starts(table.filter(first), "volume_offset", claims)
+    disks = _starts(table.filter(pc.is_valid(table["guest_offset"])), "guest_offset", claims)
     for start in [*disks, *_behind_mbr(image, volumes), *volumes]:
         if start < 0 or start in hosts_at or claims.holds(start):
             continue
@@ -67,6 +64,12 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
         container = Container(format="raw", variant=variant, size=size,
                               guests=[GuestDisk(size, GuestMap.flat(size))], extension="raw")
         yield container, FileMap.flow(start, size, claims.free_of(np.array([[start, size]], np.int64)), "continuity")
+
+
+def _starts(table: pa.Table, place: str, claims: Claims) -> list[int]:
+    """Where disks or volumes begin as structures that nobody owns state it."""
+    return sorted({p - at for p, n, at in zip(table["image_offset"].to_pylist(), table["length"].to_pylist(),
+                                              table[place].to_pylist(), strict=True) if not claims.overlap(p, p + n)})
 
 
 def _behind_mbr(image: Reader, volumes: list[int]) -> list[int]:

@@ -40,7 +40,7 @@ def needed(rows: Iterable[Row]) -> int:
 
 def write_container(image: ImageSource, path: Path, size: int, rows: list[Row], patches: list[Patch],
                     *, digest: bool = True) -> Output:
-    """The container file from its container rows; what no image byte gives comes from the patches, else it is a hole."""
+    """The container file from its rows; what no image byte gives comes from the patches, else it is a hole."""
     if digest or not hasattr(os, "copy_file_range"):
         return _write(path, size, _container_pieces(image, rows, patches), digest)
     with _whole(path, size) as fd:
@@ -64,7 +64,8 @@ def write_raw(disk: VirtualDisk, path: Path, rows: list[Row], *, digest: bool = 
     return _write(path, disk.size, pieces(), digest)
 
 
-def _container_pieces(image: ImageSource, rows: list[Row], patches: list[Patch]) -> Iterator[tuple[int, bytes | memoryview]]:
+def _container_pieces(image: ImageSource, rows: list[Row],
+                      patches: list[Patch]) -> Iterator[tuple[int, bytes | memoryview]]:
     buffer = memoryview(bytearray(STEP))
     for f, n, p, *_ in rows:
         if p is None:

@@ -138,7 +138,8 @@ def _from_directory(reader: Reader) -> tuple[Header, str] | None:
 def redundant_directory(reader: Reader, offset: int, place: int = REDUNDANT_AT) -> int | None:
     """The number of tables when a redundant directory of sector `place` of its file lies at `offset`, with its twin.
 
-    Its first entry is `place` + its own length, entries rise by 4; the other directory lies length + 4 * tables sectors on.
+    Its first entry is `place` + its own length, entries rise by 4; the other directory lies length + 4 * tables
+    sectors on.
     """
     head = reader.read(offset, 4)
     if len(head) < 4:

@@ -285,8 +285,9 @@ def _front_style(reader: Reader, h: Header) -> Stream:
     out = Stream(h, "front", found, named, unknown, directory.primary, directory.twin, finished=True,
                  directory=h.directory_at, lost_entries=tally.lost, damaged_tables=directory.damaged,
                  patches=directory.patches + tally.patches)  # fmt: skip
-    if len(unknown) or len(named) or not _tiled(h, found):
-        seen = walk(reader, h, h.overhead, "front", int(found.end.max(initial=0)))
+    if len(unknown) or len(named) or directory.damaged or not _tiled(h, found):
+        until = int(found.end.max(initial=h.overhead + 1 if directory.damaged else 0))
+        seen = walk(reader, h, h.overhead, "front", until)
         out.grains, twice = join([found, seen.grains])
         out.named_lost = np.setdiff1d(np.concatenate([named, twice]), out.grains.number)
         out.breaks = len(seen.gaps)

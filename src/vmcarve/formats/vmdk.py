@@ -41,7 +41,17 @@ from . import _vmdk_stream as stream
 from . import _vmdk_text as text
 from ._vmdk_header import NO_OFFSET, Header
 from ._vmdk_rebuild import Shifted, find_header, redundant_directory, stream_table
-from ._vmdk_tables import Rules, RunList, Tally, drop_double_claims, merge_tables, read_directory, table_regions
+from ._vmdk_tables import (
+    PER_SECTOR,
+    Directory,
+    Rules,
+    RunList,
+    Tally,
+    drop_double_claims,
+    merge_tables,
+    read_directory,
+    table_regions,
+)
 
 EMBEDDED_AT = 512  # file offset of an embedded descriptor; QEMU looks for a parent's name only there
 # First two entries of the redundant directory behind an embedded descriptor: E[0] = 21 + its own length in sectors.
@@ -181,19 +191,12 @@ def _text_area(h: Header) -> tuple[int, int] | None:
 
 def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
     c = _base(reader, h, origin)
-    directory, tally, runs = read_directory(reader, h), Tally(), RunList()
-    limit = min(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK))
-    rules = Rules(h.overhead, max(limit, h.overhead), h.grain, h.zero_grains)
-    size, last, grains = h.capacity * SECTOR, 0, 0
-    for first, value, lost in merge_tables(reader, h, directory, rules, tally):
-        data = (value > (1 if h.zero_grains else 0)) & ~lost
-        state = np.where(data, DATA, np.where(value == 1, HOLE, UNALLOCATED))
-        state = np.where(lost, LOST, state)
-        g = (first + np.arange(len(value), dtype=np.int64)) * h.grain_bytes
-        length = np.minimum(h.grain_bytes, size - g)
-        runs.add(GuestMap.build(g, length, state, np.where(data, value * SECTOR, -1)))
-        grains += int(data.sum())
-        last = max(last, int(value.max(initial=0)))
+    directory = read_directory(reader, h)
+    runs, tally, last, grains = _plain_map(reader, h, directory, False)
+    orphans = max(0, (last + h.grain - h.overhead) // h.grain - grains) if last else 0
+    if orphans and not h.zero_grains and (directory.damaged or tally.primary_bad or tally.twin_bad):
+        # grains that no table names, and tables are damaged: where both copies name nothing both may have been emptied
+        runs, tally, last, grains = _plain_map(reader, h, directory, True)
     reserved = [(0, SECTOR), (h.directory_at * SECTOR, h.directory_sectors * SECTOR)]
     proof = PROVEN if directory.has_twin and not (tally.primary_bad or tally.twin_bad or tally.differ) else SUPPORTED
     for kind, sectors, at in (("gd", directory.primary, h.directory_at), ("rgd", directory.twin, h.redundant_at)):
@@ -202,18 +205,40 @@ def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
             c.regions += [Region(at * SECTOR, h.directory_sectors * SECTOR, f"vmdk.{kind}", proof), *tables]
             reserved += [(r.file_offset, r.length) for r in tables]
     guest, disputed = drop_double_claims(runs.finish(), reserved)
-    c.guests = [GuestDisk(size, guest)]
-    c.size = max(h.overhead, last + h.grain if last >= h.overhead else 0) * SECTOR
+    c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
+    c.size = max(h.overhead, last + h.grain if last else 0) * SECTOR
     c.size_exact = not (tally.zeroed or tally.lost)
     c.patches += directory.patches + tally.patches
-    ends = (last + h.grain - h.overhead) // h.grain if last >= h.overhead else 0
-    orphans = max(0, ends - grains) if not tally.lost else 0
     if orphans:
         c.detail["grains that no table names"] = str(orphans)
     if not h.zero_grains:  # a writer gives a grain up only to set its entry to 1
         c.checks.append(Check("tables name every grain", not orphans, f"{orphans} grains"))
     _judge_tables(c, directory.damaged, tally, disputed, runs.given_up)
     return c
+
+
+def _plain_map(reader: Reader, h: Header, directory: Directory, doubt: bool) -> tuple[RunList, Tally, int, int]:
+    """The runs, what the tables told, the highest sector of a grain (0: none), and how many grains are named.
+
+    doubt: sectors of tables that name nothing count as lost.
+    """
+    tally, runs = Tally(), RunList()
+    limit = min(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK))
+    rules = Rules(h.overhead, max(limit, h.overhead), h.grain, h.zero_grains)
+    size, last, grains = h.capacity * SECTOR, 0, 0
+    for first, value, lost in merge_tables(reader, h, directory, rules, tally):
+        if doubt:
+            parts = np.add.reduceat(value, np.arange(0, len(value), PER_SECTOR)) == 0
+            lost = lost | np.repeat(parts, PER_SECTOR)[: len(value)]
+        data = (value > (1 if h.zero_grains else 0)) & ~lost
+        state = np.where(data, DATA, np.where(value == 1, HOLE, UNALLOCATED))
+        state = np.where(lost, LOST, state)
+        g = (first + np.arange(len(value), dtype=np.int64)) * h.grain_bytes
+        length = np.minimum(h.grain_bytes, size - g)
+        runs.add(GuestMap.build(g, length, state, np.where(data, value * SECTOR, -1)))
+        grains += int(data.sum())
+        last = max(last, int(value[data].max(initial=0)))
+    return runs, tally, last, grains
 
 
 def _judge_tables(c: Container, directory: int, tally: Tally, disputed: int, given_up: int) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..model import HostFile, Reader
 from ._btrfs_batch import OUR_MAX_ROWS, Batch, positions
-from ._btrfs_disk import METADATA, SYSTEM, Chunk, Chunks, Node, Super, chunks_in, parse_node, sound_rows
+from ._btrfs_disk import METADATA, SYSTEM, Chunks, Node, Super, parse_node
 from ._btrfs_items import (
     DIR_INDEX,
     EXTENT_DATA,
@@ -33,10 +33,9 @@ from ._btrfs_items import (
     to_rows,
 )
 from ._btrfs_live import Live, is_subvolume
-from ._space import Runs, clipped, inverted
+from ._btrfs_scan import sound_leaves, with_old_chunks
+from ._space import Runs
 
-CHUNK_TREE = 3
-PIECE = 4 << 20  # bytes of metadata read at once
 OUR_MAX_NAMES = 1 << 20  # names of deleted files and directories
 OUR_MAX_FILES = 1 << 22  # deleted inodes of one volume
 REGULAR = 1  # type of a directory's entry
@@ -47,7 +46,7 @@ Told = dict[tuple[int, int], tuple[int, int, str]]  # (subvolume, inode) -> gene
 
 @dataclass(slots=True)
 class Scan:
-    """Leaves that tell of deleted inodes. place, root: int64/uint64[n]; low, high: inode numbers uint64[n].
+    """Leaves that tell of deleted inodes: physical addresses; (subvolume, lowest inode, highest inode) of each.
 
     files uint64[m, 2]: (subvolume, inode), rising; counts int64[m]: extents that all leaves together tell of each.
     entries: (subvolume, inode) -> (generation, parent, name) as directories told it.
@@ -61,12 +60,17 @@ class Scan:
 
 
 class Deleted:
-    """Deleted files of one volume. live tells what is not deleted; folders takes the names of deleted directories."""
+    """Deleted files of one volume. live tells what is not deleted; folders takes the names of deleted directories.
+
+    A live file whose current leaf is lost looks the same, and is told as deleted.
+    """
 
     def __init__(self, reader: Reader, base: int, sb: Super, chunks: Chunks, live: Live, folders: Names) -> None:
         self._reader, self._base, self._super = reader, base, sb
         self._live, self._folders = live, folders
-        self._chunks, self._space = self._with_old_chunks(chunks)
+        self._chunks, gone = with_old_chunks(reader, base, sb, chunks)
+        # Current chunks first: each physical byte is looked at once, as what it is now.
+        self._space = [c for c in (*chunks.all, *gone) if c.kind & (METADATA | SYSTEM)]
 
     def __iter__(self) -> Iterator[HostFile]:
         scan = self._scan()
@@ -94,62 +98,12 @@ class Deleted:
     def _finish(self, pieces: Runs) -> tuple[Runs, bool]:
         return to_rows(pieces, self._chunks, self._base)
 
-    # --- where old nodes may lie -----------------------------------------------------------------------------------
-    def _with_old_chunks(self, chunks: Chunks) -> tuple[Chunks, list[Chunk]]:
-        """The chunk map with chunks that are gone, as old leaves of the chunk tree tell; and what to look through."""
-        system = [c for c in chunks.all if c.kind & SYSTEM and c.copies]
-        old: dict[int, tuple[int, Chunk]] = {}
-        for nodes, _ in self._nodes(system):
-            for data in nodes:
-                leaf = parse_node(data.tobytes())
-                if leaf is None or leaf.level or leaf.owner != CHUNK_TREE:
-                    continue
-                for chunk in chunks_in(leaf, self._super):
-                    if chunk.logical not in old or old[chunk.logical][0] < leaf.generation:
-                        old[chunk.logical] = leaf.generation, chunk
-        by_age = sorted(old.values(), key=lambda item: -item[0])
-        more = chunks
-        for _, chunk in by_age:
-            more = more.with_more([chunk])
-        space = [c for c in more.all if c.kind & (METADATA | SYSTEM) and c.copies]
-        return more, space
-
-    def _nodes(self, space: list[Chunk]) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
-        """Sound nodes of this volume, some at a time: (uint8[n, nodesize], physical addresses int64[n]).
-
-        Each physical byte is read once, from the first copy of a chunk unless that is unreadable.
-        """
-        size, done = self._super.node, np.zeros((0, 2), np.int64)
-        for chunk in space:
-            start = chunk.copies[0]
-            stop = min(start + chunk.length, self._reader.size - self._base)  # a chunk may claim more than there is
-            fresh = inverted(clipped(done, start, stop), start, stop)
-            done = np.concatenate((done, [[start, chunk.length]]))
-            for low, length in fresh.tolist():
-                first, end = -(-(low - start) // size) * size, (low - start + length) // size * size
-                for at in range(first, end, PIECE):
-                    yield from self._piece(chunk, at, min(PIECE, end - at))
-
-    def _piece(self, chunk: Chunk, at: int, length: int
-               ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:  # fmt: skip
-        size = self._super.node
-        copy = next((c for c in chunk.copies if not self._reader.missing(self._base + c + at, length)), chunk.copies[0])
-        data = self._reader.read(self._base + copy + at, length)
-        nodes = np.frombuffer(data, np.uint8)[: len(data) // size * size].reshape(-1, size)
-        ours = (nodes[:, 32:48] == np.frombuffer(self._super.node_id, np.uint8)).all(axis=1)
-        logical = chunk.logical + at + np.arange(len(nodes), dtype=np.int64) * size
-        ours &= np.ascontiguousarray(nodes[:, 48:56]).view("<i8")[:, 0] == logical
-        rows = np.flatnonzero(ours & (nodes[:, 100] == 0))
-        rows = rows[sound_rows(self._super.csum, nodes[rows])]
-        if len(rows):
-            yield nodes[rows], copy + at + rows * size
-
     # --- first pass: which files, which leaves -----------------------------------------------------------------------
     def _scan(self) -> Scan:
         scan = Scan()
         parts: list[tuple[Keys, npt.NDArray[np.int64]]] = []
         held = 0
-        for nodes, places in self._nodes(self._space):
+        for nodes, places in sound_leaves(self._reader, self._base, self._super, self._space):
             for data, place in zip(nodes, places.tolist(), strict=True):
                 leaf = parse_node(data.tobytes())
                 if leaf is None or not is_subvolume(leaf.owner):

@@ -7,6 +7,7 @@ count from the start of the device, which is the volume's start.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
@@ -158,14 +159,19 @@ class Chunks:
         self._length = np.array([c.length for c in kept], np.int64)
         self._copy = np.array([c.copies[0] if c.copies else -1 for c in kept], np.int64)
 
-    def with_more(self, chunks: Iterable[Chunk]) -> Chunks:
-        """These and those of `chunks` that overlap none of them."""
-        fresh = [c for c in chunks if not self._touches(c)]
-        return Chunks([*self.all, *fresh])
-
-    def _touches(self, chunk: Chunk) -> bool:
-        i = int(np.searchsorted(self._start, chunk.logical + chunk.length)) - 1
-        return i >= 0 and int(self._start[i] + self._length[i]) > chunk.logical
+    def with_more(self, chunks: Iterable[Chunk]) -> tuple[Chunks, list[Chunk]]:
+        """These and those of `chunks` that overlap none of them, nor an earlier one; and which those are."""
+        starts = [c.logical for c in self.all]
+        ends = [c.logical + c.length for c in self.all]
+        added: list[Chunk] = []
+        for chunk in chunks:
+            i = bisect.bisect_left(starts, chunk.logical + chunk.length)
+            if (i and ends[i - 1] > chunk.logical) or len(starts) >= OUR_MAX_CHUNKS:
+                continue
+            starts.insert(i, chunk.logical)
+            ends.insert(i, chunk.logical + chunk.length)
+            added.append(chunk)
+        return Chunks([*self.all, *added]), added
 
     def copies(self, logical: int, length: int) -> list[int]:
         """Physical addresses of [logical, logical + length) if it lies inside one chunk."""
@@ -301,8 +307,8 @@ class Trees:
                 pending += [(b, node.level - 1, g) for b, g in zip(blocks[::-1], generations[::-1], strict=True)]
 
 
-def load_chunks(reader: Reader, offset: int, sb: Super) -> Chunks:
-    """The chunk map: from the superblock's array the system chunks, from those the chunk tree."""
+def load_chunks(reader: Reader, offset: int, sb: Super) -> tuple[Chunks, bool]:
+    """The chunk map, and whether it is whole: from the superblock the system chunks, from those the chunk tree."""
     found: list[Chunk] = []
     at, array = 0, sb.system_chunks
     while at + 17 + 80 <= len(array):
@@ -314,12 +320,13 @@ def load_chunks(reader: Reader, offset: int, sb: Super) -> Chunks:
             found.append(chunk)
         at = end
     system = Chunks(found)
-    trees = Trees(reader, offset, sb, system)
-    for leaf in trees.leaves(sb.chunk_root, sb.chunk_level):
-        if leaf is not None and len(found) < OUR_MAX_CHUNKS:
+    whole, found = True, []
+    for leaf in Trees(reader, offset, sb, system).leaves(sb.chunk_root, sb.chunk_level):
+        if leaf is None or len(found) > OUR_MAX_CHUNKS:
+            whole = False
+        else:
             found += chunks_in(leaf, sb)
-    # of equal ones the tree's come first, so that they are kept
-    return Chunks([*found[len(system.all) :], *found[: len(system.all)]])
+    return Chunks(found).with_more(system.all)[0], whole
 
 
 def chunks_in(leaf: Node, sb: Super) -> list[Chunk]:

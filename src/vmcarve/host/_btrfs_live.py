@@ -52,14 +52,12 @@ class Root:
     refs: int
 
 
-def read_roots(trees: Trees, sb: Super) -> tuple[dict[int, Root], dict[int, tuple[int, int, str]], bool]:
-    """All trees by id; of subvolumes (parent subvolume, directory, name); and whether the root tree is whole."""
+def read_roots(trees: Trees, sb: Super) -> tuple[dict[int, Root], dict[int, tuple[int, int, str]]]:
+    """All trees by id, and of subvolumes (parent subvolume, directory, name)."""
     roots: dict[int, Root] = {}
     links: dict[int, tuple[int, int, str]] = {}
-    whole = True
     for leaf in trees.leaves(sb.root, sb.root_level):
         if leaf is None:
-            whole = False
             continue
         wanted = np.isin(leaf.items["type"], (ROOT_ITEM, ROOT_BACKREF))
         for i in np.flatnonzero(wanted).tolist():
@@ -73,7 +71,7 @@ def read_roots(trees: Trees, sb: Super) -> tuple[dict[int, Root], dict[int, tupl
                 (generation,), (block,), (refs,) = (struct.unpack_from(f, data, at) for f, at in
                                                     (("<Q", 160), ("<Q", 176), ("<I", 216)))  # fmt: skip
                 roots[number] = Root(number, block, data[238], generation, refs)
-    return roots, links, whole
+    return roots, links
 
 
 def is_subvolume(number: int) -> bool:
@@ -86,7 +84,6 @@ class Live:
 
     inodes: dict[int, npt.NDArray[np.uint64]] = field(default_factory=dict[int, npt.NDArray[np.uint64]])
     leaves: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    whole: bool = True  # False: some part of a tree was lost, so that live files may look deleted
 
 
 def survey(trees: Trees, roots: list[Root], folders: Names) -> Live:
@@ -99,7 +96,6 @@ def survey(trees: Trees, roots: list[Root], folders: Names) -> Live:
         folder = -1
         for leaf in trees.leaves(root.block, root.level, root.generation):
             if leaf is None:
-                live.whole = False
                 continue
             blocks.append(leaf.block)
             folder = _folders(leaf, root.id, folder, folders)

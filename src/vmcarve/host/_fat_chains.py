@@ -169,7 +169,7 @@ def _decoded(data: bytes, bits: int, count: int) -> Entries:
         return np.frombuffer(data, "<u2", count).astype(np.uint32)
     raw = np.frombuffer(data.ljust(-(-len(data) // 3) * 3, b"\0"), np.uint8).reshape(-1, 3).astype(np.uint32)
     even, odd = raw[:, 0] | (raw[:, 1] & 15) << 8, raw[:, 1] >> 4 | raw[:, 2] << 4
-    return np.stack((even, odd), axis=1).reshape(-1)[:count]
+    return np.stack((even, odd), axis=1).reshape(-1)[:count].astype(np.uint32)
 
 
 class Guess:

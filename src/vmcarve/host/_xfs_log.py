@@ -133,8 +133,11 @@ class Log:
         body[:, 0] = np.concatenate(kept)[:sectors]
         return body.astype(">u4").tobytes()[: record.length]
 
-    def items(self, since: int = 0) -> Iterator[InodeItem | BufferItem]:
-        """Items of every whole transaction in records from lsn `since` on, in the order of their commits."""
+    def transactions(self, since: int = 0) -> Iterator[list[InodeItem | BufferItem]]:
+        """Every whole transaction in records from lsn `since` on, in the order of their commits.
+
+        What happened to one thing within a transaction is merged into one item; their order there says nothing.
+        """
         pending: dict[int, _Transaction] = {}
         previous = -1
         for record in self.records:
@@ -152,7 +155,7 @@ class Log:
                     continue
                 if flags & OP_COMMIT:
                     del pending[tid]
-                    yield from _parse(transaction.regions, record.lsn)
+                    yield list(_parse(transaction.regions, record.lsn))
                 elif data and not transaction.add(flags, data):
                     del pending[tid]
 

@@ -6,6 +6,7 @@ btrees state their owner's number, their place and their age (LSN). The log hold
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -71,18 +72,21 @@ def read_log(log: Log, sb: Super) -> LogView:
     view = LogView()
     forks: dict[int, tuple[int, bytes]] = {}  # inode -> (generation, last fork)
     local: dict[int, bytes] = {}
-    for item in log.items():
-        if isinstance(item, BufferItem):
-            _follow(view, item, sb)
-            continue
-        inode = inodes.parse_core(item.core, item.ino, item.order)
-        if inode is None:
-            continue
-        if inode.directory and item.fields & FIELD_LOCAL and local.get(item.ino) != item.fork:
-            local[item.ino] = item.fork
-            for entry in dirs.short_entries(item.fork, len(item.fork), sb):
-                view.add_name(entry.ino, item.lsn, item.ino, entry.name)
-        _note_inode(view, forks, item, inode, live=not log.clean and item.lsn >= log.tail)
+    dying: set[int] = set()  # inodes whose size is 0: what happens to their btree blocks now is their end
+    for transaction in log.transactions():
+        for item in transaction:
+            inode = inodes.parse_core(item.core, item.ino, item.order) if isinstance(item, InodeItem) else None
+            if inode is None or isinstance(item, BufferItem):
+                continue
+            (dying.discard if inode.size else dying.add)(item.ino)
+            if inode.directory and item.fields & FIELD_LOCAL and local.get(item.ino) != item.fork:
+                local[item.ino] = item.fork
+                for entry in dirs.short_entries(item.fork, len(item.fork), sb):
+                    view.add_name(entry.ino, item.lsn, item.ino, entry.name)
+            _note_inode(view, forks, item, inode, live=not log.clean and item.lsn >= log.tail)
+        for item in transaction:
+            if isinstance(item, BufferItem):
+                _follow(view, item, sb, dying)
     return view
 
 
@@ -108,9 +112,11 @@ def _note_inode(view: LogView, forks: dict[int, tuple[int, bytes]], item: InodeI
         view.roots[key] = inode.fork
 
 
-def _follow(view: LogView, item: BufferItem, sb: Super) -> None:
+def _follow(view: LogView, item: BufferItem, sb: Super, dying: set[int]) -> None:
     """Applies a buffer's changes to what is known of it, for btree and directory blocks."""
     old = view.blocks.get(item.place)
+    if old is not None and old.data[:4] == b"BMA3" and int.from_bytes(old.data[56:64], "big") in dying:
+        return  # kept as it was before the file was taken apart
     if item.cancel:
         if old is not None:
             old.cancelled = True
@@ -139,7 +145,7 @@ def replay(log: Log, sb: Super, reader: Reader) -> dict[int, bytes | int]:
     """Sectors (by number in the volume) as a replay of an unclean log leaves them; of inodes LogView.current tells."""
     buffers: dict[int, bytearray] = {}
     held = 0
-    for item in log.items(log.tail):
+    for item in itertools.chain.from_iterable(log.transactions(log.tail)):
         if not isinstance(item, BufferItem):
             continue
         if item.cancel:

@@ -28,6 +28,7 @@ from ._btrfs_disk import (
 )
 from ._btrfs_items import EXTENT_ITEM, EXTENT_TREE, METADATA_ITEM, OUR_MAX_BYTES, Names
 from ._btrfs_live import Root, is_subvolume, live_files, read_roots, survey
+from ._btrfs_scan import with_old_chunks
 from ._space import RunCollector, Runs, clipped, inverted
 
 OUR_MAX_USED = 1 << 23  # runs of used data space that we hold (128 MiB)
@@ -38,8 +39,8 @@ class BtrfsVolume:
 
     name = "btrfs"
 
-    def __init__(self, reader: Reader, offset: int, sb: Super, chunks: Chunks) -> None:
-        self._reader, self._super, self._chunks = reader, sb, chunks
+    def __init__(self, reader: Reader, offset: int, sb: Super, chunks: Chunks, whole: bool) -> None:
+        self._reader, self._super, self._chunks, self._whole = reader, sb, chunks, whole
         self.offset, self.size, self.block_size = offset, sb.total, sb.sector
         self.uuid = str(uuid.UUID(bytes=sb.fsid))
         self.label = sb.label
@@ -52,7 +53,7 @@ class BtrfsVolume:
 
         Where a part of the extent tree is lost, what live files claim counts as used as well.
         """
-        free = [self._unchunked()]
+        free = [self._unchunked() if self._whole else NO_RUNS]  # a chunk that we do not know is not free
         used = self._used()
         if used is not None:
             for chunk in self._chunks.all:
@@ -71,7 +72,7 @@ class BtrfsVolume:
     def _used(self) -> Runs | None:
         """Logical addresses that are allocated: int64[n, 2]; None when that cannot be told."""
         trees = self._trees()
-        roots, _, _ = read_roots(trees, self._super)
+        roots, _ = read_roots(trees, self._super)
         used = RunCollector(OUR_MAX_USED)
         lost = EXTENT_TREE not in roots
         if not lost:
@@ -100,22 +101,22 @@ class BtrfsVolume:
             claimed.add(rows[:, [1, 2]] - [self.offset, 0])
         return claimed.result()
 
-    def _subvolumes(self, trees: Trees) -> tuple[list[Root], Names, bool]:
-        roots, links, whole = read_roots(trees, self._super)
+    def _subvolumes(self, trees: Trees) -> tuple[list[Root], Names]:
+        roots, links = read_roots(trees, self._super)
         folders = Names()
         folders.subvolumes = links
-        return [roots[n] for n in sorted(roots) if is_subvolume(n) and roots[n].refs], folders, whole
+        return [roots[n] for n in sorted(roots) if is_subvolume(n) and roots[n].refs], folders
 
     def _live(self) -> Iterator[HostFile]:
         trees = self._trees()
-        roots, folders, _ = self._subvolumes(trees)
+        roots, folders = self._subvolumes(trees)
         survey(trees, roots, folders)
         yield from live_files(trees, roots, folders, self.offset)
 
     def files(self) -> Iterator[HostFile]:
         """Live files of all subvolumes, then files that only old leaves tell of."""
         trees = self._trees()
-        roots, folders, _ = self._subvolumes(trees)
+        roots, folders = self._subvolumes(trees)
         live = survey(trees, roots, folders)
         yield from live_files(trees, roots, folders, self.offset)
         yield from Deleted(self._reader, self.offset, self._super, self._chunks, live, folders)
@@ -128,8 +129,10 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     sb = read_super(reader, offset, limit)
     if sb is None:
         return None
-    chunks = load_chunks(reader, offset, sb)
-    return BtrfsVolume(reader, offset, sb, chunks) if chunks.all else None
+    chunks, whole = load_chunks(reader, offset, sb)
+    if not whole:
+        chunks, _ = with_old_chunks(reader, offset, sb, chunks)
+    return BtrfsVolume(reader, offset, sb, chunks, whole) if chunks.all else None
 
 
 HOST = HostKind("btrfs", open_volume)

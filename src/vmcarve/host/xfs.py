@@ -264,13 +264,14 @@ class XfsVolume:
         if old is not None and old.format == inodes.FORMAT_BTREE:
             level, children = inodes.log_root_children(self._view.roots.get(key, b""), self.sb)
 
-            tree, whole = inodes.walk_bmbt(level, children, lambda block: self._version(block, key[0], logged))
-            rows, agree = inodes.rows_of(tree)
-            maps.append(("xfs.log", rows, whole and agree and len(rows) == old.extents))
-            # a long file is taken apart from its end: the last leaf may have been cut before it was freed
-            rows = inodes.with_slack(rows, tree)
-            maps.append(("xfs.log-slack", rows, whole and agree and len(rows) == old.extents))
-        found = [b for n in leaves if (b := self._version(n, key[0], logged)) is not None]
+            for blocks in (logged, {}):  # the log's blocks first, or those in place
+                tree, whole = inodes.walk_bmbt(level, children, lambda n, b=blocks: self._version(n, key[0], b, logged))
+                rows, agree = inodes.rows_of(tree)
+                maps.append(("xfs.log", rows, whole and agree and len(rows) == old.extents))
+                # a long file is taken apart from its end: the last leaf may have been cut before it was freed
+                rows = inodes.with_slack(rows, tree)
+                maps.append(("xfs.log-slack", rows, whole and agree and len(rows) == old.extents))
+        found = [b for n in leaves if (b := self._version(n, key[0], logged, logged)) is not None]
         for rows, whole in remains.leaf_maps(found, self.sb):
             more = inodes.with_slack(rows, found)
             maps.append(("xfs.bmbt", rows, whole and len(rows) == (old.extents if old is not None else len(more))))
@@ -290,10 +291,14 @@ class XfsVolume:
         size = old.size if old is not None else -1
         yield from candidates(identity, maps, self.block_size, self.offset, name, size, times)
 
-    def _version(self, block: int, owner: int, logged: dict[int, BmbtBlock]) -> BmbtBlock | None:
-        """A btree block of a deleted file: of the one in place and the one in the log that which shows more."""
-        found = [b for b in (self._bmbt(block), logged.get(block)) if b is not None and b.owner in (-1, owner)]
-        return max(found, key=lambda b: (len(b.rows) + len(b.slack), b.lsn), default=None)
+    def _version(
+        self, block: int, owner: int, first: dict[int, BmbtBlock], last: dict[int, BmbtBlock]
+    ) -> BmbtBlock | None:
+        """A btree block of a deleted file, from `first`, else from its place, else from `last`."""
+        for found in (first.get(block), self._bmbt(block), last.get(block)):
+            if found is not None and found.owner in (-1, owner):
+                return found
+        return None
 
     def _names(
         self, gone: dict[tuple[int, int], Deleted], paths: Paths, removed: list[tuple[int, int, str]],
