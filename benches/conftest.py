@@ -32,7 +32,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     write("")
     write(f"{'what':{width}}  {'figure':>10}  {'goal':>10}  ")
     for r in common.RECORDS:
-        goal = "" if r.goal is None else f"{'≤' if r.at_most else '≥'} {r.goal:g}"
+        goal = "" if r.goal is None else f"{'≤' if r.at_most else '≥'} {r.goal:.4g}"
         write(f"{r.name:{width}}  {r.figure:>7.2f} {r.unit:<3}  {goal:>9}  {r.verdict:5}  {r.note}".rstrip())
     write(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
           f"images of {common.SIZE_MIB} MiB, {common.ROUNDS} rounds, load {os.getloadavg()[0]:.1f}")

@@ -66,6 +66,6 @@ def samples(folder: Path) -> dict[str, bytes]:
             sweep_image(source, 0, batches.append, threads=1)
             for row in pa.Table.from_batches(batches).to_pylist() if batches else []:
                 if row["kind"] in entries and row["kind"] not in found:
-                    found[row["kind"]] = source.read(row["image_offset"], entries[row["kind"]].signature.size)
+                    found[row["kind"]] = source.read(row["image_offset"], row["length"] // row["count"])
         image.unlink()
     return found

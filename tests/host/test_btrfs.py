@@ -388,7 +388,7 @@ def test_snapshots_and_deleted_subvolumes(tmp_path: Path) -> None:
 @TOOLS
 @KERNEL
 def test_chunk_tree_gone(scene: Scene) -> None:
-    """With the current chunk tree overwritten, its older leaves place what they knew, and the rest is not called whole."""
+    """With the current chunk tree overwritten, its older leaves place what they knew; the rest is not called whole."""
     data = bytearray(scene.volume.read_bytes())
     volume = opened(BytesReader(bytes(data)))
     wanted, free = {f.identity: f for f in volume.files()}, int(volume.free()[:, 1].sum())

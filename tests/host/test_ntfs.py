@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from vmcarve.host._ntfs_record import undo_fixups
 from vmcarve.host.ntfs import HOST
-from vmcarve.model import RUN_DATA, RUN_HOLE, Evidence, HostVolume, Reader
+from vmcarve.model import RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, Evidence, HostVolume, Reader
 from vmcarve.source import BytesReader, ImageSource
 
 from .written import (
@@ -177,6 +177,8 @@ def test_free_is_what_ntfsinfo_counts(scene: Scene) -> None:
     check_free(free, START, START + SIZE)
     assert free[:, 1].sum() == clusters * 4096 and volume.block_size == 4096
     assert_disjoint(free, [f for f in files if not f.deleted])
+    used = np.stack((free[:-1].sum(axis=1), free[1:, 0] - free[:-1].sum(axis=1)), axis=1)
+    assert_disjoint(used, [f for f in files if f.deleted])
     serial = struct.unpack_from("<Q", scene.volume.read_bytes()[:512], 0x48)[0]
     assert volume.label == "Prüfung" and volume.uuid == f"{serial:016x}"
 
@@ -292,6 +294,24 @@ def test_carve_tells_a_guests_records_apart(scene: Scene) -> None:
     assert HOST.carve is not None
     files = list(HOST.carve(reader, _evidence(bytes(data)), START, len(data) - START))
     assert {f.name for f in files if not f.deleted} == scene.live
+
+
+@TOOLS
+def test_valid_data_length(scene: Scene) -> None:
+    """Bytes at or beyond the initialised size were never written: they read as zeros, not as what lies there."""
+    data = bytearray(scene.image.read_bytes())
+    volume = opened(BytesReader(bytes(data)))
+    number = int(re.split("[ -]", by_name(volume)["live.vdi"].identity)[1])
+    table = volume._mft  # type: ignore[attr-defined]
+    attribute = next(a for a in table.record(number).attributes if a.kind == 0x80)
+    at = int(table.runs[0, 1]) + number * 1024 + attribute.at + 56
+    data[at : at + 8] = struct.pack("<Q", 70000)
+    file = by_name(opened(BytesReader(bytes(data))))["live.vdi"]
+    check_file(file, START + SIZE)
+    written = file.runs[file.runs[:, 3] == RUN_DATA]
+    assert written[-1, [0, 2]].sum() == 70000 and (file.runs[:, 3] == RUN_UNWRITTEN).any() and file.complete
+    wanted = scene.contents["live.vdi"]
+    assert content(BytesReader(bytes(data)), file) == wanted[:70000] + bytes(len(wanted) - 70000)
 
 
 @TOOLS

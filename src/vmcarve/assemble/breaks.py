@@ -20,6 +20,7 @@ from .window import Window
 
 ROUNDS = 4
 SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the guest's own end (cylinder rounding)
+MAX_REGION_PINS = 1024  # ours
 MAX_WINDOW = 64 << 30  # ours: bytes of the image that one container's pieces may span
 
 
@@ -156,6 +157,11 @@ def _pins(image: Reader, container: Container, guest_map: GuestMap, disk: Virtua
     partition of that disk and lies nearest. Two pins may not claim one file block: the nearer one stands.
     """
     pins: dict[int, tuple[int, int]] = {0: (0, start)}
+    if all(c.ok for c in container.checks):  # its tables were read where one run has them, and are sound there
+        for region in container.regions[:MAX_REGION_PINS]:
+            f = region.file_offset // BLOCK * BLOCK
+            if any(image.read(start + f, BLOCK)) and not claims.holds(start + f):
+                pins[f // BLOCK] = (f, start + f)
 
     def expect(f: int) -> int:
         below = max((b for b in pins if b <= f // BLOCK), default=0)

@@ -285,19 +285,21 @@ def _front_style(reader: Reader, h: Header) -> Stream:
     out = Stream(h, "front", found, named, unknown, directory.primary, directory.twin, finished=True,
                  directory=h.directory_at, lost_entries=tally.lost, damaged_tables=directory.damaged,
                  patches=directory.patches + tally.patches)  # fmt: skip
-    if len(unknown) or len(named) or directory.damaged or not _tiled(h, found):
-        until = int(found.end.max(initial=h.overhead + 1 if directory.damaged else 0))
+    doubtful = bool(len(unknown) or len(named) or directory.damaged)
+    if doubtful or not _tiled(h, found):
+        until = int(found.end.max(initial=h.overhead + 1 if doubtful else 0))
         seen = walk(reader, h, h.overhead, "front", until)
         out.grains, twice = join([found, seen.grains])
         out.named_lost = np.setdiff1d(np.concatenate([named, twice]), out.grains.number)
         out.breaks = len(seen.gaps)
-        if seen.finished and not seen.gaps:
-            out.unknown = unknown[:0]
-        elif not directory.has_twin and not _tiled(h, out.grains):
-            # something lies where no table points, and no second table tells: an empty part may have been emptied
-            out.unknown = np.concatenate([unknown, *empty])
         new = np.setdiff1d(out.grains.number, found.number)
         out.unnamed = len(new)
+        hurt = bool(directory.damaged or tally.primary_bad or out.unnamed)
+        if seen.finished and not seen.gaps and not len(out.named_lost):
+            out.unknown = unknown[:0]
+        elif not directory.has_twin and hurt and not (_tiled(h, out.grains) and len(out.grains.number)):
+            # something lies where no table points, and no second table tells: an empty part may have been emptied
+            out.unknown = np.concatenate([unknown, *empty])
         out.patches += _missing_tables(reader, h, out, np.concatenate([unknown, _runs(new)]))
     ends = out.grains.end
     last = int(ends.max()) if len(ends) else h.overhead

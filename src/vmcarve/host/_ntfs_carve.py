@@ -31,7 +31,7 @@ DOUBT_FROM = 4  # directories without a single vote: that fragment is another vo
 
 def carve(reader: Reader, evidence: Sequence[Evidence], offset: int, limit: int) -> Iterator[HostFile]:
     """Files of the volume at image offset `offset` (`limit` bytes), out of evidence of kind "ntfs.record"."""
-    places, numbers = _places(evidence, offset, limit)
+    places, numbers = _places(evidence, offset, min(offset + limit, reader.size))
     if not len(places):
         return
     size = _record_size(reader, places)
@@ -52,17 +52,18 @@ def carve(reader: Reader, evidence: Sequence[Evidence], offset: int, limit: int)
         yield file
 
 
-def _places(evidence: Sequence[Evidence], offset: int, limit: int) -> tuple[Runs, Runs]:
+def _places(evidence: Sequence[Evidence], offset: int, end: int) -> tuple[Runs, Runs]:
     """Image offsets (rising, each once) and record numbers (-1 unknown). A folded row stands for `count` records."""
     parts: list[Runs] = []
     total = 0
     for row in evidence:
-        if row.kind != KIND or not offset <= row.image_offset < offset + limit or total >= OUR_MAX_PLACES:
+        if row.kind != KIND or not offset <= row.image_offset < end or total >= OUR_MAX_PLACES:
             continue
-        count = max(min(row.count, OUR_MAX_PLACES - total), 1)
+        stride = max(row.length // max(row.count, 1), MIN_RECORD)
+        count = max(min(row.count, OUR_MAX_PLACES - total, (end - row.image_offset) // stride), 1)
         k = np.arange(count, dtype=np.int64)
         number = np.full(count, -1, np.int64) if row.value is None else row.value + k
-        parts.append(np.stack((row.image_offset + k * (row.length // max(row.count, 1)), number), axis=1))
+        parts.append(np.stack((row.image_offset + k * stride, number), axis=1))
         total += count
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

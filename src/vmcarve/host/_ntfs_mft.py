@@ -71,7 +71,8 @@ class Mft:
     def __init__(self, reader: Reader, runs: Runs, record_size: int) -> None:
         # $MFT has no holes: what lies behind the image's end, or at file offsets beyond its size, is a lie or is lost.
         there = np.minimum(runs[:, 2], reader.size - np.maximum(runs[:, 0], runs[:, 1]))
-        runs = np.concatenate((runs[:, :2], there[:, None], runs[:, 3:]), axis=1)[(there > 0) & (runs[:, 3] == RUN_DATA)]
+        keep = (there > 0) & (runs[:, 3] == RUN_DATA)
+        runs = np.concatenate((runs[:, :2], there[:, None], runs[:, 3:]), axis=1)[keep]
         self.runs = runs
         size = int(runs[-1, 0] + runs[-1, 2]) if len(runs) else 0
         self._stream = Stream(reader, runs, size)

@@ -116,7 +116,8 @@ def _follow(view: LogView, item: BufferItem, sb: Super, dying: set[int]) -> None
     """Applies a buffer's changes to what is known of it, for btree and directory blocks."""
     old = view.blocks.get(item.place)
     if old is not None and old.data[:4] == b"BMA3" and int.from_bytes(old.data[56:64], "big") in dying:
-        return  # kept as it was before the file was taken apart
+        if not item.parts or item.parts[0][0] or item.parts[0][1][56:64] == old.data[56:64]:
+            return  # kept as it was before the file was taken apart
     if item.cancel:
         if old is not None:
             old.cancelled = True

@@ -88,24 +88,34 @@ def guest_disk(images: list[Reader], item: Assembled, guest: GuestDisk, depth: i
 def verify(images: list[Reader], item: Assembled) -> Iterator[Verified]:
     """Settles the grades of `item` (its map is replaced) and yields its guest disks."""
     failed = [f"{c.name}: {c.detail}" if c.detail else c.name for c in item.container.checks if not c.ok]
-    item.map = _settle(images[item.source], item, failed)
+    container_map = item.map
+    item.map, sure = _settle(images[item.source], item, failed)
+    if sure:
+        container_map = item.map
     for n, guest in enumerate(item.container.guests):
         disk_id = item.disk_id if n == 0 and item.container.rebuild else f"{item.disk_id}.{n}"
         volumes: list[Volume] = []
         if item.container.detail.get("encrypted") != "yes":
             volumes = describe(guest_disk(images, item, guest))
         yield Verified(item, guest, disk_id, list(_guest_rows(item, guest)),
-                       _container_rows(item) if n == 0 and item.container.rebuild else [], volumes, failed)
+                       _container_rows(item, container_map) if n == 0 and item.container.rebuild else [], volumes,
+                       failed)
     if not item.container.guests:  # an archive that is rebuilt as a file; its disks are found by themselves
         nothing = GuestDisk(0, GuestMap.build([], [], [], []))
-        yield Verified(item, nothing, item.disk_id, [], _container_rows(item), [], failed)
+        yield Verified(item, nothing, item.disk_id, [], _container_rows(item, container_map), [], failed)
 
 
-def _settle(image: Reader, item: Assembled, failed: list[str]) -> FileMap:
-    """The container's map with what proves itself graded so: decoded streams, regions under a checksum."""
+def _settle(image: Reader, item: Assembled, failed: list[str]) -> tuple[FileMap, bool]:
+    """The container's map with what proves itself graded so: decoded streams, regions under a checksum.
+
+    The second value: whether that holds of places in the container too. A stream that decodes proves what the guest
+    holds; where in the file it stood is proven only as far as the map under it. With something wrong in a container
+    that was led by its header alone, a part may be missing before it, and all behind it is shifted.
+    """
     view = item.view(image)
-    ranges: dict[int, tuple[int, str]] = {r.file_offset: (r.length, r.kind) for r in item.container.regions
-                                          if r.grade == PROVEN and r.length > 0}
+    ranges: dict[int, tuple[int, str]] = {
+        r.file_offset: (r.length, r.kind) for r in item.container.regions
+        if r.grade == PROVEN and r.length > 0 and _belongs(item.map, r.file_offset, r.length)}
     broken = 0
     for guest in item.container.guests:
         m = guest.map
@@ -126,10 +136,17 @@ def _settle(image: Reader, item: Assembled, failed: list[str]) -> FileMap:
         if f + n > low:
             laid.append((low, f + n - low, PROVEN, rule))
             at = f + n
-    return item.map.graded(laid) if laid else item.map
+    sure = not failed or GUESSED not in item.map.grade
+    return (item.map.graded(laid) if laid else item.map), sure
 
 
-def _container_rows(item: Assembled) -> list[Row]:
+def _belongs(file_map: FileMap, file_offset: int, length: int) -> bool:
+    """Whether a structure that is sound in itself is this container's: in the header's own run, or given by a host."""
+    first = int(file_map.image_offset[0])
+    return all(grade != GUESSED or p - f == first for f, _, p, grade, _ in file_map.cut(file_offset, length) if p >= 0)
+
+
+def _container_rows(item: Assembled, container_map: FileMap) -> list[Row]:
     """The container's map with the bytes that we write ourselves laid over it."""
     rows: list[Row] = []
     at = 0
@@ -137,12 +154,12 @@ def _container_rows(item: Assembled) -> list[Row]:
         f, n = max(patch.file_offset, at), patch.file_offset + len(patch.data) - max(patch.file_offset, at)
         if n <= 0:
             continue
-        rows += _plain(item.map.cut(at, f - at))
+        rows += _plain(container_map.cut(at, f - at))
         # only what we rebuilt can be what the file once held; replaced names and replayed logs are our own bytes
         grade = patch.grade if patch.reason == "rebuilt" else GUESSED
         rows.append((f, n, None, f, "plain", n, grade, patch.reason))
         at = f + n
-    return rows + _plain(item.map.cut(at, max(0, item.container.size - at)))
+    return rows + _plain(container_map.cut(at, max(0, item.container.size - at)))
 
 
 def _plain(cut: list[tuple[int, int, int, str, str]]) -> list[Row]:
