@@ -99,8 +99,11 @@ class Places:
 
 
 def refine(image: Reader, container: Container, first: FileMap, places: Places, claims: Claims,
-           free: npt.NDArray[np.int64] | None, other_starts: list[int]) -> FileMap | None:
-    """A better map than `first` (one run from the container's first byte), or None when nothing speaks against it."""
+           free: npt.NDArray[np.int64] | None, neighbours: list[tuple[int, int]]) -> FileMap | None:
+    """A better map than `first` (one run from the container's first byte), or None when nothing speaks against it.
+
+    neighbours: (image offset of the first byte, size) of the other containers that headers propose.
+    """
     start = int(first.image_offset[0])
     if not container.guests or container.size < 2 * BLOCK or start < 0:
         return None
@@ -112,14 +115,16 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
     for _ in range(ROUNDS):
         disk = VirtualDisk(FileView(image, current), guest.map)
         pins, volumes = _pins(image, container, guest.map, disk, start, places, claims)
-        if best is None and all(_agrees(first, f, p) for f, p in pins) and _consistent(disk):
+        foreign = _foreign(neighbours, start, pins)
+        inside = any(start < other < start + container.size for other, _ in foreign)
+        if best is None and not inside and all(_agrees(first, f, p) for f, p in pins) and _consistent(disk):
             return None
         window = _window(image, start, container.size, pins)
         if window is None:
             return best
         base, end = window
         expected = _expected(container, guest.map, disk, volumes)
-        full, others = _image_blocks(image, base, end, claims, free, start, other_starts)
+        full, others = _image_blocks(image, base, end, claims, free, foreign)
         placed = align(expected, full, others, [Pin(f // BLOCK, (p - f % BLOCK - base) // BLOCK) for f, p in pins])
         if placed is None:
             return best
@@ -128,6 +133,26 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
             break
         best = current = found
     return best
+
+
+def _foreign(neighbours: list[tuple[int, int]], start: int, pins: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where the neighbours lie, each up to the next header: not ours, unless a pin of ours says that we are there.
+
+    Between two pins of one delta everything is ours: a header there belongs to a disk inside this disk.
+    """
+    starts = sorted({s for s, _ in neighbours} | {start})
+    out: list[tuple[int, int]] = []
+    for other, size in neighbours:
+        if other == start:
+            continue
+        later = [s for s in starts if s > other]
+        size = min(size, later[0] - other) if later else size
+        if any(other <= p < other + size for _, p in pins):
+            continue
+        before = {p - f for f, p in pins if p < other}
+        if not before & {p - f for f, p in pins if p >= other + size}:
+            out.append((other, size))
+    return out
 
 
 def _agrees(file_map: FileMap, f: int, p: int) -> bool:
@@ -234,8 +259,8 @@ def _window(image: Reader, start: int, size: int, pins: list[tuple[int, int]]) -
     return (base, end) if 0 <= base < end and end - base <= MAX_WINDOW else None
 
 
-def _image_blocks(image: Reader, base: int, end: int, claims: Claims, free: npt.NDArray[np.int64] | None, start: int,
-                  other_starts: list[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _image_blocks(image: Reader, base: int, end: int, claims: Claims, free: npt.NDArray[np.int64] | None,
+                  foreign: list[tuple[int, int]]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     count = -(-(end - base) // BLOCK)
     full = np.zeros(count, bool)
     step = 4 << 20
@@ -251,9 +276,9 @@ def _image_blocks(image: Reader, base: int, end: int, claims: Claims, free: npt.
         room = np.stack([clipped[:, 0], clipped[:, 1] - clipped[:, 0]], axis=1)
     for at, n in claims.free_of(room).tolist():
         others[-(-(at - base) // BLOCK) : (at + n - base) // BLOCK] = False
-    for other in other_starts:
-        if other != start and base <= other < end:
-            others[(other - base) // BLOCK] = True
+    for other, size in foreign:
+        if base < other + size and other < end:
+            others[max(0, other - base) // BLOCK : (other + size - base) // BLOCK] = True
     return full, others
 
 

@@ -45,13 +45,13 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
             if led is not None:
                 opened.append((start, formats()[module], led))
     owners = places.owners([(start, led.container) for start, _, led in opened])
-    starts = sorted({start for start, _, _ in opened})
+    neighbours = [(start, led.container.size) for start, _, led in opened if led.container.guests]
     for start, fmt, led in opened:
         if claims.holds(start):
             continue
         led.map = _run_from(image, start, led.container.size, claims, free)  # what was claimed since is not ours
         own = places.of_owner(owners, start)
-        better = refine(image, led.container, led.map, own, claims, free, starts)
+        better = refine(image, led.container, led.map, own, claims, free, neighbours)
         yield led if better is None else _reopened(image, fmt, led, better)
 
 

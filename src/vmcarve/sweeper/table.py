@@ -65,6 +65,7 @@ def compile_table(entries: list[Entry]) -> MagicTable:
     probe = np.unique(np.array([e.signature.at % SECTOR for e in entries], np.int32))
     gate = np.zeros((len(probe), 8192), np.uint8)
     first = np.full((len(probe), 65536), -1, np.int32)
+    values: list[set[int]] = [set() for _ in probe]
     next_ = np.full(m, -1, np.int32)
     magic = np.zeros((m, MAX_MAGIC), np.uint8)
     room = np.zeros(m, np.int32)
@@ -72,10 +73,10 @@ def compile_table(entries: list[Entry]) -> MagicTable:
         s = e.signature
         k = int(np.searchsorted(probe, s.at % SECTOR))
         value = s.magic[0] | s.magic[1] << 8
+        values[k].add(value)
         gate[k, value >> 3] |= 1 << (value & 7)
         next_[i], first[k, value] = first[k, value], i
         magic[i, : len(s.magic)] = np.frombuffer(s.magic, np.uint8)
         room[i] = len(s.magic)
-    begins = first >= 0
-    only = np.where(begins.sum(axis=1) == 1, begins.argmax(axis=1), -1).astype(np.int32)
+    only = np.array([v.pop() if len(v) == 1 else -1 for v in values], np.int32)
     return MagicTable(tuple(entries), probe, gate, only, first, next_, magic, room)
