@@ -1,6 +1,6 @@
 """What the benches share: inputs with a known answer, interleaved timing, and the table at the end.
 
-A figure is a ratio of two medians of one run, measured in turn (A B A B): a machine that is slow today is slow for both.
+A figure is a ratio of two medians of one run, measured in turn (A B A B): a slow machine is slow for both.
 CPU time is the process's own (getrusage, user and system), which a busy neighbour disturbs least.
 """
 
@@ -94,7 +94,7 @@ class Comparison:
 def compare(benchmark: Any, ours: Callable[[], object], limit: Callable[[], object], *,
             check: Callable[[Any], object] | None = None, before: Callable[[], object] | None = None,
             rounds: int | None = None) -> Comparison:
-    """Runs limit, ours, limit, ours ... `check` gets each result of ours and asserts; `before` runs untimed before each."""
+    """Runs limit, ours, limit, ours ... `check` gets each result of ours and asserts; `before` runs untimed."""
     result = Comparison(Timed(), Timed())
     limit()  # the first round of either warms caches and is not counted
     if check is not None:
@@ -125,7 +125,7 @@ def cpu_seconds() -> float:
 
 
 def page_buffer(size: int) -> memoryview:
-    """A buffer that begins on a page, as the sweep's own: anything else would flatter us (test_sweep.py has by how much)."""
+    """A buffer that begins on a page, as the sweep's own: any other would flatter us (test_sweep.py: by how much)."""
     view = memoryview(mmap.mmap(-1, size))
     view[:] = b"\1" * size
     return view
@@ -159,12 +159,13 @@ def tiled(path: Path, structure: bytes, mib: int) -> int:
     return per * mib
 
 
-# --- children ----------------------------------------------------------------------------------------------------------
-# A child's peak counts the pages of whoever started it, so a small interpreter of its own starts the one that is measured.
+# --- children ---------------------------------------------------------------------------------------------------------
+# A child's peak counts the pages of whoever started it, so a small interpreter starts the one that is measured.
 LAUNCHER = """
 import json, os, sys, time
 begun = time.perf_counter()
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
 _, status, used = os.wait4(pid, 0)
 print(json.dumps({"status": os.waitstatus_to_exitcode(status), "peak_kib": used.ru_maxrss,
                   "cpu": used.ru_utime + used.ru_stime, "wall": time.perf_counter() - begun}))

@@ -4,8 +4,8 @@
 2. the sweep's speed as a ratio to reading the same bytes in the same run, with a wide margin;
 3. peak memory of a sweep in a child process.
 
-Limits are in limits.json. Each one broken is one line on stderr, and exit status 1. A limit is lowered when the code got
-better (`python -m benches.gate --measure` prints what it is now); it is raised with a reason in the commit.
+Limits are in limits.json. Each one broken is one line on stderr, and exit status 1. A limit is lowered when the code
+got better (`python -m benches.gate --measure` prints what it is now); it is raised with a reason in the commit.
 VMCARVE_GATE_SLOW=kernel makes the kernel look twice: tests/test_gate.py uses it to see the gate fail.
 """
 
@@ -98,9 +98,9 @@ def broken(limits: dict[str, float], only: list[str]) -> Iterator[str]:
         figure = measure()
         word = "at most" if at_most else "at least"
         fine = figure <= limit if at_most else figure >= limit
-        print(f"{name:20} {figure:12.4g} {unit} ({word} {limit:.4g}){'' if fine else ' BROKEN'}", flush=True)
+        print(f"{name:20} {figure:12.6g} {unit} ({word} {limit:.6g}){'' if fine else ' BROKEN'}", flush=True)
         if not fine:
-            yield f"bench-gate: {name} is {figure:.4g} {unit}, must be {word} {limit:.4g}"
+            yield f"bench-gate: {name} is {figure:.6g} {unit}, must be {word} {limit:.6g}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Real structures for the dense benches: file systems are made by their own tools, swept, and one of each kind is taken."""
+"""Real structures for the dense benches: file systems made by their own tools are swept, one of each kind is taken."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ def looker(table: MagicTable, cap: int = 4096) -> Callable[[np.ndarray], int]:
     sectors, magics, resume = np.empty(cap, np.int64), np.empty(cap, np.int32), np.zeros(1, np.int64)
 
     def look(buffer: np.ndarray) -> int:
-        return first_look(buffer, table.probe, table.gate, table.only, table.first, table.next_, table.magic, table.room,
-                          sectors, magics, resume)
+        return first_look(buffer, table.probe, table.gate, table.only, table.first, table.next_, table.magic,
+                          table.room, sectors, magics, resume)
 
     return look
 

@@ -1,4 +1,4 @@
-"""The gate of `make bench-gate` must fail when something became slower: seen on limits that do not hold, and on purpose."""
+"""The gate of `make bench-gate` fails when something became slower: seen on limits that do not hold, and on purpose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_valgrind = pytest.mark.skipif(shutil.which("valgrind") is None, reason="va
 
 def run_gate(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "benches.gate", *map(str, argv)], capture_output=True, text=True,
-                          timeout=300, env={**os.environ, **environment})
+                          timeout=300, cwd=gate.LIMITS.parents[1], env={**os.environ, **environment})
 
 
 def limits(path: Path, **changed: float) -> Path:

@@ -78,7 +78,8 @@ def confirm_batch(blocks: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64],
 
 
 def entries(replaced: Callable[[Reader, int, Signature], Evidence | None] = confirm) -> list[Entry]:
-    return [*(Entry("sparse", s, replaced, None) for s in SPARSE), *(Entry("dense", s, None, confirm_batch) for s in DENSE)]
+    sparse = [Entry("sparse", s, replaced, None) for s in SPARSE]
+    return sparse + [Entry("dense", s, None, confirm_batch) for s in DENSE]
 
 
 @contextmanager
@@ -101,7 +102,8 @@ def swept(source: ImageSource, **options: object) -> tuple[list[Row], Sweep]:
         for r in batch.to_pylist():
             assert r["source"] == 3 and r["length"] % r["count"] == 0
             step = r["length"] // r["count"]
-            rows += [(r["kind"], r["image_offset"] + i * step, r["value"] + i, r["identity"]) for i in range(r["count"])]
+            for i in range(r["count"]):
+                rows.append((r["kind"], r["image_offset"] + i * step, r["value"] + i, r["identity"]))
     return rows, result
 
 
@@ -164,7 +166,7 @@ def test_structures_at_every_place_of_a_border(which: int, tmp_path: Path) -> No
 
 
 def test_the_last_structure_may_end_with_the_image(tmp_path: Path) -> None:
-    """A dense structure whose last byte is the image's last is found; one that is cut off is not, and nothing breaks."""
+    """A dense structure whose last byte is the image's last is found; one that is cut off is not."""
     path = tmp_path / "i"
     data = image_of([(SECTORS - 8, 5, 1)], 0)
     for cut, found in ((0, True), (1, False), (SECTOR, False)):
@@ -224,7 +226,7 @@ def test_a_source_that_knows_no_holes_is_read_whole(tmp_path: Path) -> None:
     assert len(rows) == 1 and result.bytes_read == path.stat().st_size
 
 
-# --- what goes wrong does not end it -----------------------------------------------------------------------------------
+# --- what goes wrong does not end it ----------------------------------------------------------------------------------
 class BadMedium(ImageSource):
     """An image some of whose sectors give EIO, like a disk's; any read that touches one fails as a whole."""
 
@@ -308,7 +310,7 @@ def test_a_failing_writer_ends_the_sweep(tmp_path: Path) -> None:
         sweep_image(source, 0, full)
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 def test_what_the_kernel_could_not_find_is_refused() -> None:
     """Signatures that could never be found, or would never be confirmed, are mistakes of their module."""
     for wrong in (Signature(b"x", "t.short"), Signature(b"x" * 17, "t.long"), Signature(b"abcd", "t.across", at=510),

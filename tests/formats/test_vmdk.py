@@ -290,6 +290,16 @@ def test_tables_lost_on_both_sides_are_lost(mono: bytes, guest: bytes) -> None:
     assert seen[: 32 * MIB] == guest[: 32 * MIB] and seen[64 * MIB :] == guest[64 * MIB :]
 
 
+def test_tables_emptied_on_both_sides_are_lost(mono: bytes) -> None:
+    """Zeros over both copies, directories included: where grains may be nothing is said to be empty."""
+    gd, rgd, n, size = tables(mono)
+    data = bytearray(mono)
+    end = (gd + size + 4 * n) * SECTOR
+    data[rgd * SECTOR : end] = bytes(end - rgd * SECTOR)
+    c, _ = opened(bytes(data))
+    assert c.guests[0].map.state.tolist() == [LOST] and "grain directories are sound" in failed(c)
+
+
 def test_entries_into_metadata_or_claimed_twice_are_lost(mono: bytes) -> None:
     """Both copies wrong alike: no guest byte comes from tables, or from a grain that two entries claim."""
     gd, rgd, _, size = tables(mono)
@@ -398,11 +408,12 @@ def test_a_stream_without_its_end_is_completed(folder: Path) -> None:
     """Directory, footer and end are written again from the grains: the bytes that were lost, if all grains are there."""
     data = (folder / "stream.vmdk").read_bytes()
     gd = struct.unpack_from("<Q", data, len(data) - 1024 + 56)[0]
-    for cut in (gd - 1, gd - 6, gd + 1, gd + 2):  # at the GD marker, the last GT marker, the footer marker, the footer
+    # at the GD marker, the last GT marker, the footer marker, the footer, the empty sector behind it
+    for cut in (gd - 1, gd - 6, gd + 1, gd + 2, gd + 3):
         c, reader = opened(data[: cut * SECTOR])
         assert read_guest(reader, c.guests[0].map) == (folder / "raw").read_bytes()
         assert written(c, data[: cut * SECTOR]) == data, cut
-        assert "the end is there" in failed(c)
+        assert ("the end is there" in failed(c)) == (cut < gd + 3)
 
 
 def test_a_stream_cut_among_its_grains_loses_only_what_is_behind(folder: Path) -> None:

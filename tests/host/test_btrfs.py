@@ -417,6 +417,14 @@ def test_chunks_split_and_overlap() -> None:
     assert chunks.copies(1095, 5) == [5095] and chunks.copies(1095, 6) == [] and chunks.copies(1 << 63, 1) == []
 
 
+@TOOLS
+@KERNEL
+def test_superblocks_of_an_earlier_format_are_not_believed(scene: Scene) -> None:
+    """A volume whose first sector names another file system was formatted anew: Btrfs clears that sector."""
+    with ImageSource(scene.volume) as reader:
+        assert HOST.open(Patched(reader, {0: b"\xeb\x52\x90NTFS    "}), 0, SIZE) is None
+
+
 def test_noise_is_no_volume() -> None:
     """Zeros, noise, an empty image and odd offsets are none of ours."""
     noise = random.Random(1).randbytes(MIB)

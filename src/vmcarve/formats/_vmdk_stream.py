@@ -186,7 +186,7 @@ def _element(reader: Reader, h: Header, s: int, data: bytes, style: str, out: Wa
         footer = header.parse(reader.read((s + 1) * SECTOR, SECTOR))
         if footer is not None and footer.capacity == h.capacity:
             out.footer, out.finished = s + 1, True
-            out.end = s + 2 + _empty(reader, s + 2)
+            out.end = s + 3
         return 0
     if kind == PROGRESS:
         return 1
@@ -360,9 +360,17 @@ def _marker_style(reader: Reader, h: Header) -> Stream:
         gaps = seen.gaps or [(int(grains.number.max()) + 1 if len(grains.number) else 0, h.grains)]
         out.unknown = _unknown(h, known, gaps)
     out.patches = _rebuilt_tables(reader, out, known)
-    if not footer:
-        out.patches += rebuilt_tail(out, known)
+    out.patches += _ending(reader, out)
     return out
+
+
+def _ending(reader: Reader, out: Stream) -> list[Patch]:
+    """What is lost of the stream's end: all of it, or the empty sector behind the footer."""
+    if not out.footer:
+        return _rebuilt_tail(out)
+    if _empty(reader, out.footer + 1):
+        return []
+    return [Patch((out.footer + 1) * SECTOR, bytes(SECTOR), "rebuilt", SUPPORTED)]
 
 
 def _tables_behind(reader: Reader, h: Header, directory: int, met: list[int], grains: Grains) -> Int64s:
@@ -458,7 +466,7 @@ def _rebuilt_tables(reader: Reader, out: Stream, known: Bools) -> list[Patch]:
     return patches
 
 
-def rebuilt_tail(out: Stream, known: Bools) -> list[Patch]:
+def _rebuilt_tail(out: Stream) -> list[Patch]:
     """Grain tables that were never met, directory, footer and end, written behind the last element.
 
     For a stream whose end is lost right there, these are the bytes that its writer wrote. Moves `out.end`.
@@ -529,8 +537,7 @@ def from_tables(reader: Reader, h: Header, footer: int, met: list[tuple[int, int
     out.unknown = _unknown(h, known, [(0, h.grains)])
     out.end = footer + 2 if footer else max((s + h.table_sectors for _, s in met), default=0)
     out.patches = _rebuilt_tables(reader, out, known)
-    if not footer:
-        out.patches += rebuilt_tail(out, known)
+    out.patches += _ending(reader, out)
     return out
 
 

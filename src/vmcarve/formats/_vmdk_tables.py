@@ -44,13 +44,15 @@ class Rules(NamedTuple):
 class Directory:
     """Where the tables are: sector numbers, 0 = the directory says there is none, -1 = not known.
 
-    regular: the tables lie one behind the other behind their directory, as QEMU and VirtualBox place them.
+    regular: the tables lie one behind the other behind their directory, as QEMU and VirtualBox place them. told: tables
+    whose two copies say the same, and something: merging sets it.
     """
 
     primary: Int64s
     twin: Int64s
     has_twin: bool
     regular: bool
+    told: Bools
     damaged: int = 0
     patches: list[Patch] = field(default_factory=list[Patch])
 
@@ -127,7 +129,7 @@ def read_directory(reader: Reader, h: Header) -> Directory:
     by_layout = h.directory_at - h.redundant_at == span if twin else (
         -(-(h.directory_at + span) // h.grain) * h.grain == h.overhead or h.directory_at + span == h.overhead)
     regular = 2 * fit > told or (by_layout and 2 * other <= told)
-    out = Directory(copies[0], copies[1] if twin else np.zeros(n, np.int64), twin, regular)
+    out = Directory(copies[0], copies[1] if twin else np.zeros(n, np.int64), twin, regular, np.zeros(n, bool))
     for i, place in enumerate(places):
         if regular:
             wrong = copies[i] != expected[i]
@@ -165,6 +167,8 @@ def merge_tables(
         primary, twin = directory.primary[k : k + rows], directory.twin[k : k + rows]
         a, bad_a = read_tables(reader, primary, h.entries)
         b, bad_b = read_tables(reader, twin, h.entries) if directory.has_twin else (a, np.ones(a.shape, bool))
+        if directory.has_twin:
+            directory.told[k : k + rows] = (a == b).all(1) & a.any(1) & ~(bad_a | bad_b).any(1)
         none = (primary == 0) & (twin <= 0) | (primary < 0) & (twin == 0) & directory.has_twin
         bad_a[none] = False
         value, lost = _merge(a, bad_a, b, bad_b, rules, tally)

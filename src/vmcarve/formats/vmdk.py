@@ -194,14 +194,17 @@ def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
     directory = read_directory(reader, h)
     runs, tally, last, grains = _plain_map(reader, h, directory, False)
     orphans = max(0, (last + h.grain - h.overhead) // h.grain - grains) if last else 0
-    if orphans and not h.zero_grains and (directory.damaged or tally.primary_bad or tally.twin_bad):
+    damaged = directory.damaged or tally.primary_bad or tally.twin_bad
+    if damaged and (orphans and not h.zero_grains or not grains):
         # grains that no table names, and tables are damaged: where both copies name nothing both may have been emptied
         runs, tally, last, grains = _plain_map(reader, h, directory, True)
     reserved = [(0, SECTOR), (h.directory_at * SECTOR, h.directory_sectors * SECTOR)]
-    proof = PROVEN if directory.has_twin and not (tally.primary_bad or tally.twin_bad or tally.differ) else SUPPORTED
+    proof = PROVEN if directory.regular and directory.has_twin and not directory.damaged else SUPPORTED
     for kind, sectors, at in (("gd", directory.primary, h.directory_at), ("rgd", directory.twin, h.redundant_at)):
         if kind == "gd" or directory.has_twin:
-            tables = table_regions(sectors, h.table_sectors * SECTOR, f"vmdk.{kind.replace('d', 't')}", proof)
+            size, name = h.table_sectors * SECTOR, f"vmdk.{kind.replace('d', 't')}"
+            tables = table_regions(np.where(directory.told, sectors, 0), size, name, PROVEN)
+            tables += table_regions(np.where(directory.told, 0, sectors), size, name, SUPPORTED)
             c.regions += [Region(at * SECTOR, h.directory_sectors * SECTOR, f"vmdk.{kind}", proof), *tables]
             reserved += [(r.file_offset, r.length) for r in tables]
     guest, disputed = drop_double_claims(runs.finish(), reserved)

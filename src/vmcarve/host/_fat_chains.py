@@ -93,11 +93,6 @@ class Table:
                 return _pairs(found), False
         return _pairs(found), True
 
-    def used(self, first: int) -> bool:
-        """Whether the table gives cluster `first` to some chain."""
-        i = int(np.searchsorted(self._first, first, "right")) - 1
-        return i >= 0 and first < int(self._first[i] + self._count[i])
-
 
 def _pairs(found: list[tuple[int, int]]) -> Runs:
     return np.array(found, np.int64).reshape(-1, 2)

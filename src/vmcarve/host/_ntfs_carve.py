@@ -15,7 +15,7 @@ import numpy as np
 from ..model import SECTOR, Evidence, HostFile, Reader
 from ._ntfs_files import Files
 from ._ntfs_mft import Mft, Scattered, from_record_0, is_mft, to_rows, unnamed_data
-from ._ntfs_record import INDEX, MAX_RECORD, MIN_RECORD, Attribute, Boot, Record, decode_runs
+from ._ntfs_record import IN_USE, INDEX, MAX_RECORD, MIN_RECORD, NUMBERED_FROM, Attribute, Boot, Record, decode_runs
 from ._space import Runs
 
 KIND = "ntfs.record"
@@ -91,8 +91,10 @@ def _numbered(reader: Reader, places: Runs, numbers: Runs, size: int) -> tuple[R
         records = batch.records[usable]
         stated = np.ascontiguousarray(records[:, 0x2C:0x30]).view("<u4")[:, 0].astype(np.int64)
         given = batch.numbers[usable]
-        has_number = records[:, 4] >= 0x30  # the update sequence leaves room for it
-        number = np.where(has_number, stated, given)
+        has_number = records[:, 4] >= NUMBERED_FROM  # the update sequence leaves room for it
+        # reserved records state 0 as well (seen: mkntfs); the real record 0 is always in use
+        reserved = (stated == 0) & (records[:, 22] & IN_USE == 0)
+        number = np.where(reserved, -1, np.where(has_number, stated, given))
         good = number >= 0
         kept.append((places[batch.slot + usable[good]], number[good]))
     return np.concatenate([k[0] for k in kept]), np.concatenate([k[1] for k in kept])

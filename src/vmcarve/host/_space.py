@@ -7,7 +7,7 @@ what is read from evidence is read in pieces of bounded size.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -233,21 +233,3 @@ class Stream:
                 return True
             told += count
         return told < length
-
-
-def pieces(reader: Reader, start: int, length: int, step: int = PIECE) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of [start, start + length) in pieces of `step`; a short source ends it."""
-    at, end = start, start + length
-    while at < end:
-        data = reader.read(at, min(step, end - at))
-        if not data:
-            return
-        yield at, data
-        at += len(data)
-
-
-def as_runs(rows: Iterable[tuple[int, int]]) -> Runs:
-    """(offset, length) pairs -> int64[n, 2]."""
-    out = np.array(list(rows), np.int64)
-    return out.reshape(-1, 2)
-

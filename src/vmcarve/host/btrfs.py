@@ -29,6 +29,7 @@ from ._btrfs_disk import (
 from ._btrfs_items import EXTENT_ITEM, EXTENT_TREE, METADATA_ITEM, OUR_MAX_BYTES, Names
 from ._btrfs_live import Root, is_subvolume, live_files, read_roots, survey
 from ._btrfs_scan import with_old_chunks
+from ._first_look import named
 from ._space import RunCollector, Runs, clipped, inverted
 
 OUR_MAX_USED = 1 << 23  # runs of used data space that we hold (128 MiB)
@@ -127,7 +128,7 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     if offset < 0 or limit <= 0:
         return None
     sb = read_super(reader, offset, limit)
-    if sb is None:
+    if sb is None or named(reader, offset):  # mkfs.btrfs clears the first MiB: another's magic there is newer
         return None
     chunks, whole = load_chunks(reader, offset, sb)
     if not whole:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..model import HostFile, HostKind, HostVolume, Reader
 from ._fat_chains import FIRST, Guess, Heap, Table, read_table
+from ._first_look import named
 from ._space import NO_ROWS, PIECE, RunCollector, Runs, Stream, cut_rows, zero_bits
 
 ENTRY = 32  # bytes of a directory entry
@@ -288,7 +289,8 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     if offset < 0 or limit <= 0:
         return None
     rest: list[Boot] = []
-    for at in (0, *(BOOT_SECTORS << shift for shift in (9, 10, 11, 12))):
+    copies = (BOOT_SECTORS << shift for shift in (9, 10, 11, 12)) if named(reader, offset) in ("", "exfat") else ()
+    for at in (0, *copies):
         boot = parse_boot(reader.read(offset + at, 512))
         if boot is None or (at and at != BOOT_SECTORS * boot.sector):
             continue

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..model import HostFile, HostKind, HostVolume, Reader
 from ._fat_chains import FIRST, Guess, Heap, Table, read_table
+from ._first_look import named
 from ._space import NO_ROWS, Runs, Stream, cut_rows
 
 ENTRY = 32  # bytes of a directory entry
@@ -320,7 +321,8 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     """The volume at image offset `offset`, by its boot sector or FAT32's backup of it. `limit`: bytes to its end."""
     if offset < 0 or limit <= 0:
         return None
-    for at in (0, *(BACKUP_SECTOR * s for s in (512, 1024, 2048, 4096))):
+    copies = (BACKUP_SECTOR * s for s in (512, 1024, 2048, 4096)) if named(reader, offset) in ("", "fat") else ()
+    for at in (0, *copies):
         block = reader.read(offset + at, 512)
         boot = parse_boot(block)
         if boot is None or (at and (boot.bits != 28 or at != BACKUP_SECTOR * boot.sector)):

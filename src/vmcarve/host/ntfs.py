@@ -12,6 +12,7 @@ import numpy as np
 
 from ..model import HostFile, HostKind, HostVolume, Reader
 from ._blocks import merge
+from ._first_look import named
 from ._ntfs_carve import carve
 from ._ntfs_files import Files
 from ._ntfs_mft import Mft, find_mft, list_value, to_rows, unnamed_data
@@ -120,6 +121,8 @@ def _boots(reader: Reader, offset: int, limit: int) -> Iterator[Boot]:
     boot = parse_boot(reader.read(offset, BOOT_BYTES))
     if boot is not None:
         yield boot
+    if named(reader, offset) not in ("", "ntfs"):  # formatted anew: the copy is the old volume's
+        return
     start = max(offset, offset + limit - BACKUP_SEARCH)
     tail = reader.read(start, offset + limit - start)
     at = tail.rfind(b"NTFS    ")

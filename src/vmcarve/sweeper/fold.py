@@ -1,4 +1,4 @@
-"""Confirmed structures become rows of EVIDENCE: runs of dense structures fold into one row each, without Python per hit."""
+"""Confirmed structures become rows of EVIDENCE: a run of dense ones folds into one row, without Python per hit."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def _of_batch(module: str, batch: EvidenceBatch) -> pa.Table:
         joined &= batch.value[1:] == batch.value[:-1] + 1
     if batch.volume_offset is not None:
         joined &= (batch.volume_offset[1:] == batch.volume_offset[:-1] + batch.length) & (batch.volume_offset[:-1] >= 0)
-    names = batch.identity
-    if names is not None and not isinstance(names, str):
-        names = pa.array(names, pa.string())
+    names = None
+    if batch.identity is not None and not isinstance(batch.identity, str):
+        names = pa.array(batch.identity, pa.string())
         which = names.dictionary_encode().indices.to_numpy(zero_copy_only=False)
         joined &= which[1:] == which[:-1]
     start = np.flatnonzero(np.concatenate(([True], ~joined)))
@@ -120,7 +120,7 @@ def _of_batch(module: str, batch: EvidenceBatch) -> pa.Table:
         "container_offset": no_number,
         "guest_offset": no_number,
         "volume_offset": volume,
-        "identity": names.take(pa.array(start)) if isinstance(names, pa.Array) else _repeated(names, k, pa.string()),
+        "identity": _repeated(batch.identity, k, pa.string()) if names is None else names.take(pa.array(start)),
         "value": no_number if batch.value is None else pa.array(batch.value[start]),
         "confidence": _repeated(batch.confidence, k, pa.float32()),
     }

@@ -132,7 +132,8 @@ class _Found:
 
     def tell(self, entry: Entry, error: Exception, image_offset: int) -> None:
         """One kind's defect must not end the sweep: it is told in the case, and the other hits go on."""
-        self.failed.setdefault(entry.signature.kind, f"{type(error).__name__}: {error} (image_offset {image_offset:#x})")
+        said = f"{type(error).__name__}: {error} (image_offset {image_offset:#x})"
+        self.failed.setdefault(entry.signature.kind, said)
 
 
 def _tasks(source: ImageSource, ranges: list[tuple[int, int]] | None) -> Iterator[tuple[int, int]]:
