@@ -1,4 +1,4 @@
-"""first_look: which sectors begin a magic. Knows no format: the magics come as tables compiled from the modules' signatures.
+"""first_look: which sectors begin a magic. Knows no format: magics come as a table made from the modules' signatures.
 
 in   buf uint8[n], borrowed, may be read-only; looked at in steps of 512 bytes, a tail shorter than a sector is ignored
      probe int32[k], rising: in-sector byte offsets at which magics lie (0 <= probe < 511)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import (
+    LOST,
     MISSING,
     RUN_DATA,
     SECTOR,
@@ -140,32 +141,39 @@ def _evidence(row: dict[str, object]) -> Evidence:
 
 # --- host files ----------------------------------------------------------------------------------------------------
 def _from_host_files(state: _State, rows: list[tuple[str, Evidence]], guest_places: np.ndarray) -> None:
-    """Containers whose map the host's metadata, or its remnants, give: live files first, then deleted ones."""
+    """Containers whose map the host's metadata, or its remnants, give.
+
+    Live files first: they own their blocks. Deleted files may name the same blocks (an older file's stale map, several
+    remnants of one file): all are opened, and the soundest takes them.
+    """
     by_offset: dict[int, list[tuple[str, Evidence]]] = defaultdict(list)
     for module, e in rows:
         by_offset[e.image_offset].append((module, e))
     places = np.array(sorted(by_offset), np.int64)
-    solved: set[tuple[str, str]] = set()
+    found: list[tuple[tuple[int, int, int, int], HostView, HostFile, Container, FileMap]] = []
     for view in state.views:
-        label = view.label
-        for live in (True, False):
-            for file in view.files:
-                if (live if view.carved else file.deleted is live) or len(file.runs) == 0 or (
-                        label, file.identity) in solved:
-                    continue
-                modules = _modules_in(file, places, by_offset, sure_only=view.carved)
-                has_guest = not view.carved and _any_inside(file, guest_places)
-                if not modules and not has_guest:
-                    continue
-                found = _open_host_file(state, file, modules, has_guest)
-                if found is None:
-                    continue
-                container, file_map = found
-                if not live and _taken(state.claims, file_map):
-                    continue
-                solved.add((label, file.identity))
-                state.accept(container, file_map, deleted=None if view.carved else not live,
-                             host=f"{label}: {file.origin}", names=[file.name])
+        for file in view.files:
+            if len(file.runs) == 0:
+                continue
+            modules = _modules_in(file, places, by_offset, sure_only=view.carved)
+            has_guest = not view.carved and _any_inside(file, guest_places)
+            opened = _open_host_file(state, file, modules, has_guest) if modules or has_guest else None
+            if opened is not None:
+                found.append((_doubt(file, *opened, len(found)), view, file, *opened))
+    solved: set[tuple[str, str]] = set()
+    for _, view, file, container, file_map in sorted(found, key=lambda f: (f[2].deleted, f[1].carved, f[0])):
+        if (view.label, file.identity) in solved or ((file.deleted or view.carved) and _taken(state.claims, file_map)):
+            continue
+        solved.add((view.label, file.identity))
+        state.accept(container, file_map, deleted=None if view.carved else file.deleted,
+                     host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _doubt(file: HostFile, container: Container, file_map: FileMap, order: int) -> tuple[int, int, int, int]:
+    """What speaks against a container read through a file's map, least first: failed checks, lost and missing bytes."""
+    lost = sum(int(g.map.length[g.map.state == LOST].sum()) for g in container.guests)
+    missing = sum(n for _, n, _, grade, _ in file_map.rows() if grade == MISSING)
+    return sum(not c.ok for c in container.checks), lost + missing, 0 if file.complete else 1, order
 
 
 def _named_members(state: _State) -> None:

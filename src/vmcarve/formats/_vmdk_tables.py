@@ -24,6 +24,7 @@ Bools = npt.NDArray[np.bool_]
 
 READ_BYTES = 4 << 20
 CHUNK_ENTRIES = 1 << 19  # entries merged at once: some 40 MiB of working arrays
+UNFINISHED_WRITES = 8  # entries of a table that two sound copies may have differently
 PER_SECTOR = SECTOR // 4
 OUR_MAX_PATCH = 64 << 20  # bytes of restored tables that we hold
 OUR_MAX_RUNS = 1 << 23  # runs of one guest map
@@ -194,6 +195,7 @@ def _merge(
         _emptied(a, bad_a, b, bad_b, 1)
         _emptied(b, bad_b, a, bad_a, 2)
         _whole_sectors(bad_a, bad_b)
+        _contradictions(a, bad_a, b, bad_b)
         tally.differ += int(((a != b) & ~bad_a & ~bad_b).sum())
         tally.twin_bad += int(bad_b.sum())
     value = np.where(bad_a, np.where(bad_b, 0, b), a).astype(np.int64)
@@ -253,6 +255,17 @@ def _whole_sectors(bad_a: Bools, bad_b: Bools) -> None:
     a, b = (x.reshape(len(x), -1, width).any(2) for x in (bad_a, bad_b))
     bad_a |= np.repeat(a & ~b, width, axis=1)
     bad_b |= np.repeat(b & ~a, width, axis=1)
+
+
+def _contradictions(a: npt.NDArray[Any], bad_a: Bools, b: npt.NDArray[Any], bad_b: Bools) -> None:
+    """Marks entries in both copies of a table in which more of them differ than writes that were cut short explain.
+
+    An entry that only the primary copy has is a write that the twin missed; anything else speaks against one of them.
+    """
+    against = (a != b) & (b != 0) & ~(bad_a | bad_b)
+    against &= (against.sum(1) > UNFINISHED_WRITES)[:, None]
+    bad_a |= against
+    bad_b |= against
 
 
 def _restore(tally: Tally, stored: npt.NDArray[Any], bad: Bools, sector: Int64s, value: Int64s, lost: Bools) -> None:
