@@ -133,11 +133,15 @@ def page_buffer(size: int) -> memoryview:
 
 def read_all(source: ImageSource, buffer: memoryview) -> int:
     """The limit of every sweep: pread of the whole image into one buffer, nothing looked at."""
-    step, size, at = len(buffer), source.size, 0
-    while at < size:
-        at += os.preadv(source.fd, [buffer], at)
-    assert step
-    return at
+    return read_part(source, 0, source.size, buffer)
+
+
+def read_part(source: ImageSource, offset: int, length: int, buffer: memoryview) -> int:
+    """The same for the bytes from `offset` on; the last read may go further."""
+    done = 0
+    while done < length:
+        done += os.preadv(source.fd, [buffer], offset + done)
+    return done
 
 
 def noise(path: Path, mib: int, seed: int = 1) -> Path:

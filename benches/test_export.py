@@ -33,7 +33,7 @@ class Carved:
 
 
 def guest(path: Path) -> Path:
-    """A disk of which half is random bytes and half is holes, in runs of 1 to 8 MiB."""
+    """A disk of which half is letters at random and half is holes, in runs of 1 to 8 MiB."""
     rng = np.random.default_rng(11)
     with path.open("wb") as f:
         f.truncate(SIZE * MIB)
@@ -41,7 +41,7 @@ def guest(path: Path) -> Path:
         while at < SIZE:
             n = min(int(rng.integers(1, 9)), SIZE - at)
             f.seek(at * MIB)
-            f.write(rng.bytes(n * MIB))
+            f.write(rng.integers(97, 123, n * MIB, dtype=np.uint8).tobytes())
             at += n + int(rng.integers(1, 9))
     return path
 
@@ -52,7 +52,8 @@ def carved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("export")
     name = request.param
     raw, container, image = guest(folder / "raw"), folder / "container", folder / "image"
-    how = ["-c"] if "compressed" in name else ["-W", "-m", "8"]
+    how = ["-c"] if "compressed" in name else []
+    how += ["-W", "-m", "8"]
     run("qemu-img", "convert", *how, "-f", "raw", "-O", name.split()[0], raw, container, timeout=600)
     noise(image, 1)
     with image.open("ab") as f:
@@ -73,8 +74,6 @@ def same(a: Path, b: Path) -> None:
 def test_container(benchmark: Any, carved: tuple[str, Carved], digest: bool, scratch: Path) -> None:
     """The container written from its map, against cp of the original."""
     name, c = carved
-    if "compressed" in name:
-        pytest.skip("a container's bytes are copied, whatever they mean")
     row, out = c.case.disks()[0], scratch / "out"
     rows = rows_of(c.case.extents(row["disk_id"], "container"))
     with open_image(c.image) as source:
@@ -83,7 +82,7 @@ def test_container(benchmark: Any, carved: tuple[str, Carved], digest: bool, scr
             lambda: run("cp", "--sparse=never", "--reflink=never", c.container, out),
             check=lambda _: same(out, c.container), before=lambda: out.unlink(missing_ok=True), rounds=3)
     record(benchmark, f"writing a {name}{' with SHA-256' if digest else ''} / cp, wall time", result.wall,
-           note=f"{SIZE / 2 / median(result.ours.wall):.0f} MiB/s of content")
+           note=f"{SIZE / 2 / median(result.ours.wall):.0f} MiB/s of guest content")
 
 
 def test_raw(benchmark: Any, carved: tuple[str, Carved], scratch: Path) -> None:
@@ -96,4 +95,4 @@ def test_raw(benchmark: Any, carved: tuple[str, Carved], scratch: Path) -> None:
         lambda: run("qemu-img", "convert", "-f", name.split()[0], "-O", "raw", c.container, out, timeout=600),
         check=lambda _: same(out, c.raw), before=lambda: out.unlink(missing_ok=True), rounds=3)
     record(benchmark, f"writing raw from {name} / qemu-img convert, wall time", result.wall,
-           note=f"{SIZE / 2 / median(result.ours.wall):.0f} MiB/s of content")
+           note=f"{SIZE / 2 / median(result.ours.wall):.0f} MiB/s of guest content")

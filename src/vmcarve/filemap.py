@@ -68,6 +68,7 @@ class FileMap:
         """The runs of a host file up to `size`: gaps are holes, or missing where the map is incomplete."""
         rows: list[tuple[int, int, int, str, str]] = []
         rule = f"host.{file.origin}"
+        grade = SUPPORTED if file.certain else GUESSED
         gap, why = (ZERO, "host.hole") if file.complete else (MISSING, f"{rule}.lost")
         at = 0
         for f, p, n, kind in file.runs.tolist():
@@ -81,11 +82,11 @@ class FileMap:
                 rows.append((at, f - at, -1, gap, why))
             n = min(n, size - f)
             if kind == RUN_DATA and p >= 0:
-                rows.append((f, n, p, SUPPORTED, rule))
+                rows.append((f, n, p, grade, rule))
             elif kind in (RUN_HOLE, RUN_UNWRITTEN):
                 rows.append((f, n, -1, ZERO, "host.hole" if kind == RUN_HOLE else "host.unwritten"))
             elif kind == RUN_INLINE and p >= 0:
-                rows.append((f, n, p, SUPPORTED, rule))
+                rows.append((f, n, p, grade, rule))
             else:
                 rows.append((f, n, -1, MISSING, f"{rule}.lost"))
             at = f + n

@@ -294,6 +294,7 @@ class HostFile:
     overlap in file_offset; gaps between rows are holes. RUN_UNWRITTEN: allocated but never written (reads as zeros).
     size: bytes, -1 when lost. name: path inside the volume if known, else "". origin: rule that gave the runs, e.g.
     "ext4.inode", "ext4.extent-leaf", "ext4.journal". complete: False when parts of the map are known to be lost.
+    certain: False when the runs are inferred (a first cluster and a size, slots behind a leaf's end), not recorded.
     """
 
     identity: str  # e.g. "inode 12", "mft 64-3"
@@ -305,6 +306,7 @@ class HostFile:
     complete: bool = True
     times: dict[str, float] = field(default_factory=dict[str, float])  # Unix seconds UTC
     inline: bytes | None = None  # content when it lies inside the metadata itself (at most some KiB)
+    certain: bool = True
 
 
 class HostVolume(Protocol):

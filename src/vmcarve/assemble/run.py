@@ -162,8 +162,13 @@ def _from_host_files(state: _State, rows: list[tuple[str, Evidence]], guest_plac
                 found.append((_doubt(file, *opened, len(found)), view, file, *opened))
     solved: set[tuple[str, str]] = set()
     for _, view, file, container, file_map in sorted(found, key=lambda f: (f[2].deleted, f[1].carved, f[0])):
-        if (view.label, file.identity) in solved or ((file.deleted or view.carved) and _taken(state.claims, file_map)):
+        if (view.label, file.identity) in solved:
             continue
+        if file.deleted or view.carved:
+            rest = _unclaimed(state.claims, file_map)
+            if rest is None:
+                continue
+            file_map = rest
         solved.add((view.label, file.identity))
         state.accept(container, file_map, deleted=None if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
@@ -308,6 +313,30 @@ def _without_reused(state: _State, file_map: FileMap) -> FileMap:
                 out.append((f + at - p, upto - at, at, grade, rule))
                 at = upto
     return FileMap.build(out)
+
+
+def _unclaimed(claims: Claims, file_map: FileMap) -> FileMap | None:
+    """A map without the blocks that sounder files own. None when its first byte, or most of it, is theirs."""
+    out: list[tuple[int, int, int, str, str]] = []
+    kept = 0
+    for f, n, p, grade, rule in file_map.rows():
+        if p < 0:
+            out.append((f, n, p, grade, rule))
+            continue
+        at = p
+        for start, length in claims.free_of(np.array([[p, n]], np.int64)).tolist():
+            out.append((f + at - p, start - at, -1, MISSING, "reused"))
+            out.append((f + start - p, length, start, grade, rule))
+            kept += length
+            at = start + length
+        out.append((f + at - p, p + n - at, -1, MISSING, "reused"))
+    found = FileMap.build(out)
+    whole = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
+    if kept == whole:
+        return file_map
+    if kept * 2 < whole or len(found) == 0 or found.rule[0] == "reused":
+        return None
+    return found
 
 
 def _taken(claims: Claims, file_map: FileMap) -> bool:

@@ -102,6 +102,9 @@ def to_runs(extents: I64, unit: int, base: int) -> I64:
     return np.stack((e[:, 0] * unit, e[:, 1] * unit + base, length * unit, e[:, 3]), axis=1)
 
 
+INFERRED = ("-slack", "-guess")  # origins of maps that no record states as they are
+
+
 def candidates(
     identity: str, maps: Iterable[tuple[str, I64, bool]], block_size: int, base: int, name: str = "", size: int = -1,
     times: dict[str, float] | None = None,
@@ -113,7 +116,8 @@ def candidates(
         if len(runs) == 0 or any(np.array_equal(runs, old) for old in seen):
             continue
         seen.append(runs)
-        yield HostFile(identity, name, size, True, runs, origin, complete, dict(times or {}))
+        yield HostFile(identity, name, size, True, runs, origin, complete, dict(times or {}),
+                       certain=not origin.endswith(INFERRED))
 
 
 # --- CRC-32C over rows ---------------------------------------------------------------------------------------------

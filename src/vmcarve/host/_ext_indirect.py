@@ -129,7 +129,8 @@ def files(reader: Reader, free: I64, volume_blocks: int, block_size: int, base: 
             yield HostFile(name, "", -1, True, to_runs(rows, block_size, base), ORIGIN, complete=False)
             guess = _guess(block, rows, before[:below], per, free, block_size, base)
             if guess is not None:
-                yield HostFile(name, "", -1, True, to_runs(guess, block_size, base), GUESS, complete=False)
+                yield HostFile(name, "", -1, True, to_runs(guess, block_size, base), GUESS, complete=False,
+                               certain=False)
 
 
 def _with_lower(rows: I64, level: int, by_end: list[dict[int, tuple[int, I64]]], taken: set[int]) -> tuple[I64, int]:

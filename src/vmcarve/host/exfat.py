@@ -177,7 +177,8 @@ class ExfatVolume:
 
     def _file(self, entry: _Entry, rows: Runs, whole: bool, origin: str) -> HostFile:
         rows = cut_rows(rows, entry.size, entry.valid)
-        return HostFile(f"entry {entry.at:#x}", entry.path, entry.size, entry.deleted, rows, origin, whole, entry.times)
+        return HostFile(f"entry {entry.at:#x}", entry.path, entry.size, entry.deleted, rows, origin, whole, entry.times,
+                        certain=origin != "exfat.direntry")
 
     def _deleted(self, entry: _Entry) -> Iterator[HostFile]:
         if entry.in_one_piece:

@@ -154,7 +154,8 @@ class FatVolume:
             for rows, complete in self._guess.maps(cluster, entry.size):
                 told = True
                 rows = cut_rows(rows, entry.size, -1)
-                yield HostFile(identity, entry.name, entry.size, True, rows, origin, complete and not high, entry.times)
+                yield HostFile(identity, entry.name, entry.size, True, rows, origin, complete and not high, entry.times,
+                               certain=False)
         if not told:
             yield HostFile(identity, entry.name, entry.size, True, NO_ROWS, "fat.direntry", not entry.size, entry.times)
 
