@@ -71,7 +71,7 @@ def test_size_is_what_free_sector_says(files: tuple[Path, bytes]) -> None:
     data = files[0].read_bytes()
     c, _ = opened(data + random.Random(1).randbytes(100_000))
     assert c.size == len(data) and all(check.ok for check in c.checks)
-    assert (c.format, c.variant, c.virtual_size, c.cluster) == ("cowd", "vmfsSparse", SECTORS * SECTOR, SECTOR)
+    assert (c.format, c.variant, c.virtual_size, c.cluster) == ("vmdk", "vmfsSparse", SECTORS * SECTOR, SECTOR)
 
 
 def test_what_was_never_written_is_the_parents(files: tuple[Path, bytes]) -> None:

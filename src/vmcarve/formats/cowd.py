@@ -128,7 +128,7 @@ def open_cowd(reader: Reader) -> Container:
     tables = raw.astype(np.int64)
     bad = gone | _bad_tables(tables, h, limit)
     tables[bad] = -1
-    c = Container("cowd", "vmfsSparse", 0, [], "VMware ESXi", cluster=h.grain * SECTOR, size_exact=False)
+    c = Container("vmdk", "vmfsSparse", 0, [], "VMware ESXi", cluster=h.grain * SECTOR, size_exact=False)
     rules = Rules(h.data_at, limit, h.grain, False)
     guest, last, lost, named = _map(reader, h, tables, rules, False)
     used = max(last, int(tables.max(initial=0)) + TABLE_SECTORS if (tables > 0).any() else 0, h.data_at)

@@ -137,7 +137,7 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
 def open_sesparse(reader: Reader) -> Container:
     """Opens an SESparse extent through a reader of its file."""
     h = _parse(reader.read(0, SECTOR))
-    c = Container("sesparse", "seSparse", 0, [], "VMware ESXi", cluster=GRAIN_SECTORS * SECTOR, size_exact=False)
+    c = Container("vmdk", "seSparse", 0, [], "VMware ESXi", cluster=GRAIN_SECTORS * SECTOR, size_exact=False)
     found = _Found()
     table, bad = _directory(reader, h)
     regained = _lost_tables(reader, h, table, bad, found)

@@ -40,7 +40,7 @@ def open_descriptor(reader: Reader) -> Container:
     size = found.length
     if found.system == "QEMU" and not any(data[size : -(-size // SECTOR) * SECTOR]):
         size = -(-size // SECTOR) * SECTOR  # Seen: qemu-img 7.2 pads the file to whole sectors
-    c = Container("vmdk-descriptor", found.create_type or "custom", size, [GuestDisk(found.sectors * SECTOR, guest)],
+    c = Container("vmdk", found.create_type or "custom", size, [GuestDisk(found.sectors * SECTOR, guest)],
                   found.system, size_exact=found.terminated, uuid=found.uuid, identities=found.identities,
                   parent=found.parent, names=[m.name for m in members if m.name], members=members,
                   detail=found.detail)  # fmt: skip
