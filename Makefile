@@ -54,7 +54,7 @@ test: packages-test build $(VENV)/.test
 
 lint: build $(VENV)/.lint
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint ext
+	PATH="$(BIN):$$PATH" $(BIN)/cython-lint ext
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: packages-test build $(VENV)/.test

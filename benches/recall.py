@@ -1,7 +1,7 @@
 """What is recovered of the corpus, on seeds that the code was not written on: the tables of docs/results.md.
 
-`python -m benches.recall --seeds 11 12 --scenes REGEX --write docs/results.md` makes each scene, recovers it, scores the
-case against the truth, and adds up. Scenes are made and deleted one at a time; a disk of some GiB is enough.
+`python -m benches.recall --seeds 11 12 --scenes REGEX --write docs/results.md` makes each scene, recovers it, scores
+the case against the truth, and adds up. Scenes are made and deleted one at a time; a disk of some GiB is enough.
 """
 
 from __future__ import annotations
@@ -111,21 +111,22 @@ def report(results: list[dict[str, Any]], seeds: list[int], command: str) -> str
                 break
     lines = [
         "# What is recovered of the corpus", "",
-        f"Printed by `{command}`: scenes of `tests/corpus` on seeds {', '.join(map(str, seeds))}, none of which the code "
-        "was written on.", "",
-        "Small hosts (256 to 600 MiB) with guests of 20 to 40 MiB, Linux writers only, deleted and looked at at once: the "
-        "best case for what deletion leaves. 'exact' counts disks whose file, or whose guest where references were "
-        "emptied or an archive was taken apart, equals the original. Recall is the share of non-zero guest bytes that "
+        f"Printed by `{command}`: scenes of `tests/corpus` on seeds {', '.join(map(str, seeds))}, none of which the",
+        "code was written on.", "",
+        "Small hosts (256 to 600 MiB) with guests of 20 to 40 MiB, Linux writers only, deleted and looked at at once:",
+        "the best case for what deletion leaves. 'exact' counts disks whose file, or whose guest where references were",
+        "emptied or an archive was taken apart, equals the original. Recall is the share of non-zero guest bytes that",
         "could be recovered. Live disks do not count.", "",
         "| scenes | images | disks found | exact | recall | wrong bytes graded proven or supported | false disks |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [s.row(title) for title, s in sums.items() if s.scenes]
-    lines += ["", "Error rate of each grade over all scenes, and the upper end of its 95 % interval (blocks of 4 KiB taken "
-              "as independent, which they are not):", "", "| grade | bytes claimed and checked | wrong | rate at most |",
-              "| --- | --- | --- | --- |"]
-    lines += [f"| {g} | {everything.claimed[g]} | {everything.wrong[g]} | {bound(everything.wrong[g], everything.claimed[g])} |"
-              for g in GRADES]
+    lines += ["", "Error rate of each grade over all scenes, and the upper end of its 95 % interval (blocks of 4 KiB",
+              "taken as independent, which they are not):", "",
+              "| grade | bytes claimed and checked | wrong | rate at most |", "| --- | --- | --- | --- |"]
+    for g in GRADES:
+        claimed, wrong = everything.claimed[g], everything.wrong[g]
+        lines.append(f"| {g} | {claimed} | {wrong} | {bound(wrong, claimed)} |")
     short = sorted((d["name"], r["scene"], r["seed"], d.get("recall")) for r in results for d in r["disks"]
                    if d["deleted"] is not False and not (d["exact"] or d.get("guest_equal")))
     lines += ["", f"{len(short)} disks fell short:", ""]

@@ -29,7 +29,8 @@ def look(buf: bytes, magics: list[tuple[int, bytes]], cap: int = 64) -> list[tup
     out: list[tuple[int, int]] = []
     done = 0
     while done < len(view) // 512:
-        n = first_look(view[done * 512 :], t.probe, t.gate, t.only, t.first, t.next_, t.magic, t.room, sectors, found, resume)
+        n = first_look(view[done * 512 :], t.probe, t.gate, t.only, t.first, t.next_, t.magic, t.room, sectors, found,
+                       resume)
         out += [(int(s) + done, int(m)) for s, m in zip(sectors[:n], found[:n], strict=True)]
         assert resume[0] > 0, "the kernel must go forward"
         done += int(resume[0])

@@ -16,7 +16,7 @@ from .tools import CorpusError, run
 
 ORDERS = ("convert", "shuffled", "random")  # guest order; qemu-img convert -W; a guest's own writes
 ONCE = ("convert", "shuffled")  # what a format can take that cannot be written twice
-TRIES = 6  # QEMU times its key derivation, and fails now and then where the clock of the CPU is coarse
+TRIES = 40  # QEMU times its key derivation, and fails now and then where the clock of the CPU is coarse
 SECRET = "vmcarve"  # the password of encrypted test disks
 
 

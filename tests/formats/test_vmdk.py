@@ -88,7 +88,7 @@ def state_at(c: Container, guest_offset: int) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files that most tests share: raw, mono.vmdk (scattered), qemu streams, marker and front streams, a split extent."""
+    """Files that most tests share: raw, mono.vmdk (scattered), streams of three layouts, a split extent."""
     folder = tmp_path_factory.mktemp("vmdk")
     (folder / "raw").write_bytes(distinct(SECTORS * SECTOR, 1))
     run("qemu-img", "create", "-f", "vmdk", folder / "mono.vmdk", str(SECTORS * SECTOR))
@@ -405,7 +405,7 @@ def test_a_stream_ends_before_what_follows_it(folder: Path) -> None:
 
 
 def test_a_stream_without_its_end_is_completed(folder: Path) -> None:
-    """Directory, footer and end are written again from the grains: the bytes that were lost, if all grains are there."""
+    """Directory, footer and end are written again from the grains: what was lost, if all grains are there."""
     data = (folder / "stream.vmdk").read_bytes()
     gd = struct.unpack_from("<Q", data, len(data) - 1024 + 56)[0]
     # at the GD marker, the last GT marker, the footer marker, the footer, the empty sector behind it
@@ -637,8 +637,8 @@ def test_a_descriptor_is_led_to_the_files_of_its_case(folder: Path) -> None:
 def test_odd_spellings_of_a_reference_are_found() -> None:
     """QEMU searches the whole text for the word: in comments, behind foreign lines, in any case for other readers."""
     base = text([(64, "SPARSE", "x.vmdk")], "monolithicSparse", 5)
-    for extra in (b'# parentFileNameHint="/etc/a"\n', b'PARENTFILENAMEHINT = "/etc/a"\n', b'x\x01parentFileNameHint="/etc/a"',
-                  b'!!!\nparentFileNameHint="/etc/a"\n', b'!!!\nRW 5 FLAT "/etc/a" 0\n'):  # fmt: skip
+    for extra in (b'# parentFileNameHint="/etc/a"\n', b'PARENTFILENAMEHINT = "/etc/a"\n',
+                  b'x\x01parentFileNameHint="/etc/a"', b'!!!\nparentFileNameHint="/etc/a"\n', b'!!!\nRW 5 FLAT "/etc/a" 0\n'):  # fmt: skip
         data = (base + extra).ljust(20 * SECTOR, b"\0")
         out = bytearray(data)
         for patch in grammar.safe_patches(data, grammar.parse(data), 0):

@@ -1,4 +1,4 @@
-"""VMDK kinds that no tool here makes: marker-style and front-style streams, split extents as VirtualBox, COWD, SESparse.
+"""VMDK kinds that no tool here makes: streams of two layouts, split extents as VirtualBox, COWD, SESparse.
 
 From VMware's "Virtual Disk Format 1.1", VirtualBox's and open-vmdk's behaviour, and QEMU's readers. Judged by qemu-img,
 dissect.hypervisor and 7-Zip; COWD and SESparse need a text descriptor beside them there: `describe`.
@@ -33,7 +33,8 @@ def text(extents: list[tuple[int, str, str]], create_type: str, cid: int, parent
     lines = ["# Disk DescriptorFile", "version=1", f"CID={cid:08x}", f"parentCID={parent_cid:08x}",
              f'createType="{create_type}"', *([f'parentFileNameHint="{hint}"'] if hint else []),
              "", "# Extent description", *(f'RW {n} {kind} "{name}"' for n, kind, name in extents), "",
-             "# The Disk Data Base", "#DDB", "", 'ddb.adapterType = "lsilogic"', 'ddb.virtualHWVersion = "7"', ""]  # fmt: skip
+             "# The Disk Data Base", "#DDB", "", 'ddb.adapterType = "lsilogic"',
+             'ddb.virtualHWVersion = "7"', ""]  # fmt: skip
     return "\n".join(lines).encode()
 
 
@@ -84,7 +85,7 @@ def marker(value: int, kind: int) -> bytes:
 
 
 def make_front_stream(raw_path: Path, out_path: Path, seed: int) -> None:
-    """Front style as open-vmdk: one directory at sector 21, grains in the order in which threads finish, one empty end."""
+    """Front style as open-vmdk: one directory at sector 21, grains in the order of threads, an empty end sector."""
     raw, rng = raw_path.read_bytes(), random.Random(seed)
     capacity = len(raw) // SECTOR
     tables = -(-capacity // (128 * PER_TABLE))

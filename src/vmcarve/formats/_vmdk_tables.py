@@ -258,12 +258,13 @@ def _whole_sectors(bad_a: Bools, bad_b: Bools) -> None:
 
 
 def _contradictions(a: npt.NDArray[Any], bad_a: Bools, b: npt.NDArray[Any], bad_b: Bools) -> None:
-    """Marks entries in both copies of a table in which more of them differ than writes that were cut short explain.
+    """Marks entries in both copies of a table that differ otherwise than by writes that were cut short.
 
-    An entry that only the primary copy has is a write that the twin missed; anything else speaks against one of them.
+    An entry that only the primary copy has is a write that the twin missed. Two different places for one grain, or
+    many entries that only the twin has, mean that one of the copies is not what it was.
     """
     against = (a != b) & (b != 0) & ~(bad_a | bad_b)
-    against &= (against.sum(1) > UNFINISHED_WRITES)[:, None]
+    against &= ((a > 1) & (b > 1)) | (against.sum(1) > UNFINISHED_WRITES)[:, None]
     bad_a |= against
     bad_b |= against
 

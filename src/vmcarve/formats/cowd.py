@@ -132,9 +132,11 @@ def open_cowd(reader: Reader) -> Container:
     rules = Rules(h.data_at, limit, h.grain, False)
     guest, last, lost, named = _map(reader, h, tables, rules, False)
     used = max(last, int(tables.max(initial=0)) + TABLE_SECTORS if (tables > 0).any() else 0, h.data_at)
-    if named < used:
+    # freeSector is the end of what is allocated; one far beyond everything that is there is not believed
+    expected = h.free if h.free <= max(used, -(-reader.size // SECTOR)) else used
+    if named < expected:
         # something lies where no table points, and no second table tells: an empty part may have been emptied
-        if used - named > TABLE_SECTORS:
+        if expected - named > TABLE_SECTORS:
             tables = _doubt_empty(tables)
         guest, last, lost, _ = _map(reader, h, tables, rules, True)
     c.regions = [
@@ -143,14 +145,13 @@ def open_cowd(reader: Reader) -> Container:
         *table_regions(tables, TABLE_SECTORS * SECTOR, "cowd.gt", "supported"),
     ]
     guest, disputed = drop_double_claims(guest, [(r.file_offset, r.length) for r in c.regions])
-    # freeSector is the end of what is allocated; one far beyond everything that is named is not believed
-    c.size = (h.free if h.free <= max(used, -(-reader.size // SECTOR)) else used) * SECTOR
+    c.size = max(used, expected) * SECTOR
     c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
     c.checks = [
         Check("directory entries are sound", not bad.any(), f"{int(bad.sum())} entries are damaged"),
         Check("table entries are sound", not lost, f"{lost} entries are lost"),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
-        Check("tables name every sector", named == used, f"{named} of {used} sectors"),
+        Check("tables name every sector", named == expected, f"{named} of {expected} sectors"),
         Check("freeSector agrees with the tables", h.free == used, f"{h.free}, the last named ends at {used}"),
         Check("closed cleanly", not h.unclean, "uncleanShutdown is set" if h.unclean else ""),
     ]
