@@ -151,7 +151,9 @@ def _state(e: dict[str, Any]) -> int:
         return HOLE
     if e["grade"] == PARENT:
         return UNALLOCATED
-    return DATA if e["image_offset"] is not None or e["encoding"] != "plain" else LOST
+    if e["image_offset"] is None and e["encoding"] == "plain":
+        return HOLE if e["rule"].startswith("container.") else LOST
+    return DATA
 
 
 def image_identity(image: ImageSource) -> str:

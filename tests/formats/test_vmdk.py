@@ -637,9 +637,13 @@ def test_a_descriptor_is_led_to_the_files_of_its_case(folder: Path) -> None:
 def test_odd_spellings_of_a_reference_are_found() -> None:
     """QEMU searches the whole text for the word: in comments, behind foreign lines, in any case for other readers."""
     base = text([(64, "SPARSE", "x.vmdk")], "monolithicSparse", 5)
-    for extra in (b'# parentFileNameHint="/etc/a"\n', b'PARENTFILENAMEHINT = "/etc/a"\n',
-                  b'x\x01parentFileNameHint="/etc/a"', b'!!!\nparentFileNameHint="/etc/a"\n',
-                  b'!!!\nRW 5 FLAT "/etc/a" 0\n'):  # fmt: skip
+    for extra in (
+        b'# parentFileNameHint="/etc/a"\n',
+        b'PARENTFILENAMEHINT = "/etc/a"\n',
+        b'x\x01parentFileNameHint="/etc/a"',
+        b'!!!\nparentFileNameHint="/etc/a"\n',
+        b'!!!\nRW 5 FLAT "/etc/a" 0\n',
+    ):
         data = (base + extra).ljust(20 * SECTOR, b"\0")
         out = bytearray(data)
         for patch in grammar.safe_patches(data, grammar.parse(data), 0):

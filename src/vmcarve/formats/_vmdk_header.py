@@ -28,6 +28,8 @@ FORMAT_MAX_VERSION = 3
 FORMAT_MAX_PLAIN_CAPACITY = 1 << 32  # sectors: table entries are 32-bit sector numbers
 OUR_MAX_CAPACITY = 1 << 41  # sectors, 1 PiB
 OUR_MAX_GRAIN = 2048  # sectors; QEMU takes 1 GiB, no writer makes more than 64 KiB
+OUR_MAX_DESCRIPTOR = 20480  # sectors; VirtualBox refuses more
+OUR_MAX_SLACK = 1 << 16  # sectors between the structures before the first grain
 OUR_MAX_TABLES = 1 << 20  # grain tables: 32 TiB of disk at 64 KiB grains
 SPLIT_SECTORS = 4194304  # largest extent of a split disk; seen: qemu-img 7.2 cuts here, VMware at 4192256
 
@@ -81,7 +83,7 @@ class Header:
 
     @property
     def redundant(self) -> bool:
-        return bool(self.flags & FLAG_REDUNDANT) and 0 < self.redundant_at < OUR_MAX_CAPACITY
+        return bool(self.flags & FLAG_REDUNDANT) and 0 < self.redundant_at < self.overhead
 
     @property
     def grain_bytes(self) -> int:
@@ -123,7 +125,10 @@ def check(h: Header) -> None:
     in_footer = h.directory_at == NO_OFFSET
     need(0 < h.directory_at < OUR_MAX_CAPACITY or (in_footer and h.compressed), "gdOffset", h.directory_at,
          "a sector inside the file", 56)  # fmt: skip
-    need(0 < h.overhead < OUR_MAX_CAPACITY, "overHead", h.overhead, "a sector inside the file", 64)
+    tables = 2 * (h.directory_sectors + h.tables * h.table_sectors)
+    most = OUR_MAX_DESCRIPTOR + tables + OUR_MAX_SLACK
+    need(0 < h.overhead <= most, "overHead", h.overhead, f"1..{most}", 64)
+    need(h.compressed or h.directory_at < h.overhead, "gdOffset", h.directory_at, h.overhead, 56)
 
 
 def layout(capacity: int, *, stream: bool = False, zero_grains: bool = False,

@@ -152,8 +152,10 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
     if area:
         c.regions.append(Region(*area, "vmdk.descriptor"))
         c.patches += text.safe_patches(data, found, area[0])
-    if area != (EMBEDDED_AT, len(data)) and not (area and area[0] == EMBEDDED_AT):
-        c.patches += text.safe_patches(reader.read(EMBEDDED_AT, header.DESCRIPTOR_SECTORS * SECTOR), None, EMBEDDED_AT)
+    # QEMU looks for a parent's name in 20 sectors here, whatever the header says
+    rest = EMBEDDED_AT + (area[1] if area and area[0] == EMBEDDED_AT else 0)
+    end = EMBEDDED_AT + header.DESCRIPTOR_SECTORS * SECTOR
+    c.patches += text.safe_patches(reader.read(rest, end - rest), None, rest)
     if found is not None:
         c.variant = "streamOptimized" if h.compressed else found.create_type
         c.system, c.uuid, c.identities, c.parent = found.system, found.uuid, found.identities, found.parent
@@ -177,16 +179,19 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
 
 
 def _text_area(h: Header) -> tuple[int, int] | None:
-    """(file offset, bytes) that the header gives to a descriptor, as far as we read it."""
-    if not 0 < h.descriptor_at < header.OUR_MAX_CAPACITY or not h.descriptor_size:
+    """(file offset, bytes) that the header gives to a descriptor, as far as we read it; None if it has none."""
+    if not h.descriptor_at or not h.descriptor_size:
         return None
+    if h.capacity == 0:  # only a wrapper: nothing else tells where the text may lie
+        place = min(h.descriptor_at, header.OUR_MAX_CAPACITY)
+        return place * SECTOR, min(h.descriptor_size, header.DESCRIPTOR_SECTORS) * SECTOR
+    limit = min(o for o in (h.overhead, h.directory_at, h.redundant_at if h.redundant else NO_OFFSET) if o)
     sectors = min(h.descriptor_size, text.OUR_MAX_TEXT // SECTOR)
-    limit = h.overhead if h.directory_at == NO_OFFSET else min(h.overhead, h.directory_at)
-    if h.redundant:
-        limit = min(limit, h.redundant_at)
-    if h.descriptor_at >= limit:
-        return h.descriptor_at * SECTOR, min(sectors, header.DESCRIPTOR_SECTORS) * SECTOR
-    return h.descriptor_at * SECTOR, min(sectors, limit - h.descriptor_at) * SECTOR
+    if h.descriptor_at < limit:
+        return h.descriptor_at * SECTOR, min(sectors, limit - h.descriptor_at) * SECTOR
+    if limit == 1:
+        return None
+    return EMBEDDED_AT, min(header.DESCRIPTOR_SECTORS, limit - 1) * SECTOR
 
 
 def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
@@ -211,7 +216,7 @@ def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
     c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
     c.size = max(h.overhead, last + h.grain if last else 0) * SECTOR
     c.size_exact = not (tally.zeroed or tally.lost)
-    c.patches += directory.patches + tally.patches
+    c.patches += [p for p in directory.patches + tally.patches if p.file_offset + len(p.data) <= c.size]
     if orphans:
         c.detail["grains that no table names"] = str(orphans)
     if not h.zero_grains:  # a writer gives a grain up only to set its entry to 1
@@ -285,7 +290,7 @@ def _stream_container(reader: Reader, h: Header, origin: str, s: stream.Stream) 
     reserved = [(r.file_offset, r.length) for r in c.regions]
     guest, disputed = drop_double_claims(stream.stream_map(s), reserved)
     c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
-    c.patches += s.patches
+    c.patches += [p for p in s.patches if p.file_offset + len(p.data) <= s.end * SECTOR]
     c.size, c.size_exact = s.end * SECTOR, s.finished
     if s.style == "front" and h.redundant and len(s.grains.sector):
         # Seen: qemu-img 7.2 writes an empty 64 KiB grain first, so up to 127 empty sectors follow the last one

@@ -97,7 +97,7 @@ def verify(images: list[Reader], item: Assembled) -> Iterator[Verified]:
         volumes: list[Volume] = []
         if item.container.detail.get("encrypted") != "yes":
             volumes = describe(guest_disk(images, item, guest))
-        yield Verified(item, guest, disk_id, list(_guest_rows(item, guest)),
+        yield Verified(item, guest, disk_id, list(_guest_rows(item, guest, sure)),
                        _container_rows(item, container_map) if n == 0 and item.container.rebuild else [], volumes,
                        failed)
     if not item.container.guests:  # an archive that is rebuilt as a file; its disks are found by themselves
@@ -166,10 +166,11 @@ def _plain(cut: list[tuple[int, int, int, str, str]]) -> list[Row]:
     return [(f, n, p if p >= 0 else None, f, "plain", n, grade, rule) for f, n, p, grade, rule in cut]
 
 
-def _guest_rows(item: Assembled, guest: GuestDisk, depth: int = 0) -> Iterator[Row]:
-    """The guest's map, run by run, through the container's map."""
+def _guest_rows(item: Assembled, guest: GuestDisk, sure: bool = True, depth: int = 0) -> Iterator[Row]:
+    """The guest's map, run by run, through the container's map. Without `sure`, tables that say zero may be others'."""
     m = guest.map
     child = item.container.parent is not None and guest.kind == "active"
+    zero = ZERO if sure else GUESSED
     columns = zip(m.guest_offset.tolist(), m.length.tolist(), m.state.tolist(), m.file_offset.tolist(),
                   m.encoding.tolist(), m.stored.tolist(), strict=True)
     for g, n, state, f, encoding, stored in columns:
@@ -187,9 +188,9 @@ def _guest_rows(item: Assembled, guest: GuestDisk, depth: int = 0) -> Iterator[R
             yield (g, n, parts[0][2] if joined else None, f, ENCODING_NAMES[encoding], stored, grade,
                    rule if joined or not whole else f"{rule} (in {len(parts)} parts)")
         elif state == HOLE:
-            yield g, n, None, None, "plain", 0, ZERO, "container.zero"
+            yield g, n, None, None, "plain", 0, zero, "container.zero"
         elif state == UNALLOCATED:
-            yield g, n, None, None, "plain", 0, PARENT if child else ZERO, "container.unallocated"
+            yield g, n, None, None, "plain", 0, PARENT if child else zero, "container.unallocated"
         elif state == EXTERNAL:
             yield from _external_rows(item, g, n, depth)
         else:
@@ -207,7 +208,7 @@ def _external_rows(item: Assembled, g: int, n: int, depth: int) -> Iterator[Row]
         if low > at:
             yield at, low - at, None, None, "plain", 0, MISSING, "extent-file-not-found"
         shift = m.guest_offset - m.file_offset  # guest offset here - guest offset in the member
-        for r in _guest_rows(member, member.container.guests[0], depth + 1):
+        for r in _guest_rows(member, member.container.guests[0], depth=depth + 1):
             a, b = max(r[0] + shift, low), min(r[0] + r[1] + shift, high)
             if a >= b:
                 continue
