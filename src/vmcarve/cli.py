@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vmcarve", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
-        description="Recovers deleted and damaged virtual machine disks from raw disks, and says for every byte how "
+        description="Recovers deleted and damaged virtual machine disks from raw disks, and says for every byte how\n"
                     "it knows: VMDK, VHD, VHDX, VDI, QCOW, QCOW2, QED, Parallels, XVA, VMA, OVA and raw guests.")
     parser.add_argument("--version", action="version", version=_Version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -280,7 +280,9 @@ def _front_style(reader: Reader, h: Header) -> Stream:
         lost.append(_runs(first + np.flatnonzero(gone)))
         parts = np.add.reduceat(value, np.arange(0, len(value), PER_SECTOR)) == 0
         empty.append(first + _runs(np.flatnonzero(parts)) * PER_SECTOR)
-    found, named = confirm_entries(reader, h, np.concatenate(index), np.concatenate(sector))
+    lost.append(np.array([[tally.rest, h.grains]])[: tally.rest < h.grains])
+    none = np.zeros(0, np.int64)
+    found, named = confirm_entries(reader, h, np.concatenate([none, *index]), np.concatenate([none, *sector]))
     unknown = np.concatenate(lost).reshape(-1, 2)
     out = Stream(h, "front", found, named, unknown, directory.primary, directory.twin, finished=True,
                  directory=h.directory_at, lost_entries=tally.lost, damaged_tables=directory.damaged,

@@ -68,6 +68,7 @@ class Tally:
     lost: int = 0
     beyond: int = 0
     zeroed: int = 0
+    rest: int = 0
     patches: list[Patch] = field(default_factory=list[Patch])
     patched: int = 0
 
@@ -162,14 +163,24 @@ def _clashing(sector: Int64s, step: int) -> Bools:
 def merge_tables(
     reader: Reader, h: Header, directory: Directory, rules: Rules, tally: Tally
 ) -> Iterator[tuple[int, Int64s, Bools]]:
-    """(first grain, entries, lost) of the whole disk, in chunks. An entry is 0, 1 (zeros: `rules.zero`) or a sector."""
+    """(first grain, entries, lost) of the disk, in chunks. An entry is 0, 1 (zeros: `rules.zero`) or a sector.
+
+    Ends before the first table behind which all lie outside the file; `tally.rest` is the first grain not spoken of.
+    """
     rows = max(1, CHUNK_ENTRIES // h.entries)
-    for k in range(0, h.tables, rows):
-        primary, twin = directory.primary[k : k + rows], directory.twin[k : k + rows]
+    here = (directory.primary >= 0) & (directory.primary * SECTOR < reader.size)
+    if directory.has_twin:
+        here |= (directory.twin >= 0) & (directory.twin * SECTOR < reader.size)
+    tables = int(np.flatnonzero(here)[-1]) + 1 if here.any() else 0
+    tally.rest = min(tables * h.entries, h.grains)
+    tally.lost += h.grains - tally.rest
+    for k in range(0, tables, rows):
+        end = min(k + rows, tables)
+        primary, twin = directory.primary[k:end], directory.twin[k:end]
         a, bad_a = read_tables(reader, primary, h.entries)
         b, bad_b = read_tables(reader, twin, h.entries) if directory.has_twin else (a, np.ones(a.shape, bool))
         if directory.has_twin:
-            directory.told[k : k + rows] = (a == b).all(1) & a.any(1) & ~(bad_a | bad_b).any(1)
+            directory.told[k:end] = (a == b).all(1) & a.any(1) & ~(bad_a | bad_b).any(1)
         none = (primary == 0) & (twin <= 0) | (primary < 0) & (twin == 0) & directory.has_twin
         bad_a[none] = False
         value, lost = _merge(a, bad_a, b, bad_b, rules, tally)

@@ -246,6 +246,8 @@ def _plain_map(reader: Reader, h: Header, directory: Directory, doubt: bool) -> 
         runs.add(GuestMap.build(g, length, state, np.where(data, value * SECTOR, -1)))
         grains += int(data.sum())
         last = max(last, int(value[data].max(initial=0)))
+    rest = tally.rest * h.grain_bytes
+    runs.add(GuestMap.build([rest], [max(0, size - rest)], [LOST], [-1]))
     return runs, tally, last, grains
 
 
