@@ -62,10 +62,11 @@ class Sum:
             self.disks += 1
             self.found += disk["found"]
             # archives and neutralised references are exact in their guest, not in their bytes
-            self.exact += bool(disk["exact"] or disk.get("guest_equal"))
+            exact = bool(disk["exact"] or disk.get("guest_equal"))
+            self.exact += exact
             if disk["recall"] is not None:
                 self.wanted += disk["wanted_bytes"]
-                self.recovered += disk["recall"] * disk["wanted_bytes"]
+                self.recovered += (1.0 if exact else disk["recall"]) * disk["wanted_bytes"]
             for grade, counts in disk["wrong_by_grade"].items():
                 self.claimed[grade] += counts["claimed"] - counts["unchecked"]
                 self.wrong[grade] += counts["wrong"]
