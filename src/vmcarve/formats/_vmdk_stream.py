@@ -41,6 +41,7 @@ FORMAT_MAX_STORED = 2  # grains: compressed data of one grain at most (QEMU's bo
 OUR_MAX_GRAINS = 1 << 23  # grains that we hold: 512 GiB stored at 64 KiB
 OUR_MAX_BREAKS = 64  # times that a walk looks for the next grain behind damage
 OUR_MAX_SEARCH = 64 << 20  # bytes that one walk searches behind damage
+OUR_MAX_REBUILT = 4096  # tables that are written again: 128 GiB of disk
 SEARCH_BYTES = 1 << 20
 
 
@@ -318,11 +319,14 @@ def _tiled(h: Header, grains: Grains) -> bool:
 
 def _missing_tables(reader: Reader, h: Header, out: Stream, lost: npt.NDArray[np.int64]) -> list[Patch]:
     """Tables with entries that were lost, from the grains that were found."""
-    tables = np.unique(np.concatenate([np.arange(a // h.entries, (b - 1) // h.entries + 1)
-                                       for a, b in lost[:4096].tolist()] or [np.zeros(0, np.int64)]))  # fmt: skip
+    held = np.unique(out.grains.number // h.entries)
+    first, end = lost[:, 0] // h.entries, -(-lost[:, 1] // h.entries)
+    touched = np.zeros(h.tables + 1, np.int64)
+    np.add.at(touched, first, 1)
+    np.add.at(touched, end, -1)
     grade = GUESSED if out.breaks else SUPPORTED
     patches: list[Patch] = []
-    for k in tables.tolist():
+    for k in held[np.cumsum(touched)[held] > 0][:OUR_MAX_REBUILT].tolist():
         row = table_row(h, out.grains, k)
         for place in (int(out.table_at[k]), int(out.twin_at[k])):
             if place > 0 and reader.read(place * SECTOR, len(row)) != row:
@@ -461,7 +465,7 @@ def _rebuilt_tables(reader: Reader, out: Stream, known: Bools) -> list[Patch]:
     h = out.header
     grade = GUESSED if out.breaks else SUPPORTED
     patches: list[Patch] = []
-    for k in np.flatnonzero((out.table_at > 0) & ~known)[:4096].tolist():
+    for k in np.flatnonzero((out.table_at > 0) & ~known)[:OUR_MAX_REBUILT].tolist():
         place = int(out.table_at[k])
         patches.append(Patch((place - 1) * SECTOR, marker(h.table_sectors, GRAIN_TABLE) + table_row(h, out.grains, k),
                              "rebuilt", grade))  # fmt: skip

@@ -153,7 +153,7 @@ def open_sesparse(reader: Reader) -> Container:
     guest, disputed = drop_double_claims(guest, [(0, h.grains[0] * SECTOR)])
     c.guests = [GuestDisk(h.capacity * SECTOR, guest)]
     c.size = (h.grains[0] + GRAIN_SECTORS * (found.last + 1)) * SECTOR
-    c.patches = found.patches
+    c.patches = [p for p in found.patches if p.file_offset + len(p.data) <= c.size]
     agree, compared = _compare_back_map(reader, h, guest)
     c.checks = [
         Check("directory entries are sound", not (bad.any() or regained),
