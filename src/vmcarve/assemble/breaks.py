@@ -109,25 +109,26 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
         return None
     guest = container.guests[0]
     if not ((guest.map.state == DATA) & (guest.map.encoding == PLAIN)).any():
-        return None
+        return _bounded(first, _foreign(neighbours, start, [(0, start)], guest.map))
     best: FileMap | None = None
     current = first
     for _ in range(ROUNDS):
         disk = VirtualDisk(FileView(image, current), guest.map)
         pins, volumes = _pins(image, container, guest.map, disk, start, places, claims)
-        foreign = _foreign(neighbours, start, pins)
+        foreign = _foreign(neighbours, start, pins, guest.map)
+        pins = _with_tables(image, container, pins, start, claims, foreign)
         inside = any(start < other < start + container.size for other, _ in foreign)
         if best is None and not inside and all(_agrees(first, f, p) for f, p in pins) and _consistent(disk):
             return None
         window = _window(image, start, container.size, pins)
         if window is None:
-            return best
+            return best or _bounded(first, foreign)
         base, end = window
         expected = _expected(container, guest.map, disk, volumes)
         full, others = _image_blocks(image, base, end, claims, free, foreign)
         placed = align(expected, full, others, [Pin(f // BLOCK, (p - f % BLOCK - base) // BLOCK) for f, p in pins])
         if placed is None:
-            return best
+            return best or _bounded(first, foreign)
         found = _file_map(placed, base, container.size)
         if best is not None and found.rows() == best.rows():
             break
@@ -135,10 +136,30 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
     return best
 
 
-def _foreign(neighbours: list[tuple[int, int]], start: int, pins: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _with_tables(image: Reader, container: Container, pins: list[tuple[int, int]], start: int, claims: Claims,
+                 foreign: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """More pins: the format's own tables where one run has them, when they are sound there and nobody else is."""
+    if not all(c.ok for c in container.checks):
+        return pins
+    known = {f // BLOCK for f, _ in pins}
+    more: list[tuple[int, int]] = []
+    for region in container.regions[:MAX_REGION_PINS]:
+        f = region.file_offset // BLOCK * BLOCK
+        p = start + f
+        if f // BLOCK in known or claims.holds(p) or any(at <= p < at + size for at, size in foreign):
+            continue
+        if any(image.read(p, BLOCK)):
+            known.add(f // BLOCK)
+            more.append((f, p))
+    return sorted([*pins, *more])
+
+
+def _foreign(neighbours: list[tuple[int, int]], start: int, pins: list[tuple[int, int]],
+             guest_map: GuestMap) -> list[tuple[int, int]]:
     """Where the neighbours lie, each up to the next header: not ours, unless a pin of ours says that we are there.
 
-    Between two pins of one delta everything is ours: a header there belongs to a disk inside this disk.
+    Between two pins of one delta guest data is ours: a header there belongs to a disk inside this disk. Where the file
+    holds no guest data, the neighbour lies in a hole of ours.
     """
     starts = sorted({s for s, _ in neighbours} | {start})
     out: list[tuple[int, int]] = []
@@ -150,9 +171,18 @@ def _foreign(neighbours: list[tuple[int, int]], start: int, pins: list[tuple[int
         if any(other <= p < other + size for _, p in pins):
             continue
         before = {p - f for f, p in pins if p < other}
-        if not before & {p - f for f, p in pins if p >= other + size}:
+        around = before & {p - f for f, p in pins if p >= other + size}
+        if not any(_is_data(guest_map, other - delta) for delta in around):
             out.append((other, size))
     return out
+
+
+def _bounded(file_map: FileMap, foreign: list[tuple[int, int]]) -> FileMap:
+    """The map without what lies where others are."""
+    theirs = Claims()
+    for start, size in foreign:
+        theirs.add_range(start, start + size)
+    return theirs.rest_of(file_map, "others")
 
 
 def _agrees(file_map: FileMap, f: int, p: int) -> bool:
@@ -174,6 +204,12 @@ def to_file(guest_map: GuestMap, g: int) -> int | None:
     return int(guest_map.file_offset[i]) + inside if inside < int(guest_map.length[i]) else None
 
 
+def _is_data(guest_map: GuestMap, file_offset: int) -> bool:
+    """Whether the file byte holds guest data."""
+    inside = (guest_map.state == DATA) & (guest_map.file_offset <= file_offset)
+    return bool((inside & (file_offset < guest_map.file_offset + guest_map.stored)).any())
+
+
 def _pins(image: Reader, container: Container, guest_map: GuestMap, disk: VirtualDisk, start: int, places: Places,
           claims: Claims) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """((file_offset, image_offset) pins, (guest_offset, size) of the volumes).
@@ -182,11 +218,6 @@ def _pins(image: Reader, container: Container, guest_map: GuestMap, disk: Virtua
     partition of that disk and lies nearest. Two pins may not claim one file block: the nearer one stands.
     """
     pins: dict[int, tuple[int, int]] = {0: (0, start)}
-    if all(c.ok for c in container.checks):  # its tables were read where one run has them, and are sound there
-        for region in container.regions[:MAX_REGION_PINS]:
-            f = region.file_offset // BLOCK * BLOCK
-            if any(image.read(start + f, BLOCK)) and not claims.holds(start + f):
-                pins[f // BLOCK] = (f, start + f)
 
     def expect(f: int) -> int:
         below = max((b for b in pins if b <= f // BLOCK), default=0)

@@ -52,7 +52,9 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         led.map = _run_from(image, start, led.container.size, claims, free)  # what was claimed since is not ours
         own = places.of_owner(owners, start)
         better = refine(image, led.container, led.map, own, claims, free, neighbours)
-        yield led if better is None else _reopened(image, fmt, led, better)
+        if better is not None:
+            led = _reopened(image, fmt, better) or Led(led.container, better)
+        yield led
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,
@@ -72,12 +74,12 @@ def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: C
     return None
 
 
-def _reopened(image: Reader, fmt: Format, led: Led, better: FileMap) -> Led:
+def _reopened(image: Reader, fmt: Format, better: FileMap) -> Led | None:
     """The container as the better map shows it: tables behind a break read differently now."""
     try:
         container = fmt.open(FileView(image, better))
     except Damaged:
-        return led
+        return None
     clip(container, better.size)
     return Led(container, better.resized(container.size))
 

@@ -317,26 +317,11 @@ def _without_reused(state: _State, file_map: FileMap) -> FileMap:
 
 def _unclaimed(claims: Claims, file_map: FileMap) -> FileMap | None:
     """A map without the blocks that sounder files own. None when its first byte, or most of it, is theirs."""
-    out: list[tuple[int, int, int, str, str]] = []
-    kept = 0
-    for f, n, p, grade, rule in file_map.rows():
-        if p < 0:
-            out.append((f, n, p, grade, rule))
-            continue
-        at = p
-        for start, length in claims.free_of(np.array([[p, n]], np.int64)).tolist():
-            out.append((f + at - p, start - at, -1, MISSING, "reused"))
-            out.append((f + start - p, length, start, grade, rule))
-            kept += length
-            at = start + length
-        out.append((f + at - p, p + n - at, -1, MISSING, "reused"))
-    found = FileMap.build(out)
-    whole = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
+    found = claims.rest_of(file_map, "reused")
+    kept, whole = (sum(n for _, n, p, _, _ in m.rows() if p >= 0) for m in (found, file_map))
     if kept == whole:
         return file_map
-    if kept * 2 < whole or len(found) == 0 or found.rule[0] == "reused":
-        return None
-    return found
+    return None if kept * 2 < whole or len(found) == 0 or found.rule[0] == "reused" else found
 
 
 def _taken(claims: Claims, file_map: FileMap) -> bool:

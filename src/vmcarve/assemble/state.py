@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..filemap import FileMap, FileView
-from ..model import Container, HostFile, HostVolume, Member, Reader
+from ..model import MISSING, Container, HostFile, HostVolume, Member, Reader
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Claims:
         """Claims the image bytes of a map."""
         for _, n, p, _, _ in file_map.rows():
             if p >= 0:
-                self._insert(p, p + n)
+                self.add_range(p, p + n)
 
     def holds(self, image_offset: int) -> bool:
         """Whether the byte is claimed."""
@@ -88,7 +88,22 @@ class Claims:
                 at = self._end[i]
         return np.array(out, np.int64).reshape(-1, 2)
 
-    def _insert(self, start: int, end: int) -> None:
+    def rest_of(self, file_map: FileMap, rule: str) -> FileMap:
+        """A map without what is claimed: those parts are missing, for the reason `rule`."""
+        rows: list[tuple[int, int, int, str, str]] = []
+        for f, n, p, grade, why in file_map.rows():
+            if p < 0:
+                rows.append((f, n, p, grade, why))
+                continue
+            at = p
+            for start, length in self.free_of(np.array([[p, n]], np.int64)).tolist():
+                rows += [(f + at - p, start - at, -1, MISSING, rule), (f + start - p, length, start, grade, why)]
+                at = start + length
+            rows.append((f + at - p, p + n - at, -1, MISSING, rule))
+        return FileMap.build(rows)
+
+    def add_range(self, start: int, end: int) -> None:
+        """Claims [start, end)."""
         i = bisect.bisect_left(self._start, start)
         if i > 0 and self._end[i - 1] >= start:
             i -= 1
