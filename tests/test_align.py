@@ -55,6 +55,17 @@ def test_a_packed_host_hole_lies_where_the_guest_is_free() -> None:
     assert got == list(range(10)) + [-1] * 30 + list(range(10, 20))
 
 
+def test_a_host_that_packs_may_go_on_packing() -> None:
+    """Holes behind the last pin are found only where the host is known to pack."""
+    expected = [USED] * 8 + [FREE] * 20 + [USED] * 8
+    image = "x" * 16 + "." * 40
+    full = np.array([c == "x" for c in image])
+    none = np.zeros(len(image), bool)
+    packed = align(np.array(expected, np.uint8), full, none, [Pin(0, 0)], holes=20)
+    assert packed is not None and packed.tolist() == [*range(8), *[-1] * 20, *range(8, 16)]
+    assert lay(expected, image, [Pin(0, 0)]) == list(range(36))
+
+
 def test_a_block_of_the_host_inside_the_run_is_passed_over() -> None:
     """The image jumps by one block that somebody else owns, the file does not."""
     got = lay([USED] * 12, "xxxxxoxxxxxxx", [Pin(0, 0), Pin(11, 12)])

@@ -65,6 +65,7 @@ def opened(data: bytes, holes: list[Hole] | None = None) -> tuple[Container, Byt
     reader = BytesReader(data, holes or [])
     container = FORMAT.open(reader)
     check_map(container, reader)
+    assert all(0 <= p.file_offset and p.file_offset + len(p.data) <= container.size for p in container.patches)
     return container, reader
 
 

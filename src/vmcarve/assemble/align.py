@@ -55,8 +55,11 @@ class Pin:
     image_block: int
 
 
-def deltas_of(pins: list[Pin]) -> npt.NDArray[np.int64]:
-    """The states: the pins' deltas, and all between two neighbours that holes or host metadata could explain."""
+def deltas_of(pins: list[Pin], holes: int = 0) -> npt.NDArray[np.int64]:
+    """The states: the pins' deltas, and all between two neighbours that holes or host metadata could explain.
+
+    holes: blocks of host holes that may follow behind the last pin.
+    """
     ordered = sorted(pins, key=lambda p: p.file_block)
     out = {p.image_block - p.file_block for p in ordered}
     for a, b in zip(ordered, ordered[1:], strict=False):
@@ -65,18 +68,21 @@ def deltas_of(pins: list[Pin]) -> npt.NDArray[np.int64]:
             out.update(range(db, da + 1))
         elif 0 < db - da <= MAX_METADATA:
             out.update(range(da, db + 1))
+    last = ordered[-1].image_block - ordered[-1].file_block
+    out.update(range(last - holes, last))
     return np.array(sorted(out), np.int64)
 
 
 def align(expected: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_],
-          pins: list[Pin]) -> npt.NDArray[np.int64] | None:
+          pins: list[Pin], holes: int = 0) -> npt.NDArray[np.int64] | None:
     """The best image block for every file block: int64[n], -1 where the block is a hole of the host file.
 
     expected uint8[n]: USED, FREE or UNKNOWN per file block. full bool[m]: image block holds something, others bool[m]:
-    owned by somebody else. pins: at least the container's first block. None when the programme would be too large.
+    owned by somebody else. pins: at least the container's first block. holes: see deltas_of. None when the programme
+    would be too large.
     """
     n = len(expected)
-    delta = deltas_of(pins)
+    delta = deltas_of(pins, holes)
     k = len(delta)
     if k * n > MAX_CELLS or not 0 < n <= MAX_BLOCKS:
         return None

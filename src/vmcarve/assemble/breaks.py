@@ -21,6 +21,7 @@ from .window import Window
 ROUNDS = 4
 SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the guest's own end (cylinder rounding)
 MAX_REGION_PINS = 1024  # ours
+MAX_HOLES = 4096  # ours: blocks of holes behind the last pin, where the host is seen to pack
 MAX_WINDOW = 64 << 30  # ours: bytes of the image that one container's pieces may span
 
 
@@ -116,7 +117,7 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
         disk = VirtualDisk(FileView(image, current), guest.map)
         pins, volumes = _pins(image, container, guest.map, disk, start, places, claims)
         foreign = _foreign(neighbours, start, pins, guest.map)
-        pins = _with_tables(image, container, pins, start, claims, foreign)
+        pins = _with_tables(image, container, first, pins, claims, foreign)
         inside = any(start < other < start + container.size for other, _ in foreign)
         if best is None and not inside and all(_agrees(first, f, p) for f, p in pins) and _consistent(disk):
             return None
@@ -126,7 +127,8 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
         base, end = window
         expected = _expected(container, guest.map, disk, volumes)
         full, others = _image_blocks(image, base, end, claims, free, foreign)
-        placed = align(expected, full, others, [Pin(f // BLOCK, (p - f % BLOCK - base) // BLOCK) for f, p in pins])
+        placed = align(expected, full, others, [Pin(f // BLOCK, (p - f % BLOCK - base) // BLOCK) for f, p in pins],
+                       min(MAX_HOLES, int((expected == FREE).sum())) if "packed" in first.rule else 0)
         if placed is None:
             return best or _bounded(first, foreign)
         found = _file_map(placed, base, container.size)
@@ -136,17 +138,17 @@ def refine(image: Reader, container: Container, first: FileMap, places: Places, 
     return best
 
 
-def _with_tables(image: Reader, container: Container, pins: list[tuple[int, int]], start: int, claims: Claims,
+def _with_tables(image: Reader, container: Container, first: FileMap, pins: list[tuple[int, int]], claims: Claims,
                  foreign: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """More pins: the format's own tables where one run has them, when they are sound there and nobody else is."""
-    if not all(c.ok for c in container.checks):
+    """More pins: the format's own tables where the first map has them, when they are sound and nobody else is there."""
+    if not all(c.ok for c in container.checks) and "packed" not in first.rule:
         return pins
     known = {f // BLOCK for f, _ in pins}
     more: list[tuple[int, int]] = []
     for region in container.regions[:MAX_REGION_PINS]:
         f = region.file_offset // BLOCK * BLOCK
-        p = start + f
-        if f // BLOCK in known or claims.holds(p) or any(at <= p < at + size for at, size in foreign):
+        p = next((at for _, _, at, _, _ in first.cut(f, 1)), -1)
+        if p < 0 or f // BLOCK in known or claims.holds(p) or any(at <= p < at + size for at, size in foreign):
             continue
         if any(image.read(p, BLOCK)):
             known.add(f // BLOCK)

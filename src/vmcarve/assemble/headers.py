@@ -10,10 +10,14 @@ import numpy.typing as npt
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
+from ..model import DATA, GUESSED, LOST, MISSING, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
 from ..registry import formats
 from .breaks import Places, refine
 from .state import Claims
+
+HOST_BLOCK = 4096
+MAX_PACKED = 8  # ours: clusters of tables at the head of a file that are tried as packed
+MAX_PACKED_UNIT = 1 << 20
 
 
 @dataclass(slots=True)
@@ -49,7 +53,10 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     for start, fmt, led in opened:
         if claims.holds(start):
             continue
-        led.map = _run_from(image, start, led.container.size, claims, free)  # what was claimed since is not ours
+        if "packed" in led.map.rule:  # what was claimed since is not ours
+            led.map = claims.rest_of(led.map, "others")
+        else:
+            led.map = _run_from(image, start, led.container.size, claims, free)
         own = places.of_owner(owners, start)
         better = refine(image, led.container, led.map, own, claims, free, neighbours)
         if better is not None:
@@ -69,9 +76,46 @@ def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: C
             continue
         if container.size <= 0 or (container.guests and container.virtual_size == 0):
             continue  # a file just created, or an old copy of such a header: there is no disk in it
-        clip(container, room)
-        return Led(container, file_map.resized(container.size))
+        led = Led(container, file_map)
+        if not all(c.ok for c in container.checks):
+            led = min([led, *_packed(image, fmt, led, start)], key=lambda one: _doubt(one.container))
+        clip(led.container, room)
+        return Led(led.container, led.map.resized(led.container.size))
     return None
+
+
+def _packed(image: Reader, fmt: Format, led: Led, start: int) -> Iterator[Led]:
+    """The container as it lies when its first clusters hold a block of tables each and a host hole behind it.
+
+    A host that packs what is written (XFS, Btrfs) puts those blocks side by side; from the last of them on the file
+    runs on. How many there are nobody tells: each number is tried, and the tables must be sound.
+    """
+    unit = led.container.cluster
+    if not HOST_BLOCK < unit <= MAX_PACKED_UNIT:
+        return
+    size = led.map.size
+    for count in range(2, MAX_PACKED + 1):
+        rows: list[tuple[int, int, int, str, str]] = []
+        for i in range(count - 1):
+            rows.append((i * unit, HOST_BLOCK, start + i * HOST_BLOCK, GUESSED, "packed"))
+            rows.append((i * unit + HOST_BLOCK, unit - HOST_BLOCK, -1, MISSING, "packed.host-hole"))
+        last = (count - 1) * unit
+        at = start + (count - 1) * HOST_BLOCK
+        there = max(0, min(size - last, image.size - at))
+        rows += [(last, there, at, GUESSED, "packed"), (last + there, size - last - there, -1, MISSING, "image-end")]
+        file_map = FileMap.build(rows)
+        try:
+            container = fmt.open(FileView(image, file_map))
+        except Damaged:
+            continue
+        if container.cluster == unit and container.size > 0:
+            yield Led(container, file_map)
+
+
+def _doubt(container: Container) -> tuple[int, int]:
+    """What speaks against a reading of a container: failed checks, and guest bytes that its tables do not tell."""
+    return (sum(not c.ok for c in container.checks),
+            sum(int(g.map.length[g.map.state == LOST].sum()) for g in container.guests))
 
 
 def _reopened(image: Reader, fmt: Format, better: FileMap) -> Led | None:

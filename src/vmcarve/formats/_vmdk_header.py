@@ -129,6 +129,9 @@ def check(h: Header) -> None:
     most = OUR_MAX_DESCRIPTOR + tables + OUR_MAX_SLACK
     need(0 < h.overhead <= most, "overHead", h.overhead, f"1..{most}", 64)
     need(h.compressed or h.directory_at < h.overhead, "gdOffset", h.directory_at, h.overhead, 56)
+    if h.directory_at < h.overhead:
+        least = h.directory_at + h.directory_sectors
+        need(least <= h.overhead, "overHead", h.overhead, f"at least {least}, for a directory of this capacity", 64)
 
 
 def layout(capacity: int, *, stream: bool = False, zero_grains: bool = False,
