@@ -13,6 +13,9 @@ else:
     from backports import zstd
 
 
+MAX_CLUSTER = 2 << 20  # the largest compressed unit of any format: QCOW2
+
+
 def decode(data: bytes, encoding: int, length: int) -> bytes | None:
     """The `length` bytes that `data` decodes to, or None when it does not decode to exactly that many."""
     out, _ = decode_counted(data, encoding, length)
@@ -22,12 +25,12 @@ def decode(data: bytes, encoding: int, length: int) -> bytes | None:
 def decode_counted(data: bytes, encoding: int, length: int) -> tuple[bytes | None, int]:
     """As `decode`, with the number of input bytes that the stream took (0 when it does not decode).
 
-    The last cluster of a disk whose size is no multiple of it is stored whole: a stream that goes on to the next power
-    of two is cut at `length`.
+    The last cluster of a disk whose size is no multiple of it is stored whole: a stream that goes on to a power of two
+    (a cluster, at most 2 MiB) is cut at `length`.
     """
     if encoding == PLAIN:
         return (data[:length], length) if len(data) >= length else (None, 0)
-    whole = 1 << max(0, length - 1).bit_length()
+    whole = max(length, MAX_CLUSTER)
     try:
         if encoding in (DEFLATE, ZLIB):
             stream = zlib.decompressobj(-15 if encoding == DEFLATE else 15)
@@ -46,4 +49,5 @@ def decode_counted(data: bytes, encoding: int, length: int) -> tuple[bytes | Non
             raise ValueError(f"encoding {encoding} is not known")
     except (zlib.error, zstd.ZstdError, EOFError):
         return None, 0
-    return (out[:length], used) if ended and len(out) in (length, whole) else (None, 0)
+    fits = len(out) == length or (len(out) > length and len(out).bit_count() == 1)
+    return (out[:length], used) if ended and fits else (None, 0)
