@@ -153,11 +153,15 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One invariant of the format, tested on this container."""
+    """One invariant of the format, tested on this container.
+
+    grave: whether its failure puts the guest map in doubt (a damaged table does, a lost copy of a header does not).
+    """
 
     name: str
     ok: bool
     detail: str = ""
+    grave: bool = True
 
 
 @dataclass(slots=True)

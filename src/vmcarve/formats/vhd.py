@@ -436,8 +436,9 @@ def _add_checks(out: Container, file: _File) -> None:
     bad, lost = int(table.bad.sum()), int(table.lost.sum())
     whole = out.size <= file.reader.size
     out.checks += [
-        Check("front footer", file.front is not None, "" if file.front else "lost or wrong"),
-        Check("tail footer", file.tail is not None, "" if file.tail else f"not found; its place is {file.tail_at:#x}"),
+        Check("front footer", file.front is not None, "" if file.front else "lost or wrong", False),
+        Check("tail footer", file.tail is not None, "" if file.tail else f"not found; its place is {file.tail_at:#x}",
+              False),
         Check("dynamic header", header.sum_ok and header.found, "" if header.found else "rebuilt from the table"),
         Check("block table is there", lost == 0, f"{lost} entries lost" if lost else ""),
         Check("blocks lie apart and inside the file", bad == 0, f"{bad} entries" if bad else ""),

@@ -403,9 +403,9 @@ def _add_checks(out: Container, file: _File) -> None:
     whole = max(out.size, file.log.flushed) <= file.reader.size
     need = "" if whole else f"{max(out.size, file.log.flushed)} bytes needed"
     out.checks += [
-        Check("file identifier", file.identified),
-        *(Check(f"header {i + 1}", header is not None) for i, header in enumerate(file.headers)),
-        *(Check(f"region table {i + 1}", found is not None) for i, found in enumerate(file.tables)),
+        Check("file identifier", file.identified, grave=False),
+        *(Check(f"header {i + 1}", header is not None, grave=False) for i, header in enumerate(file.headers)),
+        *(Check(f"region table {i + 1}", found is not None, grave=False) for i, found in enumerate(file.tables)),
         Check("log", not file.log.failed and not file.log.refused,
               f"{file.log.refused} descriptors refused" if file.log.refused else file.log.state),
         Check("metadata table", file.metadata.table is None),
@@ -491,14 +491,14 @@ def _parent(out: Container, file: _File) -> list[Patch]:
     locator = file.metadata.locator
     if locator is None:
         out.parent = ParentLink(None, None)
-        out.checks.append(Check("parent locator", False, "lost"))
+        out.checks.append(Check("parent locator", False, "lost", False))
         return []
     at, length = file.regions.metadata[0] + locator[0], locator[1]
     entries = parse_locator(file.reader.read(at, length))
     links = [link for link in (linkage(entries, key) for key in LINKS) if link]
     name = next((entries[k] for k in ("relative_path", "absolute_win32_path", "volume_path") if k in entries), None)
     out.parent = ParentLink(f"vhdx-dw:{links[0]}" if links else None, name, entries)
-    out.checks.append(Check("parent locator", bool(links), "" if links else "names no parent"))
+    out.checks.append(Check("parent locator", bool(links), "" if links else "names no parent", False))
     if not length or file.reader.missing(at, length):
         return []
     return [Patch(at, safe_locator(entries, length), "reference")]

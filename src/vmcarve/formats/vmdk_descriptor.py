@@ -48,9 +48,10 @@ def open_descriptor(reader: Reader) -> Container:
     c.regions = [Region(0, size, "vmdk.descriptor")]
     c.patches = text.safe_patches(data[:size], found, 0)
     c.checks = [
-        Check("the text ends where it should", found.terminated, f"{found.length} bytes understood"),
-        Check("createType is a known one", found.create_type.lower() in text.TYPES, found.create_type),
-        Check("names are plain", not c.patches, "names are changed in the written copy" if c.patches else ""),
+        Check("the text ends where it should", found.terminated, f"{found.length} bytes understood", False),
+        Check("createType is a known one", found.create_type.lower() in text.TYPES, found.create_type, False),
+        Check("names are plain", not c.patches, "names are changed in the written copy" if c.patches else "",
+              False),
     ]
     return c
 

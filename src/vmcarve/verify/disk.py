@@ -23,6 +23,7 @@ from ..model import (
     PARENT,
     PLAIN,
     PROVEN,
+    SUPPORTED,
     UNALLOCATED,
     ZERO,
     GuestDisk,
@@ -97,7 +98,7 @@ def verify(images: list[Reader], item: Assembled) -> Iterator[Verified]:
         volumes: list[Volume] = []
         if item.container.detail.get("encrypted") != "yes":
             volumes = describe(guest_disk(images, item, guest))
-        yield Verified(item, guest, disk_id, list(_guest_rows(item, guest, sure)),
+        yield Verified(item, guest, disk_id, _guest_map(item, guest, sure),
                        _container_rows(item, container_map) if n == 0 and item.container.rebuild else [], volumes,
                        failed)
     if not item.container.guests:  # an archive that is rebuilt as a file; its disks are found by themselves
@@ -164,6 +165,14 @@ def _container_rows(item: Assembled, container_map: FileMap) -> list[Row]:
 
 def _plain(cut: list[tuple[int, int, int, str, str]]) -> list[Row]:
     return [(f, n, p if p >= 0 else None, f, "plain", n, grade, rule) for f, n, p, grade, rule in cut]
+
+
+def _guest_map(item: Assembled, guest: GuestDisk, sure: bool) -> list[Row]:
+    """The guest's rows. Where a grave check failed a table may name the wrong place: only streams prove more."""
+    rows = list(_guest_rows(item, guest, sure))
+    if all(c.ok or not c.grave for c in item.container.checks):
+        return rows
+    return [(*r[:6], GUESSED, r[7]) if r[4] == "plain" and r[6] in (PROVEN, SUPPORTED) else r for r in rows]
 
 
 def _guest_rows(item: Assembled, guest: GuestDisk, sure: bool = True, depth: int = 0) -> Iterator[Row]:

@@ -1,0 +1,49 @@
+"""What may be claimed of a guest: never more than its container's tables bear."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmcarve.assemble import Assembled
+from vmcarve.filemap import FileMap
+from vmcarve.model import Check, Container, GuestDisk, GuestMap
+from vmcarve.source import BytesReader
+from vmcarve.verify import verify
+
+IMAGE = bytes(range(256)) * 64
+
+
+def grades(*checks: Check) -> tuple[set[str], set[str]]:
+    """(grades of the container's bytes, of the guest's) of a container that a host remnant gives whole."""
+    guest = GuestDisk(8192, GuestMap.build([0, 4096], [4096, 4096], [0, 1], [4096, -1]))
+    container = Container("raw", "test", 8192, [guest], checks=list(checks))
+    file_map = FileMap.build([(0, 8192, 1024, "supported", "host.test")])
+    item = Assembled("raw-400", 0, container, file_map)
+    (found,) = verify([BytesReader(IMAGE)], item)
+    return {r[6] for r in found.container_rows}, {r[6] for r in found.guest_rows}
+
+
+def test_a_sound_container_hands_its_grade_to_the_guest() -> None:
+    """What the host gave is supported, and what the tables say is zero is zero."""
+    assert grades(Check("tables", True)) == ({"supported"}, {"supported", "zero"})
+
+
+def test_a_damaged_table_makes_the_guest_a_guess() -> None:
+    """The container's bytes stay what they are; which guest bytes they hold is in doubt."""
+    assert grades(Check("tables", False)) == ({"supported"}, {"guessed", "zero"})
+
+
+def test_a_lost_copy_of_a_header_casts_no_doubt() -> None:
+    """A check that is not grave leaves the grades alone."""
+    assert grades(Check("second header", False, grave=False)) == ({"supported"}, {"supported", "zero"})
+
+
+@pytest.mark.parametrize("grade", ["guessed", "missing"])
+def test_the_guest_is_never_surer_than_its_container(grade: str) -> None:
+    """Continuity stays a guess in the guest, and a hole stays a hole."""
+    guest = GuestDisk(4096, GuestMap.flat(4096))
+    place = 0 if grade == "guessed" else -1
+    item = Assembled("raw-0", 0, Container("raw", "test", 4096, [guest]),
+                     FileMap.build([(0, 4096, place, grade, "test")]))
+    (found,) = verify([BytesReader(IMAGE)], item)
+    assert {r[6] for r in found.guest_rows} == {grade}
