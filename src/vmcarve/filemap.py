@@ -95,12 +95,6 @@ class FileMap:
         return cls.build(rows)
 
     @classmethod
-    def contiguous(cls, image_offset: int, size: int, limit: int, rule: str = "continuity") -> FileMap:
-        """One run from image_offset; what would lie at or beyond image byte `limit` is missing."""
-        there = max(0, min(size, limit - image_offset))
-        return cls.build([(0, there, image_offset, GUESSED, rule), (there, size - there, -1, MISSING, "image-end")])
-
-    @classmethod
     def flow(cls, image_offset: int, size: int, free: Int64s, rule: str = "free-space") -> FileMap:
         """From image_offset on, through the host's free runs int64[n, 2] only, in image order."""
         rows: list[tuple[int, int, int, str, str]] = []

@@ -50,7 +50,7 @@ class Signature:
     """A magic that the sweep looks for.
 
     magic: 2 to 16 fixed bytes, at byte `at` of the structure (the magic must lie inside one 512-byte sector).
-    kind: what `confirm` would call it ("vdi.header"). Structures start at multiples of `align` (512 by default).
+    kind: what `confirm` would call it ("vdi.header"). Structures start at multiples of 512 bytes.
     dense: True when an image can hold hundreds of thousands of them; dense kinds are confirmed by
     `confirm_batch` only, arrays in, arrays out; `size` is then the number of bytes that it needs from the start.
     """
@@ -58,7 +58,6 @@ class Signature:
     magic: bytes
     kind: str
     at: int = 0
-    align: int = SECTOR
     dense: bool = False
     size: int = SECTOR
 
@@ -349,7 +348,6 @@ class HostKind:
 
 # --- maps ----------------------------------------------------------------------------------------------------------
 DATA, HOLE, UNALLOCATED, LOST, EXTERNAL = 0, 1, 2, 3, 4
-STATE_NAMES = ("data", "zero", "unallocated", "lost", "external")
 PLAIN, DEFLATE, ZLIB, ZSTD = 0, 1, 2, 3
 ENCODING_NAMES = ("plain", "deflate", "zlib", "zstd")
 

@@ -34,6 +34,7 @@ class Progress:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
+        self._told: set[str] = set()
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -54,7 +55,8 @@ class Progress:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(WORDS[stage], total=total)
             self._bars.update(self._tasks[stage], completed=done, total=total)
-        elif done >= total and stage in ("sweep", "write") and total:
+        elif done >= total and stage in ("sweep", "write") and total and stage not in self._told:
+            self._told.add(stage)
             seconds = max(time.monotonic() - started, 1e-6)
             print(f"{WORDS[stage]}: {size_text(total)} in {seconds:.1f} s", file=sys.stderr)
 

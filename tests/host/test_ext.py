@@ -26,7 +26,7 @@ from tests.host.loopfs import (
 )
 from vmcarve.checksums import crc32c
 from vmcarve.host.ext import HOST, ExtVolume
-from vmcarve.model import Evidence, HostFile, Reader
+from vmcarve.model import SECTOR, Evidence, HostFile, Reader
 from vmcarve.source import BytesReader, ImageSource
 
 MIB = 1 << 20
@@ -240,7 +240,7 @@ def swept(reader: Reader) -> list[Evidence]:
     """Extent blocks of an image as the sweep would confirm them."""
     signature = HOST.signatures[0]
     data = np.frombuffer(reader.read(0, reader.size).ljust(reader.size + signature.size, b"\0"), np.uint8)
-    places = np.arange(0, reader.size, signature.align)
+    places = np.arange(0, reader.size, SECTOR)
     hits = places[(data[places] == 0x0A) & (data[places + 1] == 0xF3)]
     blocks = data[hits[:, None] + np.arange(signature.size)]
     assert HOST.confirm_batch is not None

@@ -26,7 +26,7 @@ from tests.host.loopfs import (
 )
 from vmcarve.checksums import crc32c_zeroed
 from vmcarve.host.xfs import HOST, XfsVolume
-from vmcarve.model import Evidence, Reader
+from vmcarve.model import SECTOR, Evidence, Reader
 from vmcarve.source import BytesReader, ImageSource
 
 MIB = 1 << 20
@@ -285,8 +285,8 @@ def swept(reader: Reader) -> list[Evidence]:
     """Btree leaves of an image as the sweep would confirm them."""
     signature = HOST.signatures[0]
     data = np.frombuffer(reader.read(0, reader.size).ljust(reader.size + signature.size, b"\0"), np.uint8)
-    heads = np.ascontiguousarray(data[: reader.size].reshape(-1, signature.align)[:, :4]).view("S4")[:, 0]
-    hits = np.flatnonzero(heads == signature.magic) * signature.align
+    heads = np.ascontiguousarray(data[: reader.size].reshape(-1, SECTOR)[:, :4]).view("S4")[:, 0]
+    hits = np.flatnonzero(heads == signature.magic) * SECTOR
     assert HOST.confirm_batch is not None
     batch = HOST.confirm_batch(data[hits[:, None] + np.arange(signature.size)], hits, signature)
     assert batch is not None and batch.volume_offset is not None and batch.value is not None

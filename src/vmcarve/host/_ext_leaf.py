@@ -31,7 +31,7 @@ from ._ext_inode import (
 
 KIND = "ext4.extent-leaf"
 # blocks are multiples of 1 KiB from the volume's start, which itself may be any sector (63 on old disks)
-SIGNATURE = Signature(b"\x0a\xf3", KIND, align=512, dense=True, size=4096)
+SIGNATURE = Signature(b"\x0a\xf3", KIND, dense=True, size=4096)
 BLOCK_SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BY_LIMIT = {entry_limit(bs): bs for bs in BLOCK_SIZES}
 OUR_MAX_EXTENT_BLOCKS = 1 << 20  # described at once: 40 MiB
