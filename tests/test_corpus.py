@@ -70,10 +70,11 @@ def write_case(case: Path, disks: list[dict[str, Any]], extents: list[dict[str, 
 
 
 def test_payload_repeats() -> None:
-    """Equal keys give equal files, other keys others."""
+    """Equal keys give equal files, other keys others (both may draw the same file of this machine)."""
     first, again, other = (list(payload.files(key, 1 << 20)) for key in ("a", "a", "b"))
     assert first == again
-    assert {content for _, content in first}.isdisjoint(content for _, content in other)
+    ours, theirs = ({content for _, content in drawn} for drawn in (first, other))
+    assert len(ours & theirs) < min(len(ours), len(theirs)) / 4
 
 
 def test_an_offline_guest_repeats_to_the_byte(tmp_path: Path) -> None:
