@@ -12,7 +12,8 @@ from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import DATA, GUESSED, LOST, MISSING, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
 from ..registry import formats
-from .breaks import Places, refine
+from .places import Places
+from .solve import Candidate, solve
 from .state import Claims
 
 HOST_BLOCK = 4096
@@ -48,20 +49,28 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
             led = _open_at(image, formats()[module], start, sorted(hints[start, module], reverse=True), claims, free)
             if led is not None:
                 opened.append((start, formats()[module], led))
-    owners = places.owners([(start, led.container) for start, _, led in opened])
-    neighbours = [(start, led.container.size) for start, _, led in opened if led.container.guests]
-    for start, fmt, led in opened:
+    candidates = [_candidate(image, fmt, start, led) for start, fmt, led in opened if led.container.guests]
+    room = np.array([[0, image.size]], np.int64)
+    if free is not None and len(free):
+        room = free
+    solve(image, candidates, places, claims.free_of(room))
+    solved = {c.start: c for c in candidates}
+    for start, _, led in opened:
         if claims.holds(start):
             continue
-        if "packed" in led.map.rule:  # what was claimed since is not ours
-            led.map = claims.rest_of(led.map, "others")
-        else:
-            led.map = _run_from(image, start, led.container.size, claims, free)
-        own = places.of_owner(owners, start)
-        better = refine(image, led.container, led.map, own, claims, free, neighbours)
-        if better is not None:
-            led = _reopened(image, fmt, better) or Led(led.container, better)
+        c = solved.get(start)
+        if c is not None:
+            led = Led(c.container, c.map)
+        led.map = claims.rest_of(led.map, "others")
         yield led
+
+
+def _candidate(image: Reader, fmt: Format, start: int, led: Led) -> Candidate:
+    def reopen(file_map: FileMap) -> Container | None:
+        found = _reopened(image, fmt, file_map)
+        return None if found is None else found.container
+
+    return Candidate(start, led.container, led.map, reopen)
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,

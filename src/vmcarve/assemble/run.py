@@ -29,10 +29,10 @@ from ..model import (
 )
 from ..registry import formats, guests
 from ..tables import pc
-from .breaks import Places
 from .chains import base_name
 from .headers import lead
 from .hosts import open_hosts
+from .places import Places
 from .raw import raw_container, raw_disks
 from .state import Assembled, Claims, HostView
 

@@ -102,6 +102,10 @@ class Claims:
             rows.append((f + at - p, p + n - at, -1, MISSING, rule))
         return FileMap.build(rows)
 
+    def ranges(self) -> list[tuple[int, int]]:
+        """(start, end) of what is claimed, rising."""
+        return list(zip(self._start, self._end, strict=True))
+
     def add_range(self, start: int, end: int) -> None:
         """Claims [start, end)."""
         i = bisect.bisect_left(self._start, start)

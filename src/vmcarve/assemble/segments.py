@@ -1,0 +1,164 @@
+"""From points to segments: which deltas of which containers the evidence of an image speaks for.
+
+A point says that one block of a container's file lies at one block of the image. Points of one container and one delta
+(image block - file block) that follow each other make a segment; each has a weight in bits. Chance agreements are many
+and short, true ones long: a segment is believed when its weight is more than the number of places that it could have
+had, and no block of a file and no block of the image belongs to two.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .state import Claims
+
+Int64s = npt.NDArray[np.int64]
+BLOCK = 4096
+MAX_GAP = 4096  # ours: blocks between two points of one segment (16 MiB)
+AGAINST = 6.0  # bits: a file end inside a segment that is not where the segment has it
+MARGIN = 10.0  # bits beyond the number of places that a segment could have had
+MAX_SEGMENTS = 200_000  # ours: candidates that are looked at, the heaviest first
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Arrays of equal length n: owner int64 (which container), file_block int64, delta int64 (blocks, counted from the
+    container's first byte), bits float64. A file block may have rivals.
+    """
+
+    owner: Int64s
+    file_block: Int64s
+    delta: Int64s
+    bits: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]]) -> Points:
+        """From (owner, file_block, delta, bits) groups."""
+        if not parts:
+            return cls(*(np.empty(0, np.int64) for _ in range(3)), np.empty(0))
+        return cls(np.concatenate([np.full(len(f), o, np.int64) for o, f, _, _ in parts]),
+                   *(np.concatenate([p[i] for p in parts]) for i in (1, 2, 3)))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+@dataclass(slots=True)
+class Segment:
+    """Blocks [first, last] of container `owner` lie at delta; `points` int64[n] are its pinned file blocks, rising."""
+
+    owner: int
+    delta: int
+    points: Int64s
+    bits: npt.NDArray[np.float64]
+    weight: float
+
+    @property
+    def first(self) -> int:
+        return int(self.points[0])
+
+    @property
+    def last(self) -> int:
+        return int(self.points[-1])
+
+
+@dataclass(slots=True)
+class Taken:
+    """What accepted segments own: image bytes, and file blocks per container."""
+
+    image: Claims
+    files: dict[int, Claims]
+
+    def file(self, owner: int) -> Claims:
+        return self.files.setdefault(owner, Claims())
+
+
+def group(points: Points, wanted: dict[int, Int64s]) -> list[Segment]:
+    """Every run of points of one owner and delta. wanted: per owner the rising file blocks where a file ends: each
+    that a segment passes over without a point counts against it.
+    """
+    if len(points) == 0:
+        return []
+    order = np.lexsort((points.file_block, points.delta, points.owner))
+    owner, f, delta, bits = (a[order] for a in (points.owner, points.file_block, points.delta, points.bits))
+    passed = np.zeros(len(f), np.int64)  # file ends up to this point, itself included
+    for o, ends in wanted.items():
+        mine = owner == o
+        passed[mine] = np.searchsorted(ends, f[mine], side="right")
+    new = np.concatenate(([True], (owner[1:] != owner[:-1]) | (delta[1:] != delta[:-1])
+                          | (f[1:] - f[:-1] > MAX_GAP)))
+    between = np.concatenate(([0], np.maximum(passed[1:] - passed[:-1] - 1, 0)))
+    new |= between * AGAINST > 30.0
+    between[new] = 0
+    start = np.flatnonzero(new)
+    weight = np.add.reduceat(bits - AGAINST * between, start)
+    stop = np.append(start[1:], len(f))
+    keep = np.argsort(-weight, kind="stable")[:MAX_SEGMENTS]
+    return [Segment(int(owner[start[i]]), int(delta[start[i]]), f[start[i]:stop[i]],
+                    (bits - AGAINST * between)[start[i]:stop[i]], float(weight[i])) for i in keep.tolist()]
+
+
+def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, least: float) -> list[Segment]:
+    """The segments of at least `least` bits, heaviest first; what a heavier one owns is cut from the others.
+
+    begins: image offset of each container's first byte. `taken` grows by what is accepted.
+    """
+    heap = [(-s.weight, i) for i, s in enumerate(candidates) if s.weight >= least]
+    heapq.heapify(heap)
+    pool = list(candidates)
+    out: list[Segment] = []
+    while heap:
+        weight, i = heapq.heappop(heap)
+        segment = pool[i]
+        pieces = _unowned(segment, begins[segment.owner], taken)
+        if len(pieces) == 1 and len(pieces[0].points) == len(segment.points):
+            at = begins[segment.owner] + segment.delta * BLOCK
+            taken.image.add_range(at + segment.first * BLOCK, at + (segment.last + 1) * BLOCK)
+            taken.file(segment.owner).add_range(segment.first, segment.last + 1)
+            out.append(segment)
+            continue
+        for piece in pieces:
+            if piece.weight >= least:
+                heapq.heappush(heap, (-piece.weight, len(pool)))
+                pool.append(piece)
+    return out
+
+
+def _unowned(segment: Segment, begin: int, taken: Taken) -> list[Segment]:
+    """The segment without points that others own, cut where others lie between its points."""
+    base = begin + segment.delta * BLOCK
+    if base + segment.first * BLOCK < 0:
+        return []
+    files = taken.file(segment.owner)
+    whole = (segment.last + 1 - segment.first)
+    if not files.overlap(segment.first, segment.last + 1) and \
+            not taken.image.overlap(base + segment.first * BLOCK, base + (segment.last + 1) * BLOCK) and whole > 0:
+        return [segment]
+    out: list[Segment] = []
+    current: list[int] = []
+    for k, f in enumerate(segment.points.tolist()):
+        if files.holds(f) or taken.image.overlap(base + f * BLOCK, base + (f + 1) * BLOCK):
+            continue
+        if current:
+            last = int(segment.points[current[-1]])
+            if files.overlap(last, f) or taken.image.overlap(base + last * BLOCK, base + f * BLOCK):
+                out.append(_part(segment, current))
+                current = []
+        current.append(k)
+    if current:
+        out.append(_part(segment, current))
+    return out
+
+
+def _part(segment: Segment, picked: list[int]) -> Segment:
+    points, bits = segment.points[picked], segment.bits[picked]
+    return Segment(segment.owner, segment.delta, points, bits, float(bits.sum()))
+
+
+def least_weight(places: int) -> float:
+    """Bits that a segment needs which could have lain at so many places."""
+    return MARGIN + float(np.log2(max(places, 2)))

@@ -1,0 +1,324 @@
+"""The solver: all containers of an image whose first byte is known are laid over the image together.
+
+Rounds of: read each guest through the map so far; gather the points that its structures, its files' ends and the
+container's own tables give; join them to segments, each byte of the image and of a file to one; place the breaks
+between segments. What a round places lets the next one read more of the guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..disk import VirtualDisk
+from ..filemap import FileMap, FileView
+from ..model import DATA, PLAIN, Container, GuestMap, HostVolume, Reader
+from ..verify.guest import describe
+from .align import FREE, UNKNOWN, USED
+from .breaks import Borders, Expectation, lay_out
+from .places import Places, pins_of
+from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
+from .state import Claims
+from .tails import PAGE_SECTORS, SECTOR, FileEnds, SectorEnds, agree, file_ends, look, open_volumes, to_file
+
+ROUNDS = 5
+MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
+MAX_END_BITS = 14.0
+PIN_BITS = 40.0  # a structure that states its own place
+TABLE_BITS = 20.0  # the format's own table, sound and where one run has it
+HEADER_BITS = 1e6
+MAX_TABLES = 1024  # ours: of one container
+NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
+NEAR_MARGIN = 6.0  # bits
+SOUND = 0.8  # share of a guest's file ends that are where one run has them, for the run to be believed
+FEW = 4  # file ends below which their share says nothing
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A container that begins at image offset `start`; map: the best so far. reopen reads it again through a map."""
+
+    start: int
+    container: Container
+    map: FileMap
+    reopen: Callable[[FileMap], Container | None]
+    settled: bool = False
+    nested: bool = False
+    ends: FileEnds = field(default_factory=lambda: FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8)))
+    pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    volumes: list[HostVolume] = field(default_factory=list[HostVolume])
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+
+    @property
+    def plain(self) -> bool:
+        """Whether guest data lies plain in the file: what can be pinned."""
+        if not self.container.guests:
+            return False
+        m = self.container.guests[0].map
+        return bool(((m.state == DATA) & (m.encoding == PLAIN)).any())
+
+
+def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.NDArray[np.int64]) -> None:
+    """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs."""
+    taken = Taken(_outside(room, image.size), {})
+    nothing = Claims()
+    for c in candidates:
+        if c.plain:
+            _read_guest(image, c, places, nothing)
+        c.settled = _settled(image, c, candidates, nothing)
+    for c in candidates:
+        if c.settled:
+            taken.image.add(c.map)
+    active = [c for c in candidates if not c.settled and c.plain]
+    if not active:
+        return
+    free = taken.image.free_of(room)
+    looks: dict[int, SectorEnds] = {}
+    before: list[list[tuple[int, int, int, str, str]]] = []
+    for number in range(ROUNDS):
+        if number:
+            for c in active:
+                _read_guest(image, c, places, nothing)
+        for c in active:
+            if c.start % SECTOR not in looks:
+                looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
+        now = Taken(_copy(taken.image), {})
+        borders = Borders()
+        _round(image, active, looks, now, borders)
+        for c in active:
+            container = c.reopen(c.map)
+            if container is not None:
+                c.container = container
+                c.map = c.map.resized(container.size)
+        maps = [c.map.rows() for c in active]
+        if maps == before:
+            break
+        before = maps
+
+
+def _outside(room: npt.NDArray[np.int64], size: int) -> Claims:
+    """Everything that is not room."""
+    out, at = Claims(), 0
+    for start, length in room.tolist():
+        if start > at:
+            out.add_range(at, start)
+        at = max(at, start + length)
+    if at < size:
+        out.add_range(at, size)
+    return out
+
+
+def _copy(claims: Claims) -> Claims:
+    out = Claims()
+    for start, end in claims.ranges():
+        out.add_range(start, end)
+    return out
+
+
+# --- what a guest tells ------------------------------------------------------------------------------------------------
+def _read_guest(image: Reader, c: Candidate, places: Places, claims: Claims) -> None:
+    """Pins, volumes and file ends of a candidate as its map shows them now."""
+    guest_map = c.container.guests[0].map
+    disk = VirtualDisk(FileView(image, c.map), guest_map)
+    c.pins, c.spans = pins_of(image, c.container, guest_map, disk, c.start, places, claims)
+    try:
+        c.volumes = open_volumes(disk, c.spans)
+        c.ends = file_ends(c.volumes, guest_map)
+    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
+        c.volumes, c.ends = [], FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8))
+
+
+def _settled(image: Reader, c: Candidate, candidates: list[Candidate], claims: Claims) -> bool:
+    """Whether one run from the first byte agrees with everything that the container and its guest tell."""
+    if not c.plain:
+        return bool(c.container.guests) and all(k.ok for k in c.container.checks)
+    if any(c.start < o.start < c.start + c.container.size for o in candidates):
+        return False
+    for f, p in c.pins:
+        cut = c.map.cut(f, 1)
+        if not cut or cut[0][2] != p:
+            return False
+    if len(c.ends) >= FEW:
+        at = _mapped(c.map, c.ends.file_offset)
+        return float(agree(image, at, c.ends).mean()) >= SOUND
+    told = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
+            if v.consistent is not None]
+    return bool(told) and all(told)
+
+
+def _mapped(file_map: FileMap, file_offset: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The image offsets of bytes of a file, -1 where they are missing. Behind a byte: of the one before, plus one."""
+    before = file_offset - 1
+    i = np.clip(np.searchsorted(file_map.file_offset, before, side="right") - 1, 0, None)
+    p = file_map.image_offset[i]
+    return np.where(p >= 0, p + before - file_map.file_offset[i] + 1, -1)
+
+
+def _expect(c: Candidate) -> Expectation:
+    """What each file block should be, from the guest's own allocation maps."""
+    guest_map = c.container.guests[0].map
+    n = -(-c.container.size // BLOCK)
+    out = np.full(n, FREE, np.uint8)  # file bytes that nothing names are padding
+    plain = (guest_map.state == DATA) & (guest_map.encoding == PLAIN)
+    used: list[tuple[int, int, int]] = []  # guest ranges with their class
+    opened = {v.offset: v for v in c.volumes}
+    for offset, length in c.spans:
+        volume = opened.get(offset)
+        free = volume.free() if volume is not None else np.empty((0, 2), np.int64)
+        if volume is None or len(free) == 0 or int(free[0, 0]) <= offset:  # its first block free: no bitmap of it
+            used.append((offset, length, UNKNOWN))
+            continue
+        at = offset
+        for start, size in free.tolist():
+            used += [(at, start - at, USED), (start, size, FREE)]
+            at = start + size
+        used.append((at, offset + volume.size - at, USED))
+    spans = np.array([(a, a + k, cls) for a, k, cls in used if k > 0], np.int64).reshape(-1, 3)
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    for g, length, f in zip(guest_map.guest_offset[plain].tolist(), guest_map.length[plain].tolist(),
+                            guest_map.file_offset[plain].tolist(), strict=True):
+        i = max(0, int(np.searchsorted(spans[:, 0], g, side="right")) - 1)
+        while i < len(spans) and spans[i, 0] < g + length:
+            low, high, cls = max(g, int(spans[i, 0])), min(g + length, int(spans[i, 1])), int(spans[i, 2])
+            i += 1
+            if low >= high:
+                continue
+            a, b = f + low - g, f + high - g
+            if cls == FREE:  # a block counts as free only when all of it is
+                out[-(-a // BLOCK) : b // BLOCK] = FREE
+            else:
+                out[a // BLOCK : -(-b // BLOCK)] = cls
+    for region in c.container.regions:
+        a, b = region.file_offset, region.file_offset + region.length
+        block = out[a // BLOCK : -(-b // BLOCK)]
+        block[block == FREE] = UNKNOWN
+    if n:
+        out[0] = USED
+    return Expectation(out, c.ends)
+
+
+# --- one round -----------------------------------------------------------------------------------------------------
+def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds], taken: Taken, borders: Borders
+           ) -> None:
+    parts: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    wanted: dict[int, npt.NDArray[np.int64]] = {}
+    blocks = max((s.blocks for s in looks.values()), default=2)
+    for o, c in enumerate(active):
+        if c.nested:
+            continue
+        pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins if f], np.int64).reshape(-1, 2)
+        parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
+        tables = _tables(image, c)
+        parts.append((o, tables, np.zeros(len(tables), np.int64), np.full(len(tables), TABLE_BITS)))
+        f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
+        parts.append((o, f, delta, bits))
+        wanted[o] = np.unique(told // BLOCK)
+    points = Points.of(parts)
+    candidates = group(points, wanted)
+    begins = {o: c.start for o, c in enumerate(active)}
+    _find_nested(active, candidates)
+    heads = [Segment(o, 0, np.zeros(1, np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
+             for o, c in enumerate(active) if not c.nested]
+    candidates = [s for s in candidates if not active[s.owner].nested]
+    strong = accept(heads + candidates, begins, taken, least_weight(blocks))
+    strong += _nearby(candidates, strong, begins, taken)
+    expectations = {o: _expect(c) for o, c in enumerate(active)}
+    sizes = {o: c.container.size for o, c in enumerate(active)}
+    rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
+    for o, found in rows.items():
+        active[o].map = FileMap.build(found)
+
+
+def _tables(image: Reader, c: Candidate) -> npt.NDArray[np.int64]:
+    """File blocks of the format's own tables that lie where the header's run has them, when all of them are sound."""
+    if not all(k.ok for k in c.container.checks):
+        return np.empty(0, np.int64)
+    out: set[int] = set()
+    for region in c.container.regions[:MAX_TABLES]:
+        f = region.file_offset // BLOCK * BLOCK
+        p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
+        if p == c.start + f and f and any(image.read(p, BLOCK)):
+            out.add(f // BLOCK)
+    return np.array(sorted(out), np.int64)
+
+
+def _matches(c: Candidate, seen: SectorEnds) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64],
+                                                      npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(file block, delta, bits) of every place where a file end of the guest may lie, and the file ends that tell."""
+    ends = c.ends
+    nothing = np.empty(0, np.int64)
+    if len(ends) == 0 or len(seen.sector) == 0:
+        return nothing, nothing, np.empty(0), nothing
+    sector = ends.file_offset // SECTOR
+    shift = (c.start - seen.phase) // SECTOR  # of the container's first byte, in sectors of the look
+    key = (ends.file_offset % SECTOR) * PAGE_SECTORS + (sector + shift) % PAGE_SECTORS
+    keys = seen.tail.astype(np.int64) * PAGE_SECTORS + seen.sector % PAGE_SECTORS
+    order = np.argsort(keys, kind="stable")
+    low, high = np.searchsorted(keys[order], key), np.searchsorted(keys[order], key, side="right")
+    count = high - low
+    few = count <= MAX_RIVALS * 4
+    which = np.repeat(np.flatnonzero(few), count[few])
+    first = np.cumsum(count[few]) - count[few]
+    index = order[np.arange(len(which)) - np.repeat(first, count[few]) + np.repeat(low[few], count[few])]
+    fits = seen.empty[index] >= ends.empty[which]
+    which, index = which[fits], index[fits]
+    rivals = np.bincount(which, minlength=len(ends))
+    keep = rivals[which] <= MAX_RIVALS
+    which, index = which[keep], index[keep]
+    bits = np.clip(np.log2(max(seen.blocks, 2) / np.maximum(rivals, 1)), 0.0, MAX_END_BITS)
+    delta = (seen.sector[index] - sector[which] - shift) // PAGE_SECTORS
+    return sector[which] // PAGE_SECTORS, delta, bits[which], ends.file_offset[few]
+
+
+def _find_nested(active: list[Candidate], segments: list[Segment]) -> None:
+    """Marks the candidates that lie inside another one's guest: between two points of one heavy segment."""
+    heavy = [s for s in segments if s.weight >= 2 * PIN_BITS and s.last > s.first]
+    for o, c in enumerate(active):
+        for s in heavy:
+            other = active[s.owner]
+            block = (c.start - other.start) // BLOCK - s.delta
+            if s.owner != o and s.first < block < s.last and _is_data(other.container.guests[0].map, block * BLOCK):
+                c.nested = True
+                break
+
+
+def _is_data(guest_map: GuestMap, file_offset: int) -> bool:
+    """Whether the file byte holds guest data."""
+    inside = (guest_map.state == DATA) & (guest_map.file_offset <= file_offset)
+    return bool((inside & (file_offset < guest_map.file_offset + guest_map.stored)).any())
+
+
+def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, int], taken: Taken) -> list[Segment]:
+    """Weaker segments that continue a strong one, or bend between two: they could have lain at few places only."""
+    out: list[Segment] = []
+    chains: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+    for o in {s.owner for s in strong}:
+        chain = sorted((s.first, s.delta) for s in strong if s.owner == o)
+        chains[o] = np.array([f for f, _ in chain], np.int64), np.array([d for _, d in chain], np.int64)
+    chosen: list[Segment] = []
+    for s in candidates:
+        if s.owner not in chains or s.weight < NEAR_MARGIN:
+            continue
+        first, delta = chains[s.owner]
+        i = int(np.searchsorted(first, s.first, side="right")) - 1
+        before = int(delta[i]) if i >= 0 else None
+        after = int(delta[i + 1]) if i + 1 < len(delta) else None
+        around = [d for d in (before, after) if d is not None]
+        if any(d == s.delta for d in around):
+            spread = 1
+        elif before is not None and after is not None and after <= s.delta <= before:
+            spread = before - after + 1
+        elif any(abs(d - s.delta) <= NEAR for d in around):
+            spread = 2 * NEAR
+        else:
+            continue
+        if s.weight >= NEAR_MARGIN + np.log2(spread):
+            chosen.append(s)
+    out += accept(chosen, begins, taken, NEAR_MARGIN)
+    return out
+
+
+__all__ = ["Candidate", "solve", "to_file"]

@@ -1,0 +1,156 @@
+"""File tails: a guest's file says where its data ends, and the rest of its last block is zero on the image.
+
+The last block of a file ends in zeros exactly from its size on (Linux, Windows and the tools of both write whole
+blocks). Where a size is no multiple of 512 that is a sector whose data ends at a known byte, at a known sector of a
+4 KiB block, with a known number of empty sectors behind: some twelve bits, as often as there are files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .._ext.sector_tails import sector_tails
+from ..model import DATA, PLAIN, RUN_DATA, SECTOR, GuestMap, HostFile, HostVolume, Reader
+from ..registry import hosts
+
+Int64s = npt.NDArray[np.int64]
+PAGE = 4096  # systems write files by pages: what is behind the end is zeroed up to here
+PAGE_SECTORS = PAGE // SECTOR
+STEP = 4 << 20
+MAX_LOOK = 1 << 39  # ours: bytes of one image that are looked at; some 100 MiB of memory for each 64 GiB
+MAX_FILES = 2_000_000  # ours: files of one guest
+
+
+@dataclass(frozen=True, slots=True)
+class SectorEnds:
+    """Sectors of an image in which data ends: arrays of equal length n, sector rising.
+
+    sector int64: number in the image, in units of 512 bytes from `phase`; tail uint16: bytes of data in it, 1 to 511;
+    empty uint8: sectors of zeros that follow, at most 8. blocks: 4 KiB blocks with any data that were looked at.
+    """
+
+    sector: Int64s
+    tail: npt.NDArray[np.uint16]
+    empty: npt.NDArray[np.uint8]
+    phase: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileEnds:
+    """Where files of a guest end, in the container: file_offset int64[n] of the first byte behind the data, rising.
+
+    empty uint8[n]: sectors that must be zero behind the one with the end.
+    """
+
+    file_offset: Int64s
+    empty: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.file_offset)
+
+
+def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
+    """The sectors in which data ends, of the image ranges `room` int64[k, 2] (offset, length; rising)."""
+    sectors: list[Int64s] = []
+    tails: list[npt.NDArray[np.uint16]] = []
+    empties: list[npt.NDArray[np.uint8]] = []
+    blocks = seen = 0
+    for start, length in room.tolist():
+        first = start + (phase - start) % SECTOR
+        for at in range(first, start + length, STEP):
+            n = min(STEP, start + length - at)
+            data = image.read(at, n + PAGE)  # a page behind: how many empty sectors follow the last one
+            tail = np.zeros(len(data) // SECTOR, np.uint16)
+            sector_tails(memoryview(data)[: len(tail) * SECTOR], tail)
+            count = min(n // SECTOR, len(tail))
+            part = np.flatnonzero((tail[:count] > 0) & (tail[:count] < SECTOR))
+            full = np.append(np.flatnonzero(tail), len(tail) + PAGE_SECTORS)
+            follows = full[np.searchsorted(full, part + 1)] - part - 1
+            sectors.append(part + (at - phase) // SECTOR)
+            tails.append(tail[part])
+            empties.append(np.minimum(follows, PAGE_SECTORS).astype(np.uint8))
+            blocks += int(np.count_nonzero(tail[: count // PAGE_SECTORS * PAGE_SECTORS]
+                                           .reshape(-1, PAGE_SECTORS).any(axis=1)))
+        seen += length
+        if seen > MAX_LOOK:
+            break
+    if not sectors:
+        return SectorEnds(np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0, np.uint8), phase, blocks)
+    return SectorEnds(np.concatenate(sectors), np.concatenate(tails), np.concatenate(empties), phase, blocks)
+
+
+def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
+    """The ends of the live files of a guest's volumes (opened on the guest disk: their offsets are guest offsets)."""
+    ends: list[tuple[int, int]] = []  # guest offset of the end, and of the first byte behind the zeros
+    for volume in volumes:
+        page = min(volume.block_size or PAGE, PAGE)
+        for n, file in enumerate(volume.files()):
+            if file.deleted or n >= MAX_FILES:
+                break
+            end = _end(file, page)
+            if end is not None:
+                ends.append(end)
+    g = np.array(ends, np.int64).reshape(-1, 2)
+    last = to_file(guest_map, g[:, 0] - 1)
+    behind = to_file(guest_map, g[:, 1] - 1)
+    keep = (last >= 0) & (behind - last == g[:, 1] - g[:, 0])
+    f, room = last[keep] + 1, g[keep, 1] - g[keep, 0]
+    empty = (room - (-f) % SECTOR) // SECTOR
+    order = np.argsort(f, kind="stable")
+    return FileEnds(f[order], np.clip(empty[order], 0, PAGE_SECTORS).astype(np.uint8))
+
+
+def _end(file: HostFile, page: int) -> tuple[int, int] | None:
+    """Guest offsets (end of the data, end of the zeros behind it), when the end lies amid a sector."""
+    if file.size <= 0 or file.size % SECTOR == 0 or len(file.runs) == 0:
+        return None
+    i = int(np.searchsorted(file.runs[:, 0], file.size - 1, side="right")) - 1
+    if i < 0:
+        return None
+    f, p, n, kind = file.runs[i].tolist()
+    if kind != RUN_DATA or p < 0 or f + n < file.size:
+        return None
+    zeros = min(-(-file.size // page) * page, f + n)
+    return p + file.size - f, p + zeros - f
+
+
+def open_volumes(disk: Reader, spans: Iterable[tuple[int, int]]) -> list[HostVolume]:
+    """The file systems in the (guest_offset, length) spans of a guest disk."""
+    out: list[HostVolume] = []
+    for offset, length in spans:
+        for kind in hosts().values():
+            volume = kind.open(disk, offset, min(length, disk.size - offset))
+            if volume is not None:
+                out.append(volume)
+                break
+    return out
+
+
+def to_file(guest_map: GuestMap, guest_offset: Int64s) -> Int64s:
+    """The file offsets of guest bytes, -1 where the container does not hold them plain."""
+    out = np.full(len(guest_offset), -1, np.int64)
+    if len(guest_map) == 0:
+        return out
+    i = np.searchsorted(guest_map.guest_offset, guest_offset, side="right") - 1
+    inside = guest_offset - guest_map.guest_offset[i]
+    good = (i >= 0) & (guest_map.state[i] == DATA) & (guest_map.encoding[i] == PLAIN) & (inside < guest_map.length[i])
+    out[good] = guest_map.file_offset[i[good]] + inside[good]
+    return out
+
+
+def agree(image: Reader, file_map_at: Int64s, ends: FileEnds) -> npt.NDArray[np.bool_]:
+    """Which ends lie on the image where a map puts them. file_map_at int64[n]: image offset of each end, -1 unknown."""
+    out = np.zeros(len(ends), bool)
+    for i, (p, f, empty) in enumerate(zip(file_map_at.tolist(), ends.file_offset.tolist(), ends.empty.tolist(),
+                                          strict=True)):
+        if p <= 0:
+            continue
+        behind = -f % SECTOR + empty * SECTOR
+        data = image.read(p - 1, behind + 1)
+        out[i] = len(data) > behind and data[0] != 0 and not any(data[1:])
+    return out
