@@ -1,7 +1,13 @@
-"""Guest structures that state their place: which container each belongs to, and which bytes of it they pin."""
+"""Guest structures that state their place: which container each volume belongs to, and which bytes of it they pin.
+
+Many disks of one host have one size and one partition layout, and fragments of them lie anywhere, so neither size nor
+distance tells whose a volume is. The allocation table does: what a file system has in use must be allocated in its
+container, and a container that holds much that the file system calls free is another's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,15 +15,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..disk import VirtualDisk
-from ..model import DATA, PLAIN, Container, GuestMap, Reader
+from ..filemap import FileMap, FileView
+from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, HostVolume, Reader
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .segments import BLOCK
-from .state import Claims
-from .window import Window
+from .tails import open_volumes, to_file
 
+Int64s = npt.NDArray[np.int64]
 SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the guest's own end (cylinder rounding)
+USUAL_STARTS = (0, 1 << 20, 63 * 512, 64 << 10)  # of volumes: bare, since 2008, before, ESX
+ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
+POOR = 1.2  # a volume of which so much is not allocated, or so much allocated that it does not use, is another's
+MAX_PAIRS = 20_000  # ours: (container, volume) pairs that are tried in one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +38,11 @@ class Places:
     module: which guest module; identity: of the disk or volume; guest_offset and volume_offset -1 where not stated.
     """
 
-    image_offset: npt.NDArray[np.int64]
-    guest_offset: npt.NDArray[np.int64]
-    volume_offset: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-    value: npt.NDArray[np.int64]
+    image_offset: Int64s
+    guest_offset: Int64s
+    volume_offset: Int64s
+    length: Int64s
+    value: Int64s
     module: list[str]
     identity: list[str | None]
 
@@ -42,133 +53,184 @@ class Places:
         stated = pc.or_(pc.is_valid(evidence["guest_offset"]), pc.is_valid(evidence["volume_offset"]))
         t = evidence.filter(pc.and_(mask, stated)).sort_by("image_offset")
 
-        def column(name: str) -> npt.NDArray[np.int64]:
+        def column(name: str) -> Int64s:
             return pc.fill_null(t[name], -1).to_numpy().astype(np.int64)
 
         return cls(column("image_offset"), column("guest_offset"), column("volume_offset"), column("length"),
                    column("value"), t["module"].to_pylist(), t["identity"].to_pylist())
 
 
-    def owners(self, containers: list[tuple[int, Container]]) -> dict[tuple[str, str], int]:
-        """(module, identity) -> start of the container that it belongs to: it fits there, and lies nearest.
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A volume of a container: where it begins on the guest disk, how long it is, and the row of its first structure."""
 
-        containers: (image offset of the first byte, container). Nearest to the place where one run would have it.
-        """
-        best: dict[tuple[str, str], tuple[int, int]] = {}
-        for start, container in containers:
-            guest_map = container.guests[0].map if container.guests else None
-            if guest_map is None or len(guest_map) == 0:
-                continue
-            size = container.virtual_size
-            for i in np.flatnonzero((self.guest_offset >= 0) | (self.volume_offset == 0)).tolist():
-                name, g = self.identity[i], int(self.guest_offset[i])
-                if name is None:
+    guest_offset: int
+    size: int
+    row: int
+    delta: int  # bytes: image offset - container's first byte - file offset
+
+
+def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places) -> list[list[Owned]]:
+    """The volumes of each container (image offset of the first byte, container): every volume to the one it fits best."""
+    options: list[tuple[float, int, int, int, Owned]] = []  # cost, distance, volume row, container
+    rows = np.flatnonzero(places.volume_offset == 0).tolist()
+    tried = 0
+    for k, (start, container) in enumerate(containers):
+        guest_map = container.guests[0].map
+        size = container.virtual_size
+        starts = _partitions(image, start, container, places)
+        for i in rows:
+            p, value = int(places.image_offset[i]), int(places.value[i])
+            for g in starts:
+                f = int(to_file(guest_map, np.array([g], np.int64))[0]) if g + value <= size else -1
+                if f < 0 or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
-                if g >= 0:
-                    if not size - SIZE_SLACK < int(self.value[i]) <= size:
-                        continue
-                elif self.volume_offset[i] == 0 and int(self.value[i]) <= size:
-                    g = 0  # anywhere on the disk: the start of its partition is not known yet
-                else:
-                    continue
-                f = to_file(guest_map, g)
-                if g == 0 and self.guest_offset[i] < 0:
-                    reach = int(self.image_offset[i]) - start
-                    distance = 0 if 0 <= reach < container.size else min(abs(reach), abs(reach - container.size))
-                    distance += 1  # a place that is stated outranks one that is only possible
-                elif f is None:
-                    continue
-                else:
-                    distance = abs(int(self.image_offset[i]) - start - f)
-                key = (self.module[i], name)
-                if key not in best or distance < best[key][0]:
-                    best[key] = (distance, start)
-        return {key: start for key, (_, start) in best.items()}
-
-    def of_owner(self, owners: dict[tuple[str, str], int], start: int) -> Places:
-        """The rows whose identity belongs to the container at `start`, or to nobody known."""
-        keep = np.array([n is None or owners.get((m, n), start) == start
-                         for m, n in zip(self.module, self.identity, strict=True)], bool)
-        picked = np.flatnonzero(keep).tolist()
-        return Places(self.image_offset[keep], self.guest_offset[keep], self.volume_offset[keep], self.length[keep],
-                      self.value[keep], [self.module[i] for i in picked], [self.identity[i] for i in picked])
+                tried += 1
+                found = _cost(image, start, container, g, p - start - f)
+                if found is not None:
+                    cost, length = found
+                    options.append((cost, abs(p - start - f), i, k, Owned(g, length, i, p - start - f)))
+    out: list[list[Owned]] = [[] for _ in containers]
+    given: set[int] = set()
+    best: dict[int, float] = {}
+    for cost, _, i, _, _ in options:
+        best[i] = min(cost, best.get(i, cost))
+    # alike costs: the nearer; each volume once, and no two volumes of one container over each other
+    for cost, _, i, k, owned in sorted(options, key=lambda o: (round(o[0] / ALIKE), o[1])):
+        if i in given or cost > best[i] + ALIKE:
+            continue
+        end = owned.guest_offset + owned.size
+        if any(o.guest_offset < end and owned.guest_offset < o.guest_offset + o.size for o in out[k]):
+            continue
+        given.add(i)
+        out[k].append(owned)
+    return out
 
 
-def pins_of(image: Reader, container: Container, guest_map: GuestMap, disk: VirtualDisk, start: int, places: Places,
-          claims: Claims) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """((file_offset, image_offset) pins, (guest_offset, size) of the volumes).
+def _partitions(image: Reader, start: int, container: Container, places: Places) -> list[int]:
+    """Guest offsets where volumes of a container may begin: as tables say that may be its own, and the usual ones."""
+    out = set(USUAL_STARTS)
+    size = container.virtual_size
+    for i in np.flatnonzero(places.guest_offset >= 0).tolist():
+        if size - SIZE_SLACK < places.value[i] <= size:
+            f = to_file(container.guests[0].map, places.guest_offset[i : i + 1])
+            disk = _through(image, start, container, int(places.image_offset[i]) - start - int(f[0]))
+            out.update(offset for v in describe(disk) for offset, _, _ in v.partitions)
+    disk = _through(image, start, container, 0)
+    out.update(offset for v in describe(disk) for offset, _, _ in v.partitions)
+    return sorted(out)
 
-    A structure belongs to this container when its disk has this size and it lies nearest; a volume when it fits a
-    partition of that disk and lies nearest. Two pins may not claim one file block: the nearer one stands.
+
+def _through(image: Reader, start: int, container: Container, delta: int) -> VirtualDisk:
+    """The guest disk as it would be if the whole container lay at one delta (bytes)."""
+    base = start + delta
+    rows = [(0, min(container.size, -base), -1, MISSING, "")] if base < 0 else []
+    at = max(0, -base)
+    there = max(0, min(container.size, image.size - base) - at)
+    rows += [(at, there, base + at, GUESSED, ""), (at + there, container.size - at - there, -1, MISSING, "")]
+    return VirtualDisk(FileView(image, FileMap.build(rows)), container.guests[0].map)
+
+
+def _cost(image: Reader, start: int, container: Container, g: int, delta: int) -> tuple[float, int] | None:
+    """(what speaks against the volume lying here: 0 nothing, 2 all; its length), or None when none is to be seen."""
+    disk = _through(image, start, container, delta)
+    volume = next(_volumes(disk, g), None)
+    if volume is None:
+        return None
+    used = _used(disk, g)
+    if used is None:
+        return POOR, volume
+    allocated = _allocated(container.guests[0].map, g, volume)
+    both = _overlap(used, allocated)
+    in_use, there = int(used[:, 1].sum()), int(allocated[:, 1].sum())
+    return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume
+
+
+def _volumes(disk: VirtualDisk, g: int) -> Iterator[int]:
+    for kind in guests().values():
+        volume = kind.probe(disk, g, disk.size - g)
+        if volume is not None and not volume.partitions and 0 < volume.size <= disk.size - g:
+            yield volume.size
+
+
+def _used(disk: VirtualDisk, g: int) -> Int64s | None:
+    """Guest ranges int64[n, 2] that the file system at `g` has in use, None when its maps are not readable here."""
+    try:
+        volumes = open_volumes(disk, [(g, disk.size - g)])
+        free = volumes[0].free() if volumes else np.empty((0, 2), np.int64)
+    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
+        return None
+    if len(free) == 0 or int(free[0, 0]) <= g:
+        return None
+    end = g + volumes[0].size
+    start = np.concatenate(([g], free[:, 0] + free[:, 1]))
+    stop = np.concatenate((free[:, 0], [end]))
+    keep = stop > start
+    return np.stack((start[keep], stop[keep] - start[keep]), axis=1)
+
+
+def _allocated(guest_map: GuestMap, g: int, size: int) -> Int64s:
+    """Guest ranges int64[n, 2] in [g, g + size) that the container stores."""
+    data = guest_map.state == DATA
+    low = np.maximum(guest_map.guest_offset[data], g)
+    high = np.minimum(guest_map.guest_offset[data] + guest_map.length[data], g + size)
+    keep = high > low
+    return np.stack((low[keep], high[keep] - low[keep]), axis=1)
+
+
+def _overlap(a: Int64s, b: Int64s) -> int:
+    """Bytes that two lists of ranges int64[n, 2] (offset, length; rising, disjoint) have in common."""
+    if len(a) == 0 or len(b) == 0:
+        return 0
+    edges = np.unique(np.concatenate((a[:, 0], a.sum(axis=1), b[:, 0], b.sum(axis=1))))
+    at, length = edges[:-1], np.diff(edges)
+    return int(length[_inside(a, at) & _inside(b, at)].sum())
+
+
+def _inside(ranges: Int64s, at: Int64s) -> npt.NDArray[np.bool_]:
+    i = np.searchsorted(ranges[:, 0], at, side="right") - 1
+    return (i >= 0) & (at < ranges[i].sum(axis=1))
+
+
+def pins_of(container: Container, start: int, owned: list[Owned], places: Places) -> list[tuple[int, int]]:
+    """(file_offset, image_offset) of the structures of a container's own volumes and disk, rising.
+
+    A partition table is its own when it says where the disk ends, and lies at the delta of one of its volumes (or, for
+    a disk without a known volume, at the header's).
     """
+    guest_map = container.guests[0].map
     pins: dict[int, tuple[int, int]] = {0: (0, start)}
 
-    def expect(f: int) -> int:
-        below = max((b for b in pins if b <= f // BLOCK), default=0)
-        at, p = pins[below]
-        return p + f - at
+    def add(g: int, p: int) -> None:
+        f = int(to_file(guest_map, np.array([g], np.int64))[0])
+        if f >= 0 and (p - f - start) % BLOCK == 0:
+            pins.setdefault(f // BLOCK, (f, p))
 
-    def add(g: int, p: int) -> bool:
-        f = to_file(guest_map, g)
-        if f is None or claims.holds(p) or (p - start - f) % 512:
-            return False
-        if (p - f - start) % BLOCK == 0 and f // BLOCK not in pins:
-            pins[f // BLOCK] = (f, p)
-        return True
-
-    def nearest(rows: npt.NDArray[np.int64], g: npt.NDArray[np.int64]) -> int | None:
-        best: tuple[int, int] | None = None
-        for i, at in zip(rows.tolist(), g.tolist(), strict=True):
-            f = to_file(guest_map, at)
-            p = int(places.image_offset[i])
-            if f is None or claims.holds(p) or (p - f - start) % BLOCK:
-                continue
-            distance = abs(p - expect(f))
-            if best is None or distance < best[0]:
-                best = (distance, i)
-        return None if best is None else best[1]
-
-    size = container.virtual_size
-    partitions: list[tuple[int, int]] = []
-    tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
-    chosen = nearest(tables, places.guest_offset[tables])
-    if chosen is not None:
-        name = places.identity[chosen]
-        for i in tables.tolist():
-            if places.identity[i] == name:
-                add(int(places.guest_offset[i]), int(places.image_offset[i]))
-        at = int(places.image_offset[chosen] - places.guest_offset[chosen])
-        for volume in describe(Window(image, at, size)) if at >= 0 else []:
-            partitions += [(offset, length) for offset, length, _ in volume.partitions]
-    if not partitions:
-        for volume in describe(disk):
-            partitions += [(offset, length) for offset, length, _ in volume.partitions]
-        partitions = partitions or [(0, size)]
-    primaries = np.flatnonzero(places.volume_offset == 0)
-    for offset, length in sorted(set(partitions)):
-        fitting = np.array([i for i in primaries.tolist() if _fits(image, places, i, length)], np.int64)
-        i = nearest(fitting, np.full(len(fitting), offset, np.int64)) if len(fitting) else None
-        if i is None or not add(offset, int(places.image_offset[i])):
-            continue
-        name = places.identity[i]
+    deltas: set[int] = set() if owned else {0}
+    for volume in owned:
+        name, module = places.identity[volume.row], places.module[volume.row]
+        deltas.add(volume.delta)
+        add(volume.guest_offset, int(places.image_offset[volume.row]))
         if name is None:
             continue
         for j in np.flatnonzero(places.volume_offset > 0).tolist():
-            if places.identity[j] == name and places.module[j] == places.module[i]:
-                add(offset + int(places.volume_offset[j]), int(places.image_offset[j]))
-    return sorted(pins.values()), sorted(set(partitions))
+            if places.identity[j] == name and places.module[j] == module:
+                add(volume.guest_offset + int(places.volume_offset[j]), int(places.image_offset[j]))
+    size = container.virtual_size
+    tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
+    near = {places.identity[i] for i in tables.tolist()
+            if _delta(guest_map, places, i, start) in deltas}
+    for i in tables.tolist():
+        if places.identity[i] in near and places.identity[i] is not None:
+            add(int(places.guest_offset[i]), int(places.image_offset[i]))
+    return sorted(pins.values())
 
 
-def _fits(image: Reader, places: Places, i: int, partition: int) -> bool:
-    p = int(places.image_offset[i])
-    volume = guests()[places.module[i]].probe(image, p, min(partition, image.size - p))
-    return volume is not None and partition - (2 << 20) <= volume.size + (volume.size >> 5) and volume.size <= partition
+def _delta(guest_map: GuestMap, places: Places, i: int, start: int) -> int | None:
+    f = int(to_file(guest_map, places.guest_offset[i : i + 1])[0])
+    return None if f < 0 else int(places.image_offset[i]) - f - start
 
 
-def to_file(guest_map: GuestMap, g: int) -> int | None:
-    """The file offset of a guest byte, when the container holds it plain."""
-    i = int(np.searchsorted(guest_map.guest_offset, g, side="right")) - 1
-    if i < 0 or guest_map.state[i] != DATA or guest_map.encoding[i] != PLAIN:
-        return None
-    inside = g - int(guest_map.guest_offset[i])
-    return int(guest_map.file_offset[i]) + inside if inside < int(guest_map.length[i]) else None
+def has_plain(guest_map: GuestMap) -> bool:
+    """Whether guest data lies plain in the file: what can be pinned."""
+    return bool(((guest_map.state == DATA) & (guest_map.encoding == PLAIN)).any())

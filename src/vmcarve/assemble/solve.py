@@ -19,10 +19,10 @@ from ..model import DATA, PLAIN, Container, GuestMap, HostVolume, Reader
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
 from .breaks import Borders, Expectation, lay_out
-from .places import Places, pins_of
+from .places import Owned, Places, assign, has_plain, pins_of
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
-from .tails import PAGE_SECTORS, SECTOR, FileEnds, SectorEnds, agree, file_ends, look, open_volumes, to_file
+from .tails import PAGE_SECTORS, SECTOR, FileEnds, SectorEnds, agree, file_ends, look, open_volumes
 
 ROUNDS = 5
 MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
@@ -50,25 +50,22 @@ class Candidate:
     ends: FileEnds = field(default_factory=lambda: FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8)))
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
-    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    owned: list[Owned] = field(default_factory=list[Owned])
 
     @property
     def plain(self) -> bool:
-        """Whether guest data lies plain in the file: what can be pinned."""
-        if not self.container.guests:
-            return False
-        m = self.container.guests[0].map
-        return bool(((m.state == DATA) & (m.encoding == PLAIN)).any())
+        return bool(self.container.guests) and has_plain(self.container.guests[0].map)
 
 
 def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.NDArray[np.int64]) -> None:
     """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs."""
     taken = Taken(_outside(room, image.size), {})
-    nothing = Claims()
+    plain = [c for c in candidates if c.plain]
+    _give_volumes(image, plain, places)
+    for c in plain:
+        _read_guest(image, c, places)
     for c in candidates:
-        if c.plain:
-            _read_guest(image, c, places, nothing)
-        c.settled = _settled(image, c, candidates, nothing)
+        c.settled = _settled(image, c, candidates)
     for c in candidates:
         if c.settled:
             taken.image.add(c.map)
@@ -80,8 +77,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.
     before: list[list[tuple[int, int, int, str, str]]] = []
     for number in range(ROUNDS):
         if number:
+            _give_volumes(image, active, places)
             for c in active:
-                _read_guest(image, c, places, nothing)
+                _read_guest(image, c, places)
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
@@ -119,19 +117,25 @@ def _copy(claims: Claims) -> Claims:
 
 
 # --- what a guest tells ------------------------------------------------------------------------------------------------
-def _read_guest(image: Reader, c: Candidate, places: Places, claims: Claims) -> None:
+def _give_volumes(image: Reader, candidates: list[Candidate], places: Places) -> None:
+    found = assign(image, [(c.start, c.container) for c in candidates], places)
+    for c, owned in zip(candidates, found, strict=True):
+        c.owned = owned
+
+
+def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     """Pins, volumes and file ends of a candidate as its map shows them now."""
     guest_map = c.container.guests[0].map
     disk = VirtualDisk(FileView(image, c.map), guest_map)
-    c.pins, c.spans = pins_of(image, c.container, guest_map, disk, c.start, places, claims)
+    c.pins = pins_of(c.container, c.start, c.owned, places)
     try:
-        c.volumes = open_volumes(disk, c.spans)
+        c.volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
         c.ends = file_ends(c.volumes, guest_map)
     except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
         c.volumes, c.ends = [], FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8))
 
 
-def _settled(image: Reader, c: Candidate, candidates: list[Candidate], claims: Claims) -> bool:
+def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     """Whether one run from the first byte agrees with everything that the container and its guest tell."""
     if not c.plain:
         return bool(c.container.guests) and all(k.ok for k in c.container.checks)
@@ -165,7 +169,7 @@ def _expect(c: Candidate) -> Expectation:
     plain = (guest_map.state == DATA) & (guest_map.encoding == PLAIN)
     used: list[tuple[int, int, int]] = []  # guest ranges with their class
     opened = {v.offset: v for v in c.volumes}
-    for offset, length in c.spans:
+    for offset, length in _spans(c):
         volume = opened.get(offset)
         free = volume.free() if volume is not None else np.empty((0, 2), np.int64)
         if volume is None or len(free) == 0 or int(free[0, 0]) <= offset:  # its first block free: no bitmap of it
@@ -200,6 +204,15 @@ def _expect(c: Candidate) -> Expectation:
     return Expectation(out, c.ends)
 
 
+def _spans(c: Candidate) -> list[tuple[int, int]]:
+    """(guest_offset, length) of the parts of the disk: its volumes, and what lies between them."""
+    out, at = list[tuple[int, int]](), 0
+    for o in sorted(c.owned, key=lambda o: o.guest_offset):
+        out += [(at, o.guest_offset - at), (o.guest_offset, o.size)]
+        at = o.guest_offset + o.size
+    return [s for s in [*out, (at, c.container.virtual_size - at)] if s[1] > 0]
+
+
 # --- one round -----------------------------------------------------------------------------------------------------
 def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds], taken: Taken, borders: Borders
            ) -> None:
@@ -224,7 +237,7 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
              for o, c in enumerate(active) if not c.nested]
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
-    strong += _nearby(candidates, strong, begins, taken)
+    strong += _nearby(candidates, strong, begins, taken, wanted)
     expectations = {o: _expect(c) for o, c in enumerate(active)}
     sizes = {o: c.container.size for o, c in enumerate(active)}
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
@@ -291,8 +304,12 @@ def _is_data(guest_map: GuestMap, file_offset: int) -> bool:
     return bool((inside & (file_offset < guest_map.file_offset + guest_map.stored)).any())
 
 
-def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, int], taken: Taken) -> list[Segment]:
-    """Weaker segments that continue a strong one, or bend between two: they could have lain at few places only."""
+def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, int], taken: Taken,
+            wanted: dict[int, npt.NDArray[np.int64]]) -> list[Segment]:
+    """Weaker segments that continue a strong one, or bend between two.
+
+    They could have lain at few places only; how many file ends of the gap had the same chance counts too.
+    """
     out: list[Segment] = []
     chains: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
     for o in {s.owner for s in strong}:
@@ -309,16 +326,18 @@ def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, 
         around = [d for d in (before, after) if d is not None]
         if any(d == s.delta for d in around):
             spread = 1
+        elif before == after:
+            continue  # one run goes on around it
         elif before is not None and after is not None and after <= s.delta <= before:
             spread = before - after + 1
         elif any(abs(d - s.delta) <= NEAR for d in around):
             spread = 2 * NEAR
         else:
             continue
-        if s.weight >= NEAR_MARGIN + np.log2(spread):
+        low = int(first[i]) if i >= 0 else 0
+        high = int(first[i + 1]) if i + 1 < len(first) else 1 << 62
+        chances = int(np.diff(np.searchsorted(wanted.get(s.owner, first[:0]), [low, high]))[0])
+        if s.weight >= NEAR_MARGIN + np.log2(spread * max(1, chances) if spread > 1 else 1):
             chosen.append(s)
     out += accept(chosen, begins, taken, NEAR_MARGIN)
     return out
-
-
-__all__ = ["Candidate", "solve", "to_file"]
