@@ -332,10 +332,25 @@ class HostVolume(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Placer:
+    """How the loose metadata of one volume places itself: by its own number or address, under an identity or checksum.
+
+    find(uint8[m]) -> (position int64[k] in the array, volume_offset int64[k]) of structures at multiples of 256 bytes.
+    key: changes when more of the volume is known, and `find` may find more. bits: what one structure is worth, less
+    where nothing in it names its volume.
+    """
+
+    key: str
+    find: Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+    bits: float = 40.0
+
+
+@dataclass(frozen=True, slots=True)
 class HostKind:
     """What one module of host/ offers. open(reader, offset, limit) -> the volume starting at `offset`, or None.
 
     carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
+    placer(reader, offset, limit): how loose metadata of the volume at `offset` places itself, None without a volume.
     """
 
     name: str
@@ -344,6 +359,7 @@ class HostKind:
     signatures: tuple[Signature, ...] = ()
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None
+    placer: Callable[[Reader, int, int], Placer | None] | None = None
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

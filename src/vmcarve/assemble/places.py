@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, HostVolume, Reader
+from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, HostVolume, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
@@ -27,7 +27,8 @@ Int64s = npt.NDArray[np.int64]
 SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the guest's own end (cylinder rounding)
 USUAL_STARTS = (0, 1 << 20, 63 * 512, 64 << 10)  # of volumes: bare, since 2008, before, ESX
 ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
-POOR = 1.2  # a volume of which so much is not allocated, or so much allocated that it does not use, is another's
+UNKNOWN = 1.2  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
+BAD = 1.7  # beyond this a volume is nobody's of those that are known
 MAX_PAIRS = 20_000  # ours: (container, volume) pairs that are tried in one image
 
 
@@ -36,11 +37,13 @@ class Places:
     """Guest structures of an image that state their place: arrays of equal length, image_offset rising.
 
     module: which guest module; identity: of the disk or volume; guest_offset and volume_offset -1 where not stated.
+    first bool: a volume may begin here: it is stated, or nothing near tells the volume's first structure from a copy.
     """
 
     image_offset: Int64s
     guest_offset: Int64s
     volume_offset: Int64s
+    first: npt.NDArray[np.bool_]
     length: Int64s
     value: Int64s
     module: list[str]
@@ -51,12 +54,15 @@ class Places:
         """The rows of guest modules that state a place."""
         mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
         stated = pc.or_(pc.is_valid(evidence["guest_offset"]), pc.is_valid(evidence["volume_offset"]))
+        headers = pc.and_(pc.is_valid(evidence["identity"]), pc.equal(evidence["count"], 1))
+        stated = pc.or_(stated, pc.and_(headers, pc.less(evidence["confidence"], 0.6)))
         t = evidence.filter(pc.and_(mask, stated)).sort_by("image_offset")
 
         def column(name: str) -> Int64s:
             return pc.fill_null(t[name], -1).to_numpy().astype(np.int64)
 
-        return cls(column("image_offset"), column("guest_offset"), column("volume_offset"), column("length"),
+        guest, volume = column("guest_offset"), column("volume_offset")
+        return cls(column("image_offset"), guest, volume, (guest < 0) & (volume <= 0), column("length"),
                    column("value"), t["module"].to_pylist(), t["identity"].to_pylist())
 
 
@@ -72,8 +78,8 @@ class Owned:
 
 def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places) -> list[list[Owned]]:
     """The volumes of each container (image offset of the first byte, container): every volume to the one it fits best."""
-    options: list[tuple[float, int, int, int, Owned]] = []  # cost, distance, volume row, container
-    rows = np.flatnonzero(places.volume_offset == 0).tolist()
+    options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
+    rows = _first_rows(places)
     tried = 0
     for k, (start, container) in enumerate(containers):
         guest_map = container.guests[0].map
@@ -89,22 +95,28 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                 found = _cost(image, start, container, g, p - start - f)
                 if found is not None:
                     cost, length = found
-                    options.append((cost, abs(p - start - f), i, k, Owned(g, length, i, p - start - f)))
+                    options.append((cost, size - g - length, abs(p - start - f), k, Owned(g, length, i, p - start - f)))
     out: list[list[Owned]] = [[] for _ in containers]
     given: set[int] = set()
-    best: dict[int, float] = {}
-    for cost, _, i, _, _ in options:
-        best[i] = min(cost, best.get(i, cost))
-    # alike costs: the nearer; each volume once, and no two volumes of one container over each other
-    for cost, _, i, k, owned in sorted(options, key=lambda o: (round(o[0] / ALIKE), o[1])):
-        if i in given or cost > best[i] + ALIKE:
+    # alike costs: where the volume fills the disk, then the nearer; no two volumes of one container over each other
+    for cost, _, _, k, owned in sorted(options, key=lambda o: (round(o[0] / ALIKE), o[1] >> 20, o[2])):
+        if owned.row in given or cost > BAD:
             continue
         end = owned.guest_offset + owned.size
         if any(o.guest_offset < end and owned.guest_offset < o.guest_offset + o.size for o in out[k]):
             continue
-        given.add(i)
+        given.add(owned.row)
         out[k].append(owned)
     return out
+
+
+def _first_rows(places: Places) -> list[int]:
+    """Rows where a volume begins: those that are sure of it; the others only for a volume that has no sure one."""
+    sure = np.flatnonzero(places.volume_offset == 0).tolist()
+    known = {(places.module[i], places.identity[i]) for i in sure}
+    maybe = [i for i in np.flatnonzero(places.first & (places.volume_offset < 0)).tolist()
+             if (places.module[i], places.identity[i]) not in known]
+    return sorted([*sure, *maybe])
 
 
 def _partitions(image: Reader, start: int, container: Container, places: Places) -> list[int]:
@@ -114,14 +126,14 @@ def _partitions(image: Reader, start: int, container: Container, places: Places)
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
         if size - SIZE_SLACK < places.value[i] <= size:
             f = to_file(container.guests[0].map, places.guest_offset[i : i + 1])
-            disk = _through(image, start, container, int(places.image_offset[i]) - start - int(f[0]))
+            disk = through(image, start, container, int(places.image_offset[i]) - start - int(f[0]))
             out.update(offset for v in describe(disk) for offset, _, _ in v.partitions)
-    disk = _through(image, start, container, 0)
+    disk = through(image, start, container, 0)
     out.update(offset for v in describe(disk) for offset, _, _ in v.partitions)
     return sorted(out)
 
 
-def _through(image: Reader, start: int, container: Container, delta: int) -> VirtualDisk:
+def through(image: Reader, start: int, container: Container, delta: int) -> VirtualDisk:
     """The guest disk as it would be if the whole container lay at one delta (bytes)."""
     base = start + delta
     rows = [(0, min(container.size, -base), -1, MISSING, "")] if base < 0 else []
@@ -133,24 +145,24 @@ def _through(image: Reader, start: int, container: Container, delta: int) -> Vir
 
 def _cost(image: Reader, start: int, container: Container, g: int, delta: int) -> tuple[float, int] | None:
     """(what speaks against the volume lying here: 0 nothing, 2 all; its length), or None when none is to be seen."""
-    disk = _through(image, start, container, delta)
+    disk = through(image, start, container, delta)
     volume = next(_volumes(disk, g), None)
     if volume is None:
         return None
-    used = _used(disk, g)
+    used = _used(disk, g) if volume.consistent else None
     if used is None:
-        return POOR, volume
-    allocated = _allocated(container.guests[0].map, g, volume)
+        return UNKNOWN, volume.size
+    allocated = _allocated(container.guests[0].map, g, volume.size)
     both = _overlap(used, allocated)
     in_use, there = int(used[:, 1].sum()), int(allocated[:, 1].sum())
-    return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume
+    return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume.size
 
 
-def _volumes(disk: VirtualDisk, g: int) -> Iterator[int]:
+def _volumes(disk: VirtualDisk, g: int) -> Iterator[Volume]:
     for kind in guests().values():
         volume = kind.probe(disk, g, disk.size - g)
         if volume is not None and not volume.partitions and 0 < volume.size <= disk.size - g:
-            yield volume.size
+            yield volume
 
 
 def _used(disk: VirtualDisk, g: int) -> Int64s | None:

@@ -15,16 +15,18 @@ import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, PLAIN, Container, GuestMap, HostVolume, Reader
+from ..model import DATA, PLAIN, Container, GuestMap, HostVolume, Placer, Reader
+from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
 from .breaks import Borders, Expectation, lay_out
-from .places import Owned, Places, assign, has_plain, pins_of
+from .places import Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
-from .tails import PAGE_SECTORS, SECTOR, FileEnds, SectorEnds, agree, file_ends, look, open_volumes
+from .tails import PAGE_SECTORS, SECTOR, STEP, FileEnds, SectorEnds, agree, file_ends, look, open_volumes, to_file
 
-ROUNDS = 5
+ROUNDS = 6
+REACH = 64 << 10  # bytes that a structure of metadata may have
 MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
 MAX_END_BITS = 14.0
 PIN_BITS = 40.0  # a structure that states its own place
@@ -51,10 +53,21 @@ class Candidate:
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
+    metadata: dict[int, Metadata] = field(default_factory=dict[int, "Metadata"])  # by guest offset of the volume
 
     @property
     def plain(self) -> bool:
         return bool(self.container.guests) and has_plain(self.container.guests[0].map)
+
+
+@dataclass(slots=True)
+class Metadata:
+    """Loose metadata of one volume: image_offset int64[n] of each structure, volume_offset int64[n] where it belongs."""
+
+    row: int  # the volume's first structure in Places
+    placer: Placer
+    image_offset: npt.NDArray[np.int64] | None = None
+    volume_offset: npt.NDArray[np.int64] | None = None
 
 
 def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.NDArray[np.int64]) -> None:
@@ -80,6 +93,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.
             _give_volumes(image, active, places)
             for c in active:
                 _read_guest(image, c, places)
+        _place_metadata(image, active, free)
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
@@ -133,6 +147,49 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
         c.ends = file_ends(c.volumes, guest_map)
     except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
         c.volumes, c.ends = [], FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8))
+
+
+def _place_metadata(image: Reader, active: list[Candidate], room: npt.NDArray[np.int64]) -> None:
+    """Looks for the loose metadata of every volume of which more is known than at the last look."""
+    wanted: list[Metadata] = []
+    for c in active:
+        current = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
+        for o in c.owned:
+            placer = _placer(current, o) or _placer(through(image, c.start, c.container, o.delta), o)
+            old = c.metadata.get(o.guest_offset)
+            if placer is None:
+                c.metadata.pop(o.guest_offset, None)
+            elif old is None or old.row != o.row or old.placer.key != placer.key:
+                c.metadata[o.guest_offset] = Metadata(o.row, placer)
+                wanted.append(c.metadata[o.guest_offset])
+        for g in set(c.metadata) - {o.guest_offset for o in c.owned}:
+            del c.metadata[g]
+    if not wanted:
+        return
+    found: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]] = [[] for _ in wanted]
+    for start, length in room.tolist():
+        for at in range(start, start + length, STEP):
+            n = min(STEP, start + length - at)
+            data = np.frombuffer(image.read(at, n + REACH), np.uint8)
+            for i, m in enumerate(wanted):
+                position, place = m.placer.find(data)
+                here = position < n
+                found[i].append((position[here] + at, place[here]))
+    nothing = np.empty(0, np.int64)
+    for m, parts in zip(wanted, found, strict=True):
+        m.image_offset = np.concatenate([nothing, *(p for p, _ in parts)])
+        m.volume_offset = np.concatenate([nothing, *(v for _, v in parts)])
+
+
+def _placer(disk: VirtualDisk, owned: Owned) -> Placer | None:
+    for kind in hosts().values():
+        try:
+            found = kind.placer(disk, owned.guest_offset, owned.size) if kind.placer is not None else None
+        except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
@@ -226,6 +283,7 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
         parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
         tables = _tables(image, c)
         parts.append((o, tables, np.zeros(len(tables), np.int64), np.full(len(tables), TABLE_BITS)))
+        parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]
         f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
         parts.append((o, f, delta, bits))
         wanted[o] = np.unique(told // BLOCK)
@@ -243,6 +301,19 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
     for o, found in rows.items():
         active[o].map = FileMap.build(found)
+
+
+def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
+                 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """(file block, delta, bits) of the loose metadata of one volume, one point for a block."""
+    nothing = np.empty(0, np.int64)
+    if m.image_offset is None or m.volume_offset is None:
+        return nothing, nothing, np.empty(0)
+    f = to_file(c.container.guests[0].map, guest_offset + m.volume_offset)
+    step = m.image_offset - f - c.start
+    keep = (f >= 0) & (step % BLOCK == 0)
+    points = np.unique(np.stack((f[keep] // BLOCK, step[keep] // BLOCK), axis=1), axis=0)
+    return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits)
 
 
 def _tables(image: Reader, c: Candidate) -> npt.NDArray[np.int64]:

@@ -127,7 +127,7 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
                         confidence=confidence)
     told = _descriptors(reader, offset, s, 1)
     if told is False:
-        return Evidence(KIND, offset + AT, SIZE, identity=s.uuid, value=s.blocks * s.block, confidence=0.3)
+        return Evidence(KIND, offset, AT + SIZE, identity=s.uuid, value=s.blocks * s.block, confidence=0.3)
     return Evidence(KIND, offset, AT + SIZE, volume_offset=0, identity=s.uuid, value=s.blocks * s.block,
                     confidence=1.0 if told and s.proven else confidence)
 

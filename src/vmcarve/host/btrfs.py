@@ -31,6 +31,7 @@ from ._btrfs_live import Root, is_subvolume, live_files, read_roots, survey
 from ._btrfs_scan import with_old_chunks
 from ._first_look import named
 from ._space import RunCollector, Runs, clipped, inverted
+from ._btrfs_placer import placer
 
 OUR_MAX_USED = 1 << 23  # runs of used data space that we hold (128 MiB)
 
@@ -136,4 +137,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return BtrfsVolume(reader, offset, sb, chunks, whole) if chunks.all else None
 
 
-HOST = HostKind("btrfs", open_volume)
+HOST = HostKind("btrfs", open_volume, placer=placer)

@@ -23,6 +23,7 @@ from . import _ext_leaf as leaf
 from . import _ext_super as super_
 from ._blocks import I64, NO_RUNS, Overlay, candidates, inside, merge, subtract, to_runs
 from ._ext_inode import Slot, Tree
+from ._ext_placer import placer
 
 TABLE_BYTES = 4 << 20  # of inode table read at once
 COMPAT_JOURNAL = 0x4
@@ -488,6 +489,7 @@ def open_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:
 
 
 HOST = HostKind(
-    name="ext4", open=open_volume, carve=leaf.carve, signatures=(leaf.SIGNATURE,), confirm_batch=leaf.confirm_batch
+    name="ext4", open=open_volume, carve=leaf.carve, signatures=(leaf.SIGNATURE,), confirm_batch=leaf.confirm_batch,
+    placer=placer,
 )
 __all__ = ["HOST", "ExtVolume", "open_volume"]

@@ -19,6 +19,7 @@ from ._ntfs_mft import Mft, find_mft, list_value, to_rows, unnamed_data
 from ._ntfs_record import DATA, IN_USE, VOLUME_NAME, Boot, Record, decode_runs, listed, parse_boot
 from ._ntfs_record import field as column
 from ._space import PIECE, RunCollector, Runs, Stream, clipped, inverted, zero_bits
+from ._ntfs_placer import placer
 
 VOLUME, BITMAP = 3, 6  # records of the volume's own files
 BOOT_BYTES = 512
@@ -144,4 +145,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("ntfs", open_volume, carve)
+HOST = HostKind("ntfs", open_volume, carve, placer=placer)

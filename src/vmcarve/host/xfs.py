@@ -19,6 +19,7 @@ from ._blocks import I64, U8, Overlay, candidates, merge, to_runs
 from ._ext_dir import Paths
 from ._xfs_inode import BmbtBlock, Inode
 from ._xfs_log import Log
+from ._xfs_placer import placer
 
 OUR_MAX_DELETED = 1 << 20  # deleted inodes with remnants that we hold
 OUR_MAX_DIRECTORY_BLOCKS = 1 << 20  # of one volume
@@ -346,6 +347,7 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
 
 
 HOST = HostKind(
-    name="xfs", open=open_volume, carve=carve.carve, signatures=(carve.SIGNATURE,), confirm_batch=carve.confirm_batch
+    name="xfs", open=open_volume, carve=carve.carve, signatures=(carve.SIGNATURE,), confirm_batch=carve.confirm_batch,
+    placer=placer,
 )
 __all__ = ["HOST", "XfsVolume", "open_volume"]
