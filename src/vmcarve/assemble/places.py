@@ -25,7 +25,8 @@ from .tails import open_volumes, to_file
 
 Int64s = npt.NDArray[np.int64]
 SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the guest's own end (cylinder rounding)
-USUAL_STARTS = (0, 1 << 20, 63 * 512, 64 << 10)  # of volumes: bare, since 2008, before, ESX
+# where volumes begin when no table says it, with what that adds to the cost: since 2008, before, bare, ESX
+USUAL_STARTS = {1 << 20: 0.10, 63 * 512: 0.15, 0: 0.15, 64 << 10: 0.25}
 ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
 UNKNOWN = 1.2  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
 BAD = 1.7  # beyond this a volume is nobody's of those that are known
@@ -87,7 +88,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         starts = _partitions(image, start, container, places)
         for i in rows:
             p, value = int(places.image_offset[i]), int(places.value[i])
-            for g in starts:
+            for g, doubt in starts.items():
                 f = int(to_file(guest_map, np.array([g], np.int64))[0]) if g + value <= size else -1
                 if f < 0 or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
@@ -95,7 +96,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                 found = _cost(image, start, container, g, p - start - f)
                 if found is not None:
                     cost, length = found
-                    options.append((cost, size - g - length, abs(p - start - f), k, Owned(g, length, i, p - start - f)))
+                    options.append((cost + doubt, size - g - length, abs(p - start - f), k, Owned(g, length, i, p - start - f)))
     out: list[list[Owned]] = [[] for _ in containers]
     given: set[int] = set()
     # alike costs: where the volume fills the disk, then the nearer; no two volumes of one container over each other
@@ -119,18 +120,18 @@ def _first_rows(places: Places) -> list[int]:
     return sorted([*sure, *maybe])
 
 
-def _partitions(image: Reader, start: int, container: Container, places: Places) -> list[int]:
-    """Guest offsets where volumes of a container may begin: as tables say that may be its own, and the usual ones."""
-    out = set(USUAL_STARTS)
+def _partitions(image: Reader, start: int, container: Container, places: Places) -> dict[int, float]:
+    """Guest offsets where volumes of a container may begin, with a cost: none where a table says so."""
+    out = dict(USUAL_STARTS)
     size = container.virtual_size
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
         if size - SIZE_SLACK < places.value[i] <= size:
             f = to_file(container.guests[0].map, places.guest_offset[i : i + 1])
             disk = through(image, start, container, int(places.image_offset[i]) - start - int(f[0]))
-            out.update(offset for v in describe(disk) for offset, _, _ in v.partitions)
+            out.update({offset: 0.0 for v in describe(disk) for offset, _, _ in v.partitions})
     disk = through(image, start, container, 0)
-    out.update(offset for v in describe(disk) for offset, _, _ in v.partitions)
-    return sorted(out)
+    out.update({offset: 0.0 for v in describe(disk) for offset, _, _ in v.partitions})
+    return out
 
 
 def through(image: Reader, start: int, container: Container, delta: int) -> VirtualDisk:

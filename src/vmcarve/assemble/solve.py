@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, PLAIN, Container, GuestMap, HostVolume, Placer, Reader
+from ..model import DATA, LOST, PLAIN, Container, HostVolume, Placer, Reader
 from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
@@ -35,7 +35,7 @@ HEADER_BITS = 1e6
 MAX_TABLES = 1024  # ours: of one container
 NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
 NEAR_MARGIN = 6.0  # bits
-SOUND = 0.8  # share of a guest's file ends that are where one run has them, for the run to be believed
+SOUND = 0.97  # share of a guest's file ends that can be where one run has them, for the run to be believed
 FEW = 4  # file ends below which their share says nothing
 
 
@@ -49,7 +49,7 @@ class Candidate:
     reopen: Callable[[FileMap], Container | None]
     settled: bool = False
     nested: bool = False
-    ends: FileEnds = field(default_factory=lambda: FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8)))
+    ends: FileEnds = field(default_factory=FileEnds.none)
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
@@ -146,7 +146,7 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
         c.volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
         c.ends = file_ends(c.volumes, guest_map)
     except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-        c.volumes, c.ends = [], FileEnds(np.empty(0, np.int64), np.empty(0, np.uint8))
+        c.volumes, c.ends = [], FileEnds.none()
 
 
 def _place_metadata(image: Reader, active: list[Candidate], room: npt.NDArray[np.int64]) -> None:
@@ -203,8 +203,8 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
         if not cut or cut[0][2] != p:
             return False
     if len(c.ends) >= FEW:
-        at = _mapped(c.map, c.ends.file_offset)
-        return float(agree(image, at, c.ends).mean()) >= SOUND
+        right, wrong = agree(image, _mapped(c.map, c.ends.file_offset), c.ends)
+        return right >= max(FEW, SOUND * (right + wrong)) and 2 * (right + wrong) > len(c.ends)
     told = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
             if v.consistent is not None]
     return bool(told) and all(told)
@@ -281,8 +281,7 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
             continue
         pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins if f], np.int64).reshape(-1, 2)
         parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
-        tables = _tables(image, c)
-        parts.append((o, tables, np.zeros(len(tables), np.int64), np.full(len(tables), TABLE_BITS)))
+        parts.append((o, *_tables(image, c)))
         parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]
         f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
         parts.append((o, f, delta, bits))
@@ -316,17 +315,16 @@ def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
     return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits)
 
 
-def _tables(image: Reader, c: Candidate) -> npt.NDArray[np.int64]:
-    """File blocks of the format's own tables that lie where the header's run has them, when all of them are sound."""
-    if not all(k.ok for k in c.container.checks):
-        return np.empty(0, np.int64)
-    out: set[int] = set()
-    for region in c.container.regions[:MAX_TABLES]:
+def _tables(image: Reader, c: Candidate) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """(file block, delta, bits) of the format's own tables where the map has them, when they tell every guest byte."""
+    lost = any((g.map.state == LOST).any() for g in c.container.guests)
+    out: dict[int, int] = {}
+    for region in c.container.regions[:MAX_TABLES] if not lost else []:
         f = region.file_offset // BLOCK * BLOCK
         p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
-        if p == c.start + f and f and any(image.read(p, BLOCK)):
-            out.add(f // BLOCK)
-    return np.array(sorted(out), np.int64)
+        if f and p >= 0 and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
+            out[f // BLOCK] = (p - f - c.start) // BLOCK
+    return np.array(list(out), np.int64), np.array(list(out.values()), np.int64), np.full(len(out), TABLE_BITS)
 
 
 def _matches(c: Candidate, seen: SectorEnds) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64],
@@ -358,21 +356,17 @@ def _matches(c: Candidate, seen: SectorEnds) -> tuple[npt.NDArray[np.int64], npt
 
 
 def _find_nested(active: list[Candidate], segments: list[Segment]) -> None:
-    """Marks the candidates that lie inside another one's guest: between two points of one heavy segment."""
+    """Marks the candidates that are files inside another one's guest: where a heavy segment has them a file begins."""
     heavy = [s for s in segments if s.weight >= 2 * PIN_BITS and s.last > s.first]
     for o, c in enumerate(active):
         for s in heavy:
             other = active[s.owner]
-            block = (c.start - other.start) // BLOCK - s.delta
-            if s.owner != o and s.first < block < s.last and _is_data(other.container.guests[0].map, block * BLOCK):
-                c.nested = True
-                break
-
-
-def _is_data(guest_map: GuestMap, file_offset: int) -> bool:
-    """Whether the file byte holds guest data."""
-    inside = (guest_map.state == DATA) & (guest_map.file_offset <= file_offset)
-    return bool((inside & (file_offset < guest_map.file_offset + guest_map.stored)).any())
+            f = c.start - other.start - s.delta * BLOCK
+            if s.owner != o and s.first < f // BLOCK < s.last:
+                i = int(np.searchsorted(other.ends.begins, f))
+                if i < len(other.ends.begins) and other.ends.begins[i] == f:
+                    c.nested = True
+                    break
 
 
 def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, int], taken: Taken,

@@ -44,11 +44,17 @@ class SectorEnds:
 class FileEnds:
     """Where files of a guest end, in the container: file_offset int64[n] of the first byte behind the data, rising.
 
-    empty uint8[n]: sectors that must be zero behind the one with the end.
+    empty uint8[n]: sectors that must be zero behind the one with the end. begins int64[m]: container offsets where
+    files begin, rising.
     """
 
     file_offset: Int64s
     empty: npt.NDArray[np.uint8]
+    begins: Int64s
+
+    @classmethod
+    def none(cls) -> FileEnds:
+        return cls(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.file_offset)
@@ -87,6 +93,7 @@ def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
 def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
     """The ends of the live files of a guest's volumes (opened on the guest disk: their offsets are guest offsets)."""
     ends: list[tuple[int, int]] = []  # guest offset of the end, and of the first byte behind the zeros
+    begins: list[int] = []
     for volume in volumes:
         page = min(volume.block_size or PAGE, PAGE)
         for n, file in enumerate(volume.files()):
@@ -95,6 +102,8 @@ def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
             end = _end(file, page)
             if end is not None:
                 ends.append(end)
+            if file.size > 0 and len(file.runs) and file.runs[0, 0] == 0 and file.runs[0, 3] == RUN_DATA:
+                begins.append(int(file.runs[0, 1]))
     g = np.array(ends, np.int64).reshape(-1, 2)
     last = to_file(guest_map, g[:, 0] - 1)
     behind = to_file(guest_map, g[:, 1] - 1)
@@ -102,7 +111,8 @@ def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
     f, room = last[keep] + 1, g[keep, 1] - g[keep, 0]
     empty = (room - (-f) % SECTOR) // SECTOR
     order = np.argsort(f, kind="stable")
-    return FileEnds(f[order], np.clip(empty[order], 0, PAGE_SECTORS).astype(np.uint8))
+    first = np.sort(to_file(guest_map, np.array(begins, np.int64)))
+    return FileEnds(f[order], np.clip(empty[order], 0, PAGE_SECTORS).astype(np.uint8), first[first >= 0])
 
 
 def _end(file: HostFile, page: int) -> tuple[int, int] | None:
@@ -143,14 +153,19 @@ def to_file(guest_map: GuestMap, guest_offset: Int64s) -> Int64s:
     return out
 
 
-def agree(image: Reader, file_map_at: Int64s, ends: FileEnds) -> npt.NDArray[np.bool_]:
-    """Which ends lie on the image where a map puts them. file_map_at int64[n]: image offset of each end, -1 unknown."""
-    out = np.zeros(len(ends), bool)
-    for i, (p, f, empty) in enumerate(zip(file_map_at.tolist(), ends.file_offset.tolist(), ends.empty.tolist(),
-                                          strict=True)):
-        if p <= 0:
-            continue
+def agree(image: Reader, image_offset: Int64s, ends: FileEnds) -> tuple[int, int]:
+    """How many ends lie on the image where a map puts them, and how many cannot: there is data behind the end.
+
+    image_offset int64[n]: of each end, -1 unknown. Files that end in zeros are neither.
+    """
+    right = wrong = 0
+    for p, f, empty in zip(image_offset.tolist(), ends.file_offset.tolist(), ends.empty.tolist(), strict=True):
         behind = -f % SECTOR + empty * SECTOR
-        data = image.read(p - 1, behind + 1)
-        out[i] = len(data) > behind and data[0] != 0 and not any(data[1:])
-    return out
+        data = image.read(p - 1, behind + 1) if p > 0 else b""
+        if len(data) <= behind:
+            continue
+        if any(data[1:]):
+            wrong += 1
+        elif data[0]:
+            right += 1
+    return right, wrong
