@@ -234,6 +234,22 @@ class Orphan:
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    """A block of 4096 bytes with tables, that a container must have at file_offset and does not have there.
+
+    begins(at uint16[n], word uint64[n]) -> bool[n]: which blocks may be it, by the index of their first eight bytes
+    that are not zero and those bytes as a little-endian number. fits(block) -> bits of evidence that it is this one, 0
+    when it cannot be. empty: it may as well be zeros (the rest of a table), so where nothing fits it is taken as such.
+    """
+
+    file_offset: int
+    kind: str
+    begins: Callable[[npt.NDArray[np.uint16], npt.NDArray[np.uint64]], npt.NDArray[np.bool_]]
+    fits: Callable[[bytes], float]
+    empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """What one module of formats/ offers. The stages know formats by this record only.
 
@@ -242,6 +258,8 @@ class Format:
     open(reader): reads the container through a Reader in *file* offsets, raises Damaged if it is none. It must work
     with missing ranges (redundant copies!), must never trust a length, count or offset, and may not read the payload.
     salvage(reader, evidence rows of this format's kinds that no opened container explains) -> orphans.
+    wants(reader) -> blocks of tables that are not where the reader has them (the container is in pieces): those that
+    can be told by what was found so far. It raises nothing.
     """
 
     name: str
@@ -251,6 +269,7 @@ class Format:
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None
     salvage: Callable[[Reader, Sequence[Evidence]], Iterable[Orphan]] | None = None
+    wants: Callable[[Reader], Sequence[Want]] | None = None
     qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
 
 

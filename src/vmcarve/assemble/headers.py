@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import DATA, GUESSED, LOST, MISSING, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
+from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
 from ..registry import formats
 from .places import Places
 from .solve import Candidate, solve
 from .state import Claims
+from .tables import Search
 
-HOST_BLOCK = 4096
-MAX_PACKED = 8  # ours: clusters of tables at the head of a file that are tried as packed
-MAX_PACKED_UNIT = 1 << 20
 
 
 @dataclass(slots=True)
@@ -27,6 +25,7 @@ class Led:
 
     container: Container
     map: FileMap
+    tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
 
 
 def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims: Claims,
@@ -43,17 +42,18 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     for m, e in rows:
         if e.container_offset is not None and e.image_offset >= e.container_offset:
             hints.setdefault((e.image_offset - e.container_offset, m), set()).add(e.container_offset + e.length)
+    room = np.array([[0, image.size]], np.int64) if free is None or len(free) == 0 else free
+    room = claims.free_of(room)
+    search = Search(image, room)
     opened: list[tuple[int, Format, Led]] = []
     for start, module in sorted(hints):
         if not claims.holds(start):
-            led = _open_at(image, formats()[module], start, sorted(hints[start, module], reverse=True), claims, free)
+            led = _open_at(image, formats()[module], start, sorted(hints[start, module], reverse=True), claims, free,
+                           search)
             if led is not None:
                 opened.append((start, formats()[module], led))
     candidates = [_candidate(image, fmt, start, led) for start, fmt, led in opened if led.container.guests]
-    room = np.array([[0, image.size]], np.int64)
-    if free is not None and len(free):
-        room = free
-    solve(image, candidates, places, claims.free_of(room))
+    solve(image, candidates, places, room)
     solved = {c.start: c for c in candidates}
     for start, _, led in opened:
         if claims.holds(start):
@@ -70,61 +70,27 @@ def _candidate(image: Reader, fmt: Format, start: int, led: Led) -> Candidate:
         found = _reopened(image, fmt, file_map)
         return None if found is None else found.container
 
-    return Candidate(start, led.container, led.map, reopen)
+    return Candidate(start, led.container, led.map, reopen, led.tables)
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,
-             free: npt.NDArray[np.int64] | None) -> Led | None:
+             free: npt.NDArray[np.int64] | None, search: Search) -> Led | None:
     # an image may end before the container does; a sparse host file may be longer than the image
     room = 4 * image.size + (64 << 20)
     for size in [room, *hints]:
         file_map = _run_from(image, start, size, claims, free)
+        tables: list[tuple[int, int]] = []
+        if size == room:
+            file_map, tables = search.complete(fmt, start, file_map)
         try:
             container = fmt.open(FileView(image, file_map))
         except Damaged:
             continue
         if container.size <= 0 or (container.guests and container.virtual_size == 0):
             continue  # a file just created, or an old copy of such a header: there is no disk in it
-        led = Led(container, file_map)
-        if not all(c.ok for c in container.checks):
-            led = min([led, *_packed(image, fmt, led, start)], key=lambda one: _doubt(one.container))
-        clip(led.container, room)
-        return Led(led.container, led.map.resized(led.container.size))
+        clip(container, room)
+        return Led(container, file_map.resized(container.size), tables)
     return None
-
-
-def _packed(image: Reader, fmt: Format, led: Led, start: int) -> Iterator[Led]:
-    """The container as it lies when its first clusters hold a block of tables each and a host hole behind it.
-
-    A host that packs what is written (XFS, Btrfs) puts those blocks side by side; from the last of them on the file
-    runs on. How many there are nobody tells: each number is tried, and the tables must be sound.
-    """
-    unit = led.container.cluster
-    if not HOST_BLOCK < unit <= MAX_PACKED_UNIT:
-        return
-    size = led.map.size
-    for count in range(2, MAX_PACKED + 1):
-        rows: list[tuple[int, int, int, str, str]] = []
-        for i in range(count - 1):
-            rows.append((i * unit, HOST_BLOCK, start + i * HOST_BLOCK, GUESSED, "packed"))
-            rows.append((i * unit + HOST_BLOCK, unit - HOST_BLOCK, -1, MISSING, "packed.host-hole"))
-        last = (count - 1) * unit
-        at = start + (count - 1) * HOST_BLOCK
-        there = max(0, min(size - last, image.size - at))
-        rows += [(last, there, at, GUESSED, "packed"), (last + there, size - last - there, -1, MISSING, "image-end")]
-        file_map = FileMap.build(rows)
-        try:
-            container = fmt.open(FileView(image, file_map))
-        except Damaged:
-            continue
-        if container.cluster == unit and container.size > 0:
-            yield Led(container, file_map)
-
-
-def _doubt(container: Container) -> tuple[int, int]:
-    """What speaks against a reading of a container: failed checks, and guest bytes that its tables do not tell."""
-    return (sum(not c.ok for c in container.checks),
-            sum(int(g.map.length[g.map.state == LOST].sum()) for g in container.guests))
 
 
 def _reopened(image: Reader, fmt: Format, better: FileMap) -> Led | None:

@@ -47,6 +47,7 @@ class Candidate:
     container: Container
     map: FileMap
     reopen: Callable[[FileMap], Container | None]
+    tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
     settled: bool = False
     nested: bool = False
     ends: FileEnds = field(default_factory=FileEnds.none)
@@ -279,7 +280,8 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     for o, c in enumerate(active):
         if c.nested:
             continue
-        pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins if f], np.int64).reshape(-1, 2)
+        pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in [*c.pins, *c.tables] if f],
+                          np.int64).reshape(-1, 2)
         parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
         parts.append((o, *_tables(image, c)))
         parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]

@@ -68,6 +68,7 @@ from ._qcow2_tables import (
     regions,
     show_name,
 )
+from ._qcow2_wants import wants
 
 KIND = "qcow2.header"
 SIGNATURES = (Signature(b"QFI\xfb\0\0\0\x02", KIND), Signature(b"QFI\xfb\0\0\0\x03", KIND))
@@ -372,4 +373,4 @@ def _regions(walk: _Walk, grade: str) -> list[Region]:
 
 
 FORMAT = Format(name="qcow2", extension="qcow2", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qcow2")
+                wants=wants, qemu_name="qcow2")

@@ -59,6 +59,7 @@ from ._vhdx_parts import (
     read_metadata,
     safe_locator,
 )
+from ._vhdx_wants import wants
 
 # --- BAT entries ([MS-VHDX] 2.5): bits 0-2 state, 3-19 reserved, 20-63 the offset in MiB
 NOT_PRESENT, UNDEFINED, ZERO, UNMAPPED, OLD_UNMAPPED, FULL, PARTIAL = 0, 1, 2, 3, 5, 6, 7
@@ -520,4 +521,4 @@ def _bat_patches(file: _File) -> list[Patch]:
     return table_patch(bat[0], raw.view(np.uint8), wrong, 8, "rebuilt", GUESSED)
 
 
-FORMAT = Format("vhdx", "vhdx", SIGNATURES, open_vhdx, confirm=confirm, qemu_name="vhdx")
+FORMAT = Format("vhdx", "vhdx", SIGNATURES, open_vhdx, confirm=confirm, wants=wants, qemu_name="vhdx")

@@ -52,6 +52,7 @@ from ._vmdk_tables import (
     read_directory,
     table_regions,
 )
+from ._vmdk_wants import wants
 
 EMBEDDED_AT = 512  # file offset of an embedded descriptor; QEMU looks for a parent's name only there
 # First two entries of the redundant directory behind an embedded descriptor: E[0] = 21 + its own length in sectors.
@@ -375,5 +376,6 @@ FORMAT = Format(
     open=open_extent,
     confirm=confirm,
     salvage=salvage,
+    wants=wants,
     qemu_name="vmdk",
 )

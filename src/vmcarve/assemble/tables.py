@@ -1,0 +1,138 @@
+"""Tables that do not lie where the header's run has them: a container in pieces is completed before it is read.
+
+A format says which blocks with tables it lacks, and how each is known (`Format.wants`). They are looked for among all
+blocks that nobody owns; of several that fit equally the nearest counts. What is found leads to more: directories name
+tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .._ext.first_words import first_words
+from ..filemap import FileMap, FileView
+from ..model import GUESSED, MISSING, ZERO, Format, Reader, Want
+
+Int64s = npt.NDArray[np.int64]
+BLOCK = 4096
+STEP = 4 << 20
+MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
+MAX_RIVALS = 64  # ours: blocks that are read for one want, the nearest first
+LEAST_BITS = 8.0
+STRONG = 16.0  # bits from which one block is better than another, whatever lies nearer
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What the blocks of an image begin with: arrays of equal length n, image_offset rising.
+
+    at uint16: index of the first eight bytes that are not all zero; word uint64: those bytes.
+    """
+
+    image_offset: Int64s
+    at: npt.NDArray[np.uint16]
+    word: npt.NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class Search:
+    """The blocks of an image in which tables may be found. The look is made when the first table is wanted."""
+
+    image: Reader
+    room: Int64s
+    used: set[int] = field(default_factory=set[int])  # image offsets of tables that were found
+    _heads: dict[int, Heads] = field(default_factory=dict[int, Heads])
+
+    def heads(self, phase: int) -> Heads:
+        """The heads of all blocks at image offsets of this phase (mod 4096)."""
+        if phase not in self._heads:
+            self._heads[phase] = _look(self.image, self.room, phase)
+        return self._heads[phase]
+
+    def complete(self, fmt: Format, start: int, first: FileMap) -> tuple[FileMap, list[tuple[int, int]]]:
+        """`first` with the tables that the format wants where they were found, and their (file, image offset)s."""
+        if fmt.wants is None:
+            return first, []
+        found: dict[int, int] = {}  # file offset -> image offset, -1 for a block taken as zeros
+        current = first
+        tried: set[int] = set()
+        for _ in range(MAX_ROUNDS):
+            wants = [w for w in fmt.wants(FileView(self.image, current)) if w.file_offset not in tried]
+            if not wants:
+                break
+            for want in wants:
+                tried.add(want.file_offset)
+                p = None if want.empty else self._find(want, start, current, found)
+                if p is not None:
+                    found[want.file_offset] = p
+                    self.used.add(p)
+                elif want.empty:
+                    found[want.file_offset] = -1
+            current = _overlay(first, found, self.image.size)
+        return current, sorted((f, p) for f, p in found.items() if p >= 0)
+
+    def _find(self, want: Want, start: int, current: FileMap, found: dict[int, int]) -> int | None:
+        heads = self.heads(start % BLOCK)
+        rows = np.flatnonzero(want.begins(heads.at, heads.word))
+        if len(rows) == 0:
+            return None
+        places = heads.image_offset[rows]
+        cut = current.cut(want.file_offset, 1)
+        near = [p for p in (cut[0][2] if cut else -1, start, *(q + BLOCK for q in found.values() if q >= 0)) if p >= 0]
+        distance = np.min(np.abs(places[:, None] - np.array(near, np.int64)[None, :]), axis=1)
+        best: tuple[float, int] | None = None
+        for i in np.argsort(distance, kind="stable")[:MAX_RIVALS].tolist():
+            p = int(places[i])
+            if p in self.used or p == start:
+                continue
+            bits = want.fits(self.image.read(p, BLOCK).ljust(BLOCK, b"\0"))
+            if bits >= LEAST_BITS and (best is None or bits >= best[0] + STRONG):
+                best = (bits, p)
+        return None if best is None else best[1]
+
+
+def _look(image: Reader, room: Int64s, phase: int) -> Heads:
+    places: list[Int64s] = []
+    ats: list[npt.NDArray[np.uint16]] = []
+    words: list[npt.NDArray[np.uint64]] = []
+    for start, length in room.tolist():
+        first = start + (phase - start) % BLOCK
+        for at in range(first, start + length - BLOCK + 1, STEP):
+            n = min(STEP, start + length - at) // BLOCK
+            data = image.read(at, n * BLOCK)
+            n = len(data) // BLOCK
+            index, word = np.zeros(n, np.uint16), np.zeros(n, np.uint64)
+            first_words(memoryview(data)[: n * BLOCK], index, word)
+            there = np.flatnonzero(word)
+            places.append(there * BLOCK + at)
+            ats.append(index[there])
+            words.append(word[there])
+    if not places:
+        return Heads(np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0, np.uint64))
+    return Heads(np.concatenate(places), np.concatenate(ats), np.concatenate(words))
+
+
+def _overlay(first: FileMap, found: dict[int, int], image_size: int) -> FileMap:
+    """From each found block on, the file runs on at its place, up to the next one that was found."""
+    cuts = sorted(found)
+    rows = first.cut(0, min(cuts[0], first.size)) if cuts else first.rows()
+    delta: int | None = None  # of the run so far; None: as in `first`
+    for f, end in zip(cuts, [*cuts[1:], first.size], strict=True):
+        p = found[f]
+        at = f
+        if p < 0:
+            rows.append((f, min(BLOCK, end - f), -1, ZERO, "tables.empty"))
+            at = f + BLOCK
+        else:
+            delta = p - f
+        if at >= end:
+            continue
+        if delta is None:
+            rows += first.cut(at, end - at)
+            continue
+        there = max(0, min(end, image_size - delta) - at)
+        rows += [(at, there, at + delta, GUESSED, "tables"), (at + there, end - at - there, -1, MISSING, "image-end")]
+    return FileMap.build(rows)

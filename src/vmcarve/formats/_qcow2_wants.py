@@ -1,0 +1,102 @@
+"""Tables of a qcow2 in pieces: refcount table and blocks, L1, L2. Source: QEMU docs/interop/qcow2.rst."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Damaged
+from ..model import Reader, Want
+from ._qcow2_header import Header, read_header
+from ._wants import BLOCK, OUR_MAX_WANTS, Words, missing, nothing, table
+
+COPIED, COMPRESSED, ZERO = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1)
+OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
+OUR_SLACK = 64 << 20  # bytes of metadata that a container may have beyond its disk
+
+
+def wants(reader: Reader) -> list[Want]:
+    """What is not in its place, in the order in which one leads to the next."""
+    try:
+        h = read_header(reader, 0)
+    except Damaged:
+        return []
+    if h.cluster < BLOCK or h.extended:
+        return []  # smaller clusters share blocks with data; subcluster bits are any number
+    out = [w for w in _references(reader, h) if missing(reader, w)]
+    rows: list[Want] = []
+    legal = _legal(h, COPIED)
+    size = h.l1_entries * 8
+    for at in range(0, min(-(-size // h.cluster) * h.cluster, BLOCK * OUR_MAX_WANTS), BLOCK):
+        here = h.l1_offset + at
+        rows.append(table(here, "qcow2.l1", ">u8", legal, count=min(BLOCK // 8, (size - at) // 8), empty=at > 0)
+                    if at < size else nothing(here, "qcow2.l1"))
+    for want in rows:
+        if missing(reader, want):
+            out.append(want)
+            continue
+        words = np.frombuffer(reader.read(want.file_offset, BLOCK), ">u8").astype(np.uint64)
+        for offset in (words[words != 0] & OFFSET).tolist():
+            out += [w for w in _l2(h, int(offset)) if missing(reader, w)]
+            if len(out) > OUR_MAX_WANTS:
+                return out
+    return out
+
+
+def _references(reader: Reader, h: Header) -> list[Want]:
+    legal = _legal(h, np.uint64(0))
+    length = min(h.reftable_clusters * h.cluster, BLOCK * OUR_MAX_WANTS)
+    rows = [table(h.reftable_offset + at, "qcow2.refcount-table", ">u8", legal, empty=at > 0)
+            for at in range(0, length, BLOCK)]
+    out = list(rows)
+    for row in rows if h.refcount_order == 4 else []:
+        if missing(reader, row):
+            break
+        words = np.frombuffer(reader.read(row.file_offset, BLOCK), ">u8").astype(np.uint64)
+        for offset in (words[words != 0] & OFFSET).tolist():
+            out += [_counts(int(offset) + at, at > 0) for at in range(0, h.cluster, BLOCK)]
+        if len(out) > OUR_MAX_WANTS:
+            break
+    return out
+
+
+def _counts(offset: int, empty: bool) -> Want:
+    """A block of 16-bit reference counts: ones, nearly all."""
+    def fits(block: bytes) -> float:
+        counts = np.frombuffer(block, ">u2")
+        ones, others = int((counts == 1).sum()), int((counts > 1).sum())
+        return 20.0 if ones >= 4 and others <= ones // 8 else 0.0
+
+    def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
+        return (at == 0) & (word == 0x0100_0100_0100_0100)
+
+    return Want(offset, "qcow2.refcount-block", begins, fits, empty)
+
+
+def _l2(h: Header, offset: int) -> list[Want]:
+    """The blocks of one L2 table. A table is allocated before its clusters: it often names the one behind itself."""
+    def bonus(words: Words) -> float:
+        places = words & OFFSET
+        if (places == np.uint64(offset)).any() or (places == np.uint64(h.l1_offset)).any():
+            return -1.0
+        return 10.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
+
+    legal = _legal(h, COPIED | COMPRESSED | ZERO)
+    return [table(offset + at, "qcow2.l2", ">u8", legal, bonus=bonus, empty=at > 0)
+            for at in range(0, h.cluster, BLOCK)]
+
+
+def _legal(h: Header, flags: np.uint64):  # noqa: ANN202
+    """Which words are entries: the flags that may be set, and a cluster inside the container."""
+    most = np.uint64(h.size + h.size // 8 + OUR_SLACK)
+    mask = np.uint64(h.cluster - 1)
+    shift = 62 - (h.cluster_bits - 8)
+
+    def legal(words: Words) -> npt.NDArray[np.bool_]:
+        compressed = words & flags & COMPRESSED != 0
+        place = words & ~flags
+        plain = (place & mask == 0) & (place < most) & (place >= h.cluster)
+        stream = (words & np.uint64((1 << shift) - 1) < most) & (words & COPIED == 0)
+        return np.where(compressed, stream, plain)
+
+    return legal

@@ -1,0 +1,74 @@
+"""Structures of a VHDX in pieces: headers, region tables, metadata, BAT. Source: [MS-VHDX] 2.2, 2.5, 2.6."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model import Reader, Want
+from ._vhdx_parts import FORMAT_MAX_BLOCK, FORMAT_MAX_DISK, FORMAT_MIN_BLOCK, HEADER_AT, KIB64, MIB, REGIONS_AT
+from ._vhdx_parts import Regions, parse_header, parse_regions
+from ._wants import BLOCK, MAX_BITS, Words, magic, missing, nothing, table
+
+STATE, RESERVED = np.uint64(7), np.uint64(0xF_FFF8)  # bits of a BAT entry; the rest is its file offset in MiB
+STATES = (0, 1, 2, 3, 6, 7)
+OUR_MAX_BAT = 256  # blocks of the BAT that are looked for: 128 Ki entries
+OUR_SLACK = 256 << 20
+
+
+def wants(reader: Reader) -> list[Want]:
+    """What is not in its place, in the order in which one leads to the next."""
+    out = [w for at in HEADER_AT
+           if missing(reader, w := magic(at, "vhdx.header", b"head", lambda b: parse_header(b) is not None))]
+    found: Regions | None = None
+    for at in REGIONS_AT:
+        want = magic(at, "vhdx.regions", b"regi", lambda b: parse_regions(b.ljust(KIB64, b"\0")) is not None)
+        if missing(reader, want):
+            out.append(want)
+        else:
+            found = parse_regions(reader.read(at, BLOCK).ljust(KIB64, b"\0"))
+        rest = [nothing(at + i, "vhdx.regions") for i in range(BLOCK, KIB64, BLOCK)]
+        out += [w for w in rest if missing(reader, w)]
+    if found is None:
+        return out
+    start, length = found.metadata
+    if KIB64 < length:
+        rows = [magic(start, "vhdx.metadata", b"metadata", lambda b: any(b[32:64])), _items(start + KIB64)]
+        out += [w for w in rows if missing(reader, w)]
+    start, length = found.bat
+    legal = _legal(found)
+    for at in range(0, min(length, OUR_MAX_BAT * BLOCK), BLOCK):
+        want = table(start + at, "vhdx.bat", "<u8", legal, places=lambda words: words >> np.uint64(20),
+                     empty=at > 0)
+        if missing(reader, want):
+            out.append(want)
+    return out
+
+
+def _items(file_offset: int) -> Want:
+    """The values of the metadata where QEMU and Hyper-V put them: block size and flags, disk size."""
+    def sound(block_size: Words) -> npt.NDArray[np.bool_]:
+        power = block_size & (block_size - np.uint64(1)) == 0
+        return power & (block_size >= FORMAT_MIN_BLOCK) & (block_size <= FORMAT_MAX_BLOCK)
+
+    def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
+        return (at == 0) & sound(word & np.uint64(0xFFFF_FFFF)) & (word >> np.uint64(32) <= 3)
+
+    def fits(block: bytes) -> float:
+        head = np.frombuffer(block[:16], "<u8").astype(np.uint64)
+        good = bool(begins(np.zeros(1, np.uint16), head[:1])[0])
+        return MAX_BITS if good and 0 < head[1] <= FORMAT_MAX_DISK and head[1] % 512 == 0 else 0.0
+
+    return Want(file_offset, "vhdx.metadata-items", begins, fits)
+
+
+def _legal(regions: Regions):  # noqa: ANN202
+    """BAT entries: a state, and for blocks that are there a MiB of the file behind the regions."""
+    low = max(regions.bat[0] + regions.bat[1], MIB)
+
+    def legal(words: Words) -> npt.NDArray[np.bool_]:
+        state, place = words & STATE, words >> np.uint64(20) << np.uint64(20)
+        known = np.isin(state, STATES) & (words & RESERVED == 0)
+        return known & np.where(state >= 6, (place >= MIB) & (place < low + (1 << 42)), place < low + (1 << 42))
+
+    return legal
