@@ -39,18 +39,21 @@ MAGICS = np.array(sorted({int.from_bytes(m[:4], "little") for m in (
     b"\x1f\x8b\x08\x08", b"GIF8", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"RIFF", b"OggS", b"#!/b", b"#!/u",
     b"BZh9", b"7z\xbc\xaf", b"\xd0\xcf\x11\xe0")}), np.uint32)
 
+PADDING = "padding"  # the rule of free blocks between two runs of one delta
+
 Row = tuple[int, int, int, str, str]
+Part = tuple[int, int, int | None, str]  # file blocks [first, last), delta or None, rule
 
 
 @dataclass(slots=True)
 class Expectation:
     """What a container's file blocks should hold. use uint8[n]: USED, FREE or UNKNOWN; ends: where the guest's files
-    end; begins bool[n]: a file begins in the block (None: not known).
+    end; free int64[n + 1]: how many of the first k blocks are FREE.
     """
 
     use: npt.NDArray[np.uint8]
     ends: FileEnds
-    begins: npt.NDArray[np.bool_] | None = None
+    free: npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     chains: dict[int, list[Segment]] = {}
     for s in sorted(segments, key=lambda s: (s.owner, s.first)):
         chains.setdefault(s.owner, []).append(s)
-    placed: dict[tuple[int, int], list[tuple[int, int, int | None, str]]] = {}
+    placed: dict[tuple[int, int], list[Part]] = {}
     open_: list[tuple[int, int, Bracket]] = []
     for owner, chain in chains.items():
         bisect.insort(borders.begin, begins[owner])
@@ -107,9 +110,9 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
 
 
 def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
-          placed: dict[tuple[int, int], list[tuple[int, int, int | None, str]]], taken: Taken) -> list[Row]:
+          placed: dict[tuple[int, int], list[Part]], taken: Taken) -> list[Row]:
     """The file from its first to its last byte; behind the last segment it runs on as far as nobody else is there."""
-    parts: list[tuple[int, int, int | None, str]] = []
+    parts: list[Part] = []
     if chain[0].first > 0:
         parts.append((0, chain[0].first, None, "not-found"))
     for i, s in enumerate(chain):
@@ -119,7 +122,14 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
     rows: list[Row] = []
     for a, b, delta, rule in parts:
         n = min(b * BLOCK, size) - a * BLOCK
-        if n > 0:
+        if n > 0 and delta is not None and rule == PADDING:
+            at = p = begin + (a + delta) * BLOCK
+            for start, length in taken.image.free_of(np.array([[p, n]], np.int64)).tolist():
+                rows += [(a * BLOCK + at - p, start - at, -1, MISSING, "others"),
+                         (a * BLOCK + start - p, length, start, GUESSED, rule)]
+                at = start + length
+            rows.append((a * BLOCK + at - p, p + n - at, -1, MISSING, "others"))
+        elif n > 0:
             p = -1 if delta is None else begin + (a + delta) * BLOCK
             rows.append((a * BLOCK, n, p, MISSING if p < 0 else GUESSED, rule))
     last = chain[-1]
@@ -137,22 +147,22 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
     return [r for r in rows if r[1] > 0]
 
 
-def _take(begin: int, parts: list[tuple[int, int, int | None, str]], taken: Taken, owner: int) -> None:
-    for a, b, delta, _ in parts:
-        if delta is not None and b > a:
+def _take(begin: int, parts: list[Part], taken: Taken, owner: int) -> None:
+    for a, b, delta, rule in parts:
+        if delta is not None and b > a and rule != PADDING:
             taken.image.add_range(begin + (a + delta) * BLOCK, begin + (b + delta) * BLOCK)
         taken.file(owner).add_range(a, b)
 
 
 # --- named breaks: a run that bends ------------------------------------------------------------------------------------
 def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Expectation, taken: Taken
-                ) -> list[tuple[int, int, int | None, str]] | None:
+                ) -> list[Part] | None:
     """The gap when host holes or host metadata inside one run explain it, else None."""
     n, step = b.first - a.last - 1, b.delta - a.delta
     low = begin + (a.last + 1 + a.delta) * BLOCK
     if step == 0:
         free = taken.image.free_of(np.array([[low, n * BLOCK]], np.int64)) if n else np.empty((0, 2), np.int64)
-        return _unowned(low, a.last + 1, b.first, a.delta, free)
+        return _padded(_unowned(low, a.last + 1, b.first, a.delta, free), expected)
     holes, foreign = 0 < -step <= min(n, MAX_RANGE), 0 < step <= MAX_METADATA
     if not (holes or foreign) or n > MAX_BRACKET or (abs(step) + 1) * (n + 2) > MAX_CELLS:
         return None
@@ -165,7 +175,7 @@ def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Exp
     found = align(expected.use[a.last : b.first + 1], full, others, [Pin(0, 0), Pin(n + 1, n + 1 + step)])
     if found is None:
         return None
-    inside, out = found[1:-1], list[tuple[int, int, int | None, str]]()
+    inside, out = found[1:-1], list[Part]()
     delta = np.where(inside >= 0, inside - np.arange(1, n + 1) + a.delta, np.iinfo(np.int64).min)
     cut = [0, *(np.flatnonzero(delta[1:] != delta[:-1]) + 1).tolist(), n] if n else []
     for i, j in zip(cut, cut[1:], strict=False):
@@ -175,10 +185,24 @@ def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Exp
     return out
 
 
+def _padded(parts: list[Part], expected: Expectation) -> list[Part]:
+    """The parts with the free blocks set apart: they are ours only when nobody else wants them."""
+    out: list[Part] = []
+    for a, b, delta, rule in parts:
+        if delta is None or b <= a:
+            out.append((a, b, delta, rule))
+            continue
+        padding = np.diff(expected.free[a : b + 1]) > 0
+        padding = np.pad(padding, (0, b - a - len(padding)), constant_values=True)
+        cut = [0, *(np.flatnonzero(padding[1:] != padding[:-1]) + 1).tolist(), b - a]
+        out += [(a + i, a + j, delta, PADDING if padding[i] else rule) for i, j in zip(cut, cut[1:], strict=False)]
+    return out
+
+
 def _unowned(low: int, first: int, last: int, delta: int, free: npt.NDArray[np.int64]
-             ) -> list[tuple[int, int, int | None, str]]:
+             ) -> list[Part]:
     """File blocks [first, last) at one delta, without those whose image blocks others own."""
-    out: list[tuple[int, int, int | None, str]] = []
+    out: list[Part] = []
     at = first
     for start, length in free.tolist():
         a = first + -(-(start - low) // BLOCK)
@@ -239,11 +263,12 @@ def _fit(image: Reader, begin: int, first: int, n: int, delta: int, expected: Ex
         u = use[i : i + k]
         score = np.where(u == USED, np.where(full, 0.0, COSTS["zero but used"]),
                          np.where(u == FREE, np.where(full, COSTS["full but free"], 0.0), COSTS["of unknown use"]))
-        if expected.begins is not None:
-            head = np.frombuffer(data, np.uint32)[:: BLOCK // 4]
-            magic = np.isin(head, MAGICS)
-            score += np.where(magic & (u == USED), np.where(expected.begins[first + i : first + i + k], MAGIC_RIGHT,
-                                                            MAGIC_WRONG), 0.0)
+        head = np.frombuffer(data, np.uint32)[:: BLOCK // 4]
+        magic = np.flatnonzero(np.isin(head, MAGICS) & (u == USED))
+        places = (first + i + magic) * BLOCK
+        if len(ends.begins):
+            known = ends.begins[np.minimum(np.searchsorted(ends.begins, places), len(ends.begins) - 1)] == places
+            score[magic] += np.where(known, MAGIC_RIGHT, MAGIC_WRONG)
         c, d = np.searchsorted(wanted, [i * BLOCK, (i + k) * BLOCK])
         for w, e in zip((wanted[c:d] - i * BLOCK).tolist(), empty[c:d].tolist(), strict=True):
             sector = w // SECTOR
@@ -267,7 +292,7 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
             if _owned(b, x, y, taken):
                 (x, y), _ = _best(b, taken, borders)
             b.settled = (x, y)
-            parts: list[tuple[int, int, int | None, str]] = [(b.low + 1, x, b.left, ""), (y, b.high, b.right, "")]
+            parts: list[Part] = [(b.low + 1, x, b.left, ""), (y, b.high, b.right, "")]
             _take(b.begin, parts, taken, b.owner)
             bisect.insort(borders.end, b.at(x, b.left))
             bisect.insort(borders.begin, b.at(y, b.right))

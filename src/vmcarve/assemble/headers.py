@@ -55,7 +55,13 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     candidates = [_candidate(image, fmt, start, led) for start, fmt, led in opened if led.container.guests]
     solve(image, candidates, places, room)
     solved = {c.start: c for c in candidates}
-    for start, _, led in opened:
+
+    def order(one: tuple[int, Format, Led]) -> tuple[bool, bool, int]:
+        """What is known by more than its header's run comes first: it may lie inside the runs of the others."""
+        c = solved.get(one[0])
+        return c is None, c is not None and not (c.settled or c.plain), one[0]
+
+    for start, _, led in sorted(opened, key=order):
         if claims.holds(start):
             continue
         c = solved.get(start)

@@ -19,6 +19,8 @@ from .state import Claims
 Int64s = npt.NDArray[np.int64]
 BLOCK = 4096
 MAX_GAP = 4096  # ours: blocks between two points of one segment (16 MiB)
+HOLE = 8  # free blocks between two points over which a segment does not reach
+CLOSE = 8  # blocks between two points that belong to their segment whatever else speaks for others
 AGAINST = 6.0  # bits: a file end inside a segment that is not where the segment has it
 MARGIN = 10.0  # bits beyond the number of places that a segment could have had
 MAX_SEGMENTS = 200_000  # ours: candidates that are looked at, the heaviest first
@@ -77,20 +79,27 @@ class Taken:
         return self.files.setdefault(owner, Claims())
 
 
-def group(points: Points, wanted: dict[int, Int64s]) -> list[Segment]:
-    """Every run of points of one owner and delta. wanted: per owner the rising file blocks where a file ends: each
-    that a segment passes over without a point counts against it.
+def group(points: Points, wanted: dict[int, Int64s], free: dict[int, Int64s]) -> list[Segment]:
+    """Every run of points of one owner and delta.
+
+    wanted: per owner the rising file blocks where a file ends: each that a segment passes over without a point counts
+    against it. free: per owner, how many of the first k file blocks the guest holds free (int64[blocks + 1]): a segment
+    does not pass over several, for the host file may have a hole there, and somebody else's bytes in its place.
     """
     if len(points) == 0:
         return []
     order = np.lexsort((points.file_block, points.delta, points.owner))
     owner, f, delta, bits = (a[order] for a in (points.owner, points.file_block, points.delta, points.bits))
     passed = np.zeros(len(f), np.int64)  # file ends up to this point, itself included
+    padding = np.zeros(len(f), np.int64)
+    for o, count in free.items():
+        mine = owner == o
+        padding[mine] = count[np.clip(f[mine], 0, len(count) - 1)]
     for o, ends in wanted.items():
         mine = owner == o
         passed[mine] = np.searchsorted(ends, f[mine], side="right")
     new = np.concatenate(([True], (owner[1:] != owner[:-1]) | (delta[1:] != delta[:-1])
-                          | (f[1:] - f[:-1] > MAX_GAP)))
+                          | (f[1:] - f[:-1] > MAX_GAP) | (padding[1:] - padding[:-1] >= HOLE)))
     between = np.concatenate(([0], np.maximum(passed[1:] - passed[:-1] - 1, 0)))
     new |= between * AGAINST > 30.0
     between[new] = 0
@@ -103,54 +112,67 @@ def group(points: Points, wanted: dict[int, Int64s]) -> list[Segment]:
 
 
 def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, least: float) -> list[Segment]:
-    """The segments of at least `least` bits, heaviest first; what a heavier one owns is cut from the others.
+    """The segments of at least `least` bits, heaviest first; points that a heavier one owns are cut from the others.
 
-    begins: image offset of each container's first byte. `taken` grows by what is accepted.
+    begins: image offset of each container's first byte. `taken` grows by what is accepted: the blocks at and between
+    points that lie close to each other. Wider gaps are left open, for what strongly speaks for another there; so
+    segments come back in pieces without such gaps.
     """
     heap = [(-s.weight, i) for i, s in enumerate(candidates) if s.weight >= least]
     heapq.heapify(heap)
     pool = list(candidates)
     out: list[Segment] = []
     while heap:
-        weight, i = heapq.heappop(heap)
-        segment = pool[i]
-        pieces = _unowned(segment, begins[segment.owner], taken)
-        if len(pieces) == 1 and len(pieces[0].points) == len(segment.points):
-            at = begins[segment.owner] + segment.delta * BLOCK
-            taken.image.add_range(at + segment.first * BLOCK, at + (segment.last + 1) * BLOCK)
-            taken.file(segment.owner).add_range(segment.first, segment.last + 1)
-            out.append(segment)
+        _, i = heapq.heappop(heap)
+        pieces = _pieces(pool[i])
+        free = [p for p in pieces if _free(p, begins[p.owner], taken)]
+        if len(free) < len(pieces):
+            kept = [k for p in pieces for k in _free_points(p, begins[p.owner], taken)]
+            left = _part(pool[i], kept) if kept else None
+            if left is not None and left.weight >= least:
+                heapq.heappush(heap, (-left.weight, len(pool)))
+                pool.append(left)
             continue
-        for piece in pieces:
-            if piece.weight >= least:
-                heapq.heappush(heap, (-piece.weight, len(pool)))
-                pool.append(piece)
+        for p in pieces:
+            at = begins[p.owner] + p.delta * BLOCK
+            taken.image.add_range(at + p.first * BLOCK, at + (p.last + 1) * BLOCK)
+            taken.file(p.owner).add_range(p.first, p.last + 1)
+        out += pieces
     return out
 
 
-def _unowned(segment: Segment, begin: int, taken: Taken) -> list[Segment]:
-    """The segment without points that others own, cut where others lie between its points."""
-    base = begin + segment.delta * BLOCK
-    if base + segment.first * BLOCK < 0:
-        return []
-    files = taken.file(segment.owner)
-    whole = (segment.last + 1 - segment.first)
-    if not files.overlap(segment.first, segment.last + 1) and \
-            not taken.image.overlap(base + segment.first * BLOCK, base + (segment.last + 1) * BLOCK) and whole > 0:
-        return [segment]
-    out: list[Segment] = []
-    current: list[int] = []
-    for k, f in enumerate(segment.points.tolist()):
-        if files.holds(f) or taken.image.overlap(base + f * BLOCK, base + (f + 1) * BLOCK):
+@dataclass(slots=True)
+class _Piece(Segment):
+    """A part of a segment; start: index of its first point in the segment."""
+
+    start: int = 0
+
+
+def _pieces(segment: Segment) -> list[_Piece]:
+    """The segment cut at its wide gaps."""
+    points = segment.points
+    cut = [0, *(np.flatnonzero(points[1:] - points[:-1] > CLOSE) + 1).tolist(), len(points)]
+    return [_Piece(segment.owner, segment.delta, points[a:b], segment.bits[a:b], float(segment.bits[a:b].sum()), a)
+            for a, b in zip(cut, cut[1:], strict=False)]
+
+
+def _free(p: Segment, begin: int, taken: Taken) -> bool:
+    base = begin + p.delta * BLOCK
+    low, high = base + p.first * BLOCK, base + (p.last + 1) * BLOCK
+    return low >= 0 and not taken.file(p.owner).overlap(p.first, p.last + 1) and not taken.image.overlap(low, high)
+
+
+def _free_points(p: _Piece, begin: int, taken: Taken) -> list[int]:
+    """Indices in the segment of the piece's points that nobody owns; of a piece that reaches over others, the first."""
+    base = begin + p.delta * BLOCK
+    files = taken.file(p.owner)
+    out: list[int] = []
+    for k, f in enumerate(p.points.tolist()):
+        if base + f * BLOCK < 0 or files.holds(f) or taken.image.overlap(base + f * BLOCK, base + (f + 1) * BLOCK):
+            if out:
+                break
             continue
-        if current:
-            last = int(segment.points[current[-1]])
-            if files.overlap(last, f) or taken.image.overlap(base + last * BLOCK, base + f * BLOCK):
-                out.append(_part(segment, current))
-                current = []
-        current.append(k)
-    if current:
-        out.append(_part(segment, current))
+        out.append(p.start + k)
     return out
 
 

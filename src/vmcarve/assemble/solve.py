@@ -197,6 +197,8 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     """Whether one run from the first byte agrees with everything that the container and its guest tell."""
     if not c.plain:
         return bool(c.container.guests) and all(k.ok for k in c.container.checks)
+    if any((g.map.state == LOST).any() for g in c.container.guests):
+        return False
     if any(c.start < o.start < c.start + c.container.size for o in candidates):
         return False
     for f, p in c.pins:
@@ -259,7 +261,7 @@ def _expect(c: Candidate) -> Expectation:
         block[block == FREE] = UNKNOWN
     if n:
         out[0] = USED
-    return Expectation(out, c.ends)
+    return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))))
 
 
 def _spans(c: Candidate) -> list[tuple[int, int]]:
@@ -289,7 +291,8 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
         parts.append((o, f, delta, bits))
         wanted[o] = np.unique(told // BLOCK)
     points = Points.of(parts)
-    candidates = group(points, wanted)
+    expectations = {o: _expect(c) for o, c in enumerate(active)}
+    candidates = group(points, wanted, {o: e.free for o, e in expectations.items()})
     begins = {o: c.start for o, c in enumerate(active)}
     _find_nested(active, candidates)
     heads = [Segment(o, 0, np.zeros(1, np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
@@ -297,7 +300,6 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
     strong += _nearby(candidates, strong, begins, taken, wanted)
-    expectations = {o: _expect(c) for o, c in enumerate(active)}
     sizes = {o: c.container.size for o, c in enumerate(active)}
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
     for o, found in rows.items():

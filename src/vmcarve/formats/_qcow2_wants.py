@@ -12,6 +12,7 @@ from ._wants import BLOCK, OUR_MAX_WANTS, Words, missing, nothing, table
 
 COPIED, COMPRESSED, ZERO = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1)
 OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
+OUR_MAX_COUNT = 256  # references to one cluster: snapshots, and compressed clusters in it
 OUR_SLACK = 64 << 20  # bytes of metadata that a container may have beyond its disk
 
 
@@ -61,14 +62,16 @@ def _references(reader: Reader, h: Header) -> list[Want]:
 
 
 def _counts(offset: int, empty: bool) -> Want:
-    """A block of 16-bit reference counts: ones, nearly all."""
+    """A block of 16-bit reference counts: small numbers."""
     def fits(block: bytes) -> float:
         counts = np.frombuffer(block, ">u2")
         ones, others = int((counts == 1).sum()), int((counts > 1).sum())
-        return 20.0 if ones >= 4 and others <= ones // 8 else 0.0
+        if ones + others < 4 or counts.max() > OUR_MAX_COUNT:
+            return 0.0
+        return 20.0 if others <= ones // 8 else 10.0  # clusters that compressed data share are counted more than once
 
     def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
-        return (at == 0) & (word == 0x0100_0100_0100_0100)
+        return (at == 0) & (word & np.uint64(0x00FF_00FF_00FF_00FF) == 0)
 
     return Want(offset, "qcow2.refcount-block", begins, fits, empty)
 
