@@ -18,7 +18,6 @@ from .state import Claims
 from .tables import Search
 
 
-
 @dataclass(slots=True)
 class Led:
     """A container and its map, not yet claimed."""

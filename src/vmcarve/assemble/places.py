@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, HostVolume, Reader, Volume
+from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe

@@ -6,8 +6,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..model import Reader, Want
-from ._vhdx_parts import FORMAT_MAX_BLOCK, FORMAT_MAX_DISK, FORMAT_MIN_BLOCK, HEADER_AT, KIB64, MIB, REGIONS_AT
-from ._vhdx_parts import Regions, parse_header, parse_regions
+from ._vhdx_parts import (
+    FORMAT_MAX_BLOCK,
+    FORMAT_MAX_DISK,
+    FORMAT_MIN_BLOCK,
+    HEADER_AT,
+    KIB64,
+    MIB,
+    REGIONS_AT,
+    Regions,
+    parse_header,
+    parse_regions,
+)
 from ._wants import BLOCK, MAX_BITS, Words, magic, missing, nothing, table
 
 STATE, RESERVED = np.uint64(7), np.uint64(0xF_FFF8)  # bits of a BAT entry; the rest is its file offset in MiB

@@ -28,10 +28,10 @@ from ._btrfs_disk import (
 )
 from ._btrfs_items import EXTENT_ITEM, EXTENT_TREE, METADATA_ITEM, OUR_MAX_BYTES, Names
 from ._btrfs_live import Root, is_subvolume, live_files, read_roots, survey
+from ._btrfs_placer import placer
 from ._btrfs_scan import with_old_chunks
 from ._first_look import named
 from ._space import RunCollector, Runs, clipped, inverted
-from ._btrfs_placer import placer
 
 OUR_MAX_USED = 1 << 23  # runs of used data space that we hold (128 MiB)
 

@@ -16,10 +16,10 @@ from ._first_look import named
 from ._ntfs_carve import carve
 from ._ntfs_files import Files
 from ._ntfs_mft import Mft, find_mft, list_value, to_rows, unnamed_data
+from ._ntfs_placer import placer
 from ._ntfs_record import DATA, IN_USE, VOLUME_NAME, Boot, Record, decode_runs, listed, parse_boot
 from ._ntfs_record import field as column
 from ._space import PIECE, RunCollector, Runs, Stream, clipped, inverted, zero_bits
-from ._ntfs_placer import placer
 
 VOLUME, BITMAP = 3, 6  # records of the volume's own files
 BOOT_BYTES = 512

@@ -1,0 +1,65 @@
+"""Loose sectors of a FAT32 or FAT16 table and first blocks of directories place themselves.
+
+Files lie mostly in one run, so most entries of the table name the entry behind them: a sector of the table tells its
+own number. A directory begins with an entry "." that names its own first cluster. Nothing in either names the volume.
+
+Source: Microsoft FAT specification 1.03.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model import Placer, Reader
+from ._fat_boot import Boot, parse_boot
+
+I64 = npt.NDArray[np.int64]
+SECTOR = 512
+BITS = 16.0
+SHARE = 0.5  # of a sector's entries must name the entry behind them
+DOT, DOT_DOT = b".          ", b"..         "
+
+
+def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
+    """How loose metadata of the volume at `offset` places itself; None on FAT12, whose entries straddle bytes."""
+    boot = parse_boot(reader.read(offset, SECTOR))
+    if boot is None or boot.bits not in (16, 28) or boot.total > limit:
+        return None
+
+    def find(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
+        sectors = data[: len(data) // SECTOR * SECTOR].reshape(-1, SECTOR)
+        parts = [_table(sectors, boot), _directories(sectors, boot)]
+        return np.concatenate([p for p, _ in parts]), np.concatenate([v for _, v in parts])
+
+    return Placer(repr(boot), find, BITS)
+
+
+def _table(sectors: npt.NDArray[np.uint8], boot: Boot) -> tuple[I64, I64]:
+    wide = boot.bits == 28
+    count = SECTOR // (4 if wide else 2)
+    # the first entries decide which sectors are looked at whole
+    head = sectors[:, :16].copy().view("<u4" if wide else "<u2").astype(np.int64) & ((1 << boot.bits) - 1)
+    likely = np.flatnonzero(((head[:, 1:] - head[:, :-1]) == 1).any(axis=1) & (head[:, 0] <= boot.clusters + 2))
+    entries = sectors[likely].view("<u4" if wide else "<u2").astype(np.int64) & ((1 << boot.bits) - 1)
+    first = entries - np.arange(count) - 1  # the number of the sector's first entry, as each entry tells it
+    told = np.where((first % count == 0) & (first >= 0) & (first <= boot.clusters + 2), first, -1)
+    guess = np.sort(told, axis=1)[:, count * 3 // 4]  # of so many entries that most agree, any but the lowest
+    agree = (told == guess[:, None]).mean(axis=1)
+    good = (guess >= 0) & (agree >= SHARE)
+    position = likely[good].astype(np.int64) * SECTOR
+    place = boot.reserved + guess[good] // count * SECTOR
+    return (np.tile(position, boot.copies),
+            np.concatenate([place + i * boot.table for i in range(boot.copies)]) if boot.copies else place)
+
+
+def _directories(sectors: npt.NDArray[np.uint8], boot: Boot) -> tuple[I64, I64]:
+    words = sectors[:, :4].copy().view("<u4")[:, 0]
+    rows = np.flatnonzero(words == int.from_bytes(DOT[:4], "little"))
+    rows = rows[[sectors[r, :11].tobytes() == DOT and sectors[r, 32:43].tobytes() == DOT_DOT for r in rows.tolist()]] \
+        if len(rows) else rows
+    low = sectors[rows, 26].astype(np.int64) | sectors[rows, 27].astype(np.int64) << 8
+    high = sectors[rows, 20].astype(np.int64) | sectors[rows, 21].astype(np.int64) << 8
+    cluster = low | (high << 16 if boot.bits == 28 else 0)
+    good = (cluster >= 2) & (cluster < boot.clusters + 2)
+    return rows[good].astype(np.int64) * SECTOR, boot.heap + (cluster[good] - 2) * boot.cluster
