@@ -28,8 +28,12 @@ AMID = -12.0  # a part between two runs that neither explains
 MEETS = 8.0  # a run ends where another begins
 END_WRONG = -6.0  # a file end that is not where the run has it
 MAGIC_RIGHT, MAGIC_WRONG = 3.0, -3.0  # a file's first bytes where a file begins; where none does
-ROUND = 0.5  # for each power of two that divides a break's file block
+ROUND = 0.5  # for each power of two that divides a break's file block, on a host that breaks files at round places
+UNSEEN = 0.3  # the same before that is known
 MAX_ROUND = 10
+ROUND_BITS = 4  # a place is round when so many powers of two divide it (64 KiB)
+FEW = 4  # breaks that must be known before they tell how a host breaks files
+SURE = 1e9
 CLEAR = 4.0  # nats between the best place and the next: settled at once
 MAX_BRACKET = 1 << 18  # ours: file blocks of one gap whose break is looked for block by block (1 GiB)
 MAX_PASSES = 12  # ours: rounds of settling; then the rest is settled as it is
@@ -68,7 +72,7 @@ class Bracket:
     right: int
     from_left: npt.NDArray[np.float64]
     from_right: npt.NDArray[np.float64]
-    settled: tuple[int, int] | None = None  # file blocks: the left run ends before the first, the right one begins at the second
+    settled: tuple[int, int] | None = None  # file blocks: where the left run ends, and where the right one begins
 
     def at(self, block: int, delta: int) -> int:
         return self.begin + (block + delta) * BLOCK
@@ -80,6 +84,7 @@ class Borders:
 
     begin: list[int] = field(default_factory=list[int])  # rising
     end: list[int] = field(default_factory=list[int])
+    round: float = UNSEEN
 
 
 def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segments: list[Segment],
@@ -105,7 +110,8 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     _settle([b for _, _, b in open_], taken, borders)
     for owner, i, b in open_:
         x, y = b.settled or (b.low + 1, b.high)
-        placed[owner, i] = [(b.low + 1, x, b.left, "aligned"), (x, y, None, "not-found"), (y, b.high, b.right, "aligned")]
+        placed[owner, i] = [(b.low + 1, x, b.left, "aligned"), (x, y, None, "not-found"),
+                            (y, b.high, b.right, "aligned")]
     return {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken) for owner, chain in chains.items()}
 
 
@@ -154,7 +160,7 @@ def _take(begin: int, parts: list[Part], taken: Taken, owner: int) -> None:
         taken.file(owner).add_range(a, b)
 
 
-# --- named breaks: a run that bends ------------------------------------------------------------------------------------
+# --- named breaks: a run that bends ---------------------------------------------------------------------------------
 def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Expectation, taken: Taken
                 ) -> list[Part] | None:
     """The gap when host holes or host metadata inside one run explain it, else None."""
@@ -282,6 +288,7 @@ def _fit(image: Reader, begin: int, first: int, n: int, delta: int, expected: Ex
 def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
     """Places every break, the clear ones first: each one's borders and bytes count for those that follow."""
     left = list(brackets)
+    known: list[bool] = []
     for number in range(MAX_PASSES):
         found = [(*_best(b, taken, borders), b) for b in left]
         clear = [f for f in found if f[1] >= CLEAR]
@@ -300,6 +307,10 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
         left = [b for b in left if id(b) not in done]
         if not left:
             return
+        places = [x for (x, _), nats, _ in clear if nats < SURE]
+        known += [bool(x % (1 << ROUND_BITS) == 0) for x in places]
+        if len(known) >= FEW:
+            borders.round = ROUND if 2 * sum(known) >= len(known) else 0.0
 
 
 def _owned(b: Bracket, x: int, y: int, taken: Taken) -> bool:
@@ -311,7 +322,7 @@ def _best(b: Bracket, taken: Taken, borders: Borders) -> tuple[tuple[int, int], 
     """((end of the left run, begin of the right one) in file blocks, nats before the next best place)."""
     n = b.high - b.low - 1
     if n == 0:
-        return (b.high, b.high), 1e9
+        return (b.high, b.high), SURE
     first = b.low + 1
     from_left = b.from_left + _others(b, b.left, taken)
     from_right = b.from_right + _others(b, b.right, taken)
@@ -319,19 +330,22 @@ def _best(b: Bracket, taken: Taken, borders: Borders) -> tuple[tuple[int, int], 
     since = np.concatenate((np.cumsum(from_right[::-1])[::-1], [0.0]))
     f = np.arange(first, first + n + 1)
     low_bit = np.minimum(np.log2((f & -f).astype(np.float64)), MAX_ROUND)
-    upto = upto + _meets(b, first, n, b.left, borders.begin) + ROUND * low_bit
-    since = since + _meets(b, first, n, b.right, borders.end) + ROUND * low_bit
+    upto = upto + _meets(b, first, n, b.left, borders.begin) + borders.round * low_bit
+    since = since + _meets(b, first, n, b.right, borders.end) + borders.round * low_bit
     one = upto + since
-    x = int(np.argmax(one))
+    top = int(np.argmax(one))
+    # the median of what is likely: of places that are all alike, the one that is least wrong whichever is true
+    likely = np.cumsum(np.exp(one - one[top]))
+    x = int(np.searchsorted(likely, likely[-1] / 2))
     # a part that neither explains: the best end of the left run before each begin of the right one
     reach = upto - NOWHERE * np.arange(n + 1)
     best = np.maximum.accumulate(reach)
     two = best + NOWHERE * np.arange(n + 1) + since + AMID
     y = int(np.argmax(two))
-    if two[y] > one[x]:
-        return (first + int(np.argmax(reach[: y + 1])), first + y), float(two[y] - one[x])
-    rest = np.delete(one, x)
-    return (first + x, first + x), float(one[x] - rest.max()) if len(rest) else 1e9
+    if two[y] > one[top]:
+        return (first + int(np.argmax(reach[: y + 1])), first + y), float(two[y] - one[top])
+    rest = np.delete(one, top)
+    return (first + x, first + x), float(one[top] - rest.max()) if len(rest) else SURE
 
 
 def _others(b: Bracket, delta: int, taken: Taken) -> npt.NDArray[np.float64]:

@@ -25,6 +25,7 @@ from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
 from .tails import PAGE_SECTORS, SECTOR, STEP, FileEnds, SectorEnds, agree, file_ends, look, open_volumes, to_file
 
+Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
 REACH = 64 << 10  # bytes that a structure of metadata may have
 MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
@@ -67,11 +68,11 @@ class Metadata:
 
     row: int  # the volume's first structure in Places
     placer: Placer
-    image_offset: npt.NDArray[np.int64] | None = None
-    volume_offset: npt.NDArray[np.int64] | None = None
+    image_offset: Int64s | None = None
+    volume_offset: Int64s | None = None
 
 
-def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.NDArray[np.int64]) -> None:
+def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s) -> None:
     """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs."""
     taken = Taken(_outside(room, image.size), {})
     plain = [c for c in candidates if c.plain]
@@ -112,7 +113,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: npt.
         before = maps
 
 
-def _outside(room: npt.NDArray[np.int64], size: int) -> Claims:
+def _outside(room: Int64s, size: int) -> Claims:
     """Everything that is not room."""
     out, at = Claims(), 0
     for start, length in room.tolist():
@@ -150,7 +151,7 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
         c.volumes, c.ends = [], FileEnds.none()
 
 
-def _place_metadata(image: Reader, active: list[Candidate], room: npt.NDArray[np.int64]) -> None:
+def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> None:
     """Looks for the loose metadata of every volume of which more is known than at the last look."""
     wanted: list[Metadata] = []
     for c in active:
@@ -167,7 +168,7 @@ def _place_metadata(image: Reader, active: list[Candidate], room: npt.NDArray[np
             del c.metadata[g]
     if not wanted:
         return
-    found: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]] = [[] for _ in wanted]
+    found: list[list[tuple[Int64s, Int64s]]] = [[] for _ in wanted]
     for start, length in room.tolist():
         for at in range(start, start + length, STEP):
             n = min(STEP, start + length - at)
@@ -213,7 +214,7 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     return bool(told) and all(told)
 
 
-def _mapped(file_map: FileMap, file_offset: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _mapped(file_map: FileMap, file_offset: Int64s) -> Int64s:
     """The image offsets of bytes of a file, -1 where they are missing. Behind a byte: of the one before, plus one."""
     before = file_offset - 1
     i = np.clip(np.searchsorted(file_map.file_offset, before, side="right") - 1, 0, None)
@@ -276,8 +277,8 @@ def _spans(c: Candidate) -> list[tuple[int, int]]:
 # --- one round -----------------------------------------------------------------------------------------------------
 def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds], taken: Taken, borders: Borders
            ) -> None:
-    parts: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
-    wanted: dict[int, npt.NDArray[np.int64]] = {}
+    parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]] = []
+    wanted: dict[int, Int64s] = {}
     blocks = max((s.blocks for s in looks.values()), default=2)
     for o, c in enumerate(active):
         if c.nested:
@@ -307,7 +308,7 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
 
 
 def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
-                 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+                 ) -> tuple[Int64s, Int64s, npt.NDArray[np.float64]]:
     """(file block, delta, bits) of the loose metadata of one volume, one point for a block."""
     nothing = np.empty(0, np.int64)
     if m.image_offset is None or m.volume_offset is None:
@@ -319,20 +320,25 @@ def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
     return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits)
 
 
-def _tables(image: Reader, c: Candidate) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """(file block, delta, bits) of the format's own tables where the map has them, when they tell every guest byte."""
-    lost = any((g.map.state == LOST).any() for g in c.container.guests)
+def _tables(image: Reader, c: Candidate) -> tuple[Int64s, Int64s, npt.NDArray[np.float64]]:
+    """(file block, delta, bits) of the tables before the first guest data, when they tell every guest byte.
+
+    Those behind it are not known to lie where the map has them: nothing but the map says so.
+    """
     out: dict[int, int] = {}
-    for region in c.container.regions[:MAX_TABLES] if not lost else []:
-        f = region.file_offset // BLOCK * BLOCK
-        p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
-        if f and p >= 0 and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
-            out[f // BLOCK] = (p - f - c.start) // BLOCK
+    if not any((g.map.state == LOST).any() for g in c.container.guests):
+        m = c.container.guests[0].map
+        head = int(m.file_offset[m.state == DATA].min(initial=c.container.size))
+        for region in [r for r in c.container.regions if r.file_offset < head][:MAX_TABLES]:
+            f = region.file_offset // BLOCK * BLOCK
+            p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
+            if f and p >= 0 and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
+                out[f // BLOCK] = (p - f - c.start) // BLOCK
     return np.array(list(out), np.int64), np.array(list(out.values()), np.int64), np.full(len(out), TABLE_BITS)
 
 
-def _matches(c: Candidate, seen: SectorEnds) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64],
-                                                      npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _matches(c: Candidate, seen: SectorEnds) -> tuple[Int64s, Int64s,
+                                                      npt.NDArray[np.float64], Int64s]:
     """(file block, delta, bits) of every place where a file end of the guest may lie, and the file ends that tell."""
     ends = c.ends
     nothing = np.empty(0, np.int64)
@@ -374,13 +380,13 @@ def _find_nested(active: list[Candidate], segments: list[Segment]) -> None:
 
 
 def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, int], taken: Taken,
-            wanted: dict[int, npt.NDArray[np.int64]]) -> list[Segment]:
+            wanted: dict[int, Int64s]) -> list[Segment]:
     """Weaker segments that continue a strong one, or bend between two.
 
     They could have lain at few places only; how many file ends of the gap had the same chance counts too.
     """
     out: list[Segment] = []
-    chains: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+    chains: dict[int, tuple[Int64s, Int64s]] = {}
     for o in {s.owner for s in strong}:
         chain = sorted((s.first, s.delta) for s in strong if s.owner == o)
         chains[o] = np.array([f for f, _ in chain], np.int64), np.array([d for _, d in chain], np.int64)
