@@ -119,8 +119,16 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
           placed: dict[tuple[int, int], list[Part]], taken: Taken) -> list[Row]:
     """The file from its first to its last byte; behind the last segment it runs on as far as nobody else is there."""
     parts: list[Part] = []
-    if chain[0].first > 0:
-        parts.append((0, chain[0].first, None, "not-found"))
+    first = chain[0]
+    if first.first > 0:  # the run goes back as far as nobody else is there
+        p = begin + first.delta * BLOCK
+        start = max(p, 0)
+        free = taken.image.free_of(np.array([[start, p + first.first * BLOCK - start]], np.int64))
+        parts += [(a, b, d, rule) for a, b, d, rule in _unowned(start, (start - p) // BLOCK, first.first, first.delta,
+                                                                 free)]
+        if start > p:
+            parts.insert(0, (0, (start - p) // BLOCK, None, "not-found"))
+        _take(begin, parts, taken, first.owner)
     for i, s in enumerate(chain):
         parts.append((s.first, s.last + 1, s.delta, "aligned"))
         parts += placed.get((s.owner, i), [])

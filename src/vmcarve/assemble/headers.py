@@ -37,21 +37,23 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     All are opened first, each as one run, so that guest structures go to the container that they fit and lie nearest
     to; then each one's breaks are placed, in image order.
     """
-    hints: dict[tuple[int, str], set[int]] = {}
+    hints: dict[tuple[int, str], set[tuple[int, int]]] = {}  # start and format -> (file offset, its end) of evidence
     for m, e in rows:
         if e.container_offset is not None and e.image_offset >= e.container_offset:
-            hints.setdefault((e.image_offset - e.container_offset, m), set()).add(e.container_offset + e.length)
+            hints.setdefault((e.image_offset - e.container_offset, m), set()).add(
+                (e.container_offset, e.container_offset + e.length))
     room = np.array([[0, image.size]], np.int64) if free is None or len(free) == 0 else free
     room = claims.free_of(room)
     search = Search(image, room)
     opened: list[tuple[int, Format, Led]] = []
     for start, module in sorted(hints):
         if not claims.holds(start):
-            led = _open_at(image, formats()[module], start, sorted(hints[start, module], reverse=True), claims, free,
-                           search)
+            led = _open_at(image, formats()[module], start, sorted({end for _, end in hints[start, module]}, reverse=True),
+                           claims, free, search)
             if led is not None:
                 opened.append((start, formats()[module], led))
-    candidates = [_candidate(image, fmt, start, led) for start, fmt, led in opened if led.container.guests]
+    candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
+                  for start, fmt, led in opened if led.container.guests]
     solve(image, candidates, places, room)
     solved = {c.start: c for c in candidates}
 
@@ -70,12 +72,14 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         yield led
 
 
-def _candidate(image: Reader, fmt: Format, start: int, led: Led) -> Candidate:
+def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[int]) -> Candidate:
     def reopen(file_map: FileMap) -> Container | None:
         found = _reopened(image, fmt, file_map)
         return None if found is None else found.container
 
-    return Candidate(start, led.container, led.map, reopen, led.tables)
+    # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
+    first = [0] if 0 in anchors else anchors
+    return Candidate(start, led.container, led.map, reopen, led.tables, first)
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,

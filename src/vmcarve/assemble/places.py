@@ -21,6 +21,7 @@ from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .segments import BLOCK
+from .state import Claims
 from .tails import open_volumes, to_file
 
 Int64s = npt.NDArray[np.int64]
@@ -29,6 +30,10 @@ SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the gue
 USUAL_STARTS = {1 << 20: 0.10, 63 * 512: 0.15, 0: 0.15, 64 << 10: 0.25}
 ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
 UNKNOWN = 1.2  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
+UNFIT, MAYBE_UNFIT = 0.8, 0.05  # the cost of a volume that does not fill the partition that a table gives it
+FLAT = 0.98  # of a volume's space allocated: then the allocation tells nothing
+ROOM = 0.03  # the cost of each MiB that a volume leaves of the disk, where nothing else is known
+MAX_ROOM = 0.4
 BAD = 1.7  # beyond this a volume is nobody's of those that are known
 MAX_PAIRS = 20_000  # ours: (container, volume) pairs that are tried in one image
 
@@ -67,9 +72,18 @@ class Places:
                    column("value"), t["module"].to_pylist(), t["identity"].to_pylist())
 
 
+    def outside(self, claims: Claims) -> Places:
+        """The rows that nobody owns."""
+        keep = np.array([not claims.holds(p) for p in self.image_offset.tolist()], bool)
+        picked = np.flatnonzero(keep).tolist()
+        return Places(self.image_offset[keep], self.guest_offset[keep], self.volume_offset[keep], self.first[keep],
+                      self.length[keep], self.value[keep], [self.module[i] for i in picked],
+                      [self.identity[i] for i in picked])
+
+
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A volume of a container: where it begins on the guest disk, how long it is, and the row of its first structure."""
+    """A volume of a container: where it begins on the guest disk, its length, and the row of its first structure."""
 
     guest_offset: int
     size: int
@@ -78,7 +92,7 @@ class Owned:
 
 
 def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places) -> list[list[Owned]]:
-    """The volumes of each container (image offset of the first byte, container): every volume to the one it fits best."""
+    """The volumes of each container (image offset of the first byte, container): each to the one that it fits best."""
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = _first_rows(places)
     tried = 0
@@ -88,7 +102,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         starts = _partitions(image, start, container, places)
         for i in rows:
             p, value = int(places.image_offset[i]), int(places.value[i])
-            for g, doubt in starts.items():
+            for g, (doubt, unfit, rooms) in starts.items():
                 f = int(to_file(guest_map, np.array([g], np.int64))[0]) if g + value <= size else -1
                 if f < 0 or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
@@ -96,7 +110,12 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                 found = _cost(image, start, container, g, p - start - f)
                 if found is not None:
                     cost, length = found
-                    options.append((cost + doubt, size - g - length, abs(p - start - f), k, Owned(g, length, i, p - start - f)))
+                    fits = any(length <= room <= length + (length >> 5) + (2 << 20) for room in rooms)
+                    if cost == UNKNOWN:
+                        cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
+                    cost += doubt + (0.0 if fits or not rooms else unfit)
+                    options.append((cost, size - g - length, abs(p - start - f), k,
+                                    Owned(g, length, i, p - start - f)))
     out: list[list[Owned]] = [[] for _ in containers]
     given: set[int] = set()
     # alike costs: where the volume fills the disk, then the nearer; no two volumes of one container over each other
@@ -120,17 +139,25 @@ def _first_rows(places: Places) -> list[int]:
     return sorted([*sure, *maybe])
 
 
-def _partitions(image: Reader, start: int, container: Container, places: Places) -> dict[int, float]:
-    """Guest offsets where volumes of a container may begin, with a cost: none where a table says so."""
-    out = dict(USUAL_STARTS)
+def _partitions(image: Reader, start: int, container: Container, places: Places
+                ) -> dict[int, tuple[float, float, list[int]]]:
+    """Guest offsets where volumes of a container may begin: (cost, cost of a volume of another size, sizes).
+
+    A table that names the very end of this disk is likely its own; one of a somewhat smaller disk may be.
+    """
+    out: dict[int, tuple[float, float, list[int]]] = {g: (doubt, 0.0, []) for g, doubt in USUAL_STARTS.items()}
     size = container.virtual_size
+    tables = [(0, UNFIT)]
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
         if size - SIZE_SLACK < places.value[i] <= size:
             f = to_file(container.guests[0].map, places.guest_offset[i : i + 1])
-            disk = through(image, start, container, int(places.image_offset[i]) - start - int(f[0]))
-            out.update({offset: 0.0 for v in describe(disk) for offset, _, _ in v.partitions})
-    disk = through(image, start, container, 0)
-    out.update({offset: 0.0 for v in describe(disk) for offset, _, _ in v.partitions})
+            delta = int(places.image_offset[i]) - start - int(f[0])
+            tables.append((delta, UNFIT if places.value[i] == size else MAYBE_UNFIT))
+    for delta, unfit in tables:
+        for v in describe(through(image, start, container, delta)):
+            for offset, length, _ in v.partitions:
+                _, before, rooms = out.get(offset, (0.0, 0.0, []))
+                out[offset] = (0.0, max(unfit, before), [*rooms, length])
     return out
 
 
@@ -154,6 +181,8 @@ def _cost(image: Reader, start: int, container: Container, g: int, delta: int) -
     if used is None:
         return UNKNOWN, volume.size
     allocated = _allocated(container.guests[0].map, g, volume.size)
+    if int(allocated[:, 1].sum()) >= FLAT * volume.size:
+        return UNKNOWN, volume.size
     both = _overlap(used, allocated)
     in_use, there = int(used[:, 1].sum()), int(allocated[:, 1].sum())
     return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume.size
@@ -212,7 +241,7 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     a disk without a known volume, at the header's).
     """
     guest_map = container.guests[0].map
-    pins: dict[int, tuple[int, int]] = {0: (0, start)}
+    pins: dict[int, tuple[int, int]] = {}
 
     def add(g: int, p: int) -> None:
         f = int(to_file(guest_map, np.array([g], np.int64))[0])

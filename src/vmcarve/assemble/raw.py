@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ..filemap import FileMap
@@ -12,9 +13,12 @@ from ..model import Container, GuestDisk, GuestMap, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
+from .places import Places
+from .solve import Candidate, solve
 from .state import Claims
 from .window import Window
 
+Int64s = npt.NDArray[np.int64]
 # where first partitions begin: 1 MiB (since 2008), track 63 (before), 64 KiB (ESX)
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
@@ -42,28 +46,54 @@ def raw_container(view: Reader) -> Container | None:
                      guests=[GuestDisk(view.size, GuestMap.flat(view.size))], extension="raw")
 
 
-def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
+def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s
               ) -> Iterator[tuple[Container, FileMap]]:
-    """Disks without a container in `image`, outside `claims`, other than the image itself and its host volumes."""
+    """Disks without a container in `image`, outside `claims`, other than the image itself and its host volumes.
+
+    The caller claims each one before the next is asked for. room int64[k, 2]: image ranges that may be theirs.
+    """
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
     volumes = _starts(table.filter(first), "volume_offset", claims)
     disks = _starts(table.filter(pc.is_valid(table["guest_offset"])), "guest_offset", claims)
+    found: list[Candidate] = []
+    inside = Claims()  # volumes of the disks found so far are theirs
     for start in [*disks, *_behind_mbr(image, volumes), *volumes]:
-        if start < 0 or start in hosts_at or claims.holds(start):
+        if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start):
             continue
-        window = Window(image, start, image.size - start)
-        found = describe(window)
-        size = disk_size(found)
-        if not sound(found) or not MIN_DISK <= size <= window.size:
-            continue
-        if any(start + offset in hosts_at for v in found for offset, _, _ in v.partitions):
-            continue
-        variant = found[0].kind if found[0].kind in ("gpt", "mbr") else "volume"
-        container = Container(format="raw", variant=variant, size=size,
-                              guests=[GuestDisk(size, GuestMap.flat(size))], extension="raw")
-        yield container, FileMap.flow(start, size, claims.free_of(np.array([[start, size]], np.int64)), "continuity")
+        container = _disk_at(image, start, hosts_at)
+        if container is not None:
+            size = container.size
+            free = claims.free_of(np.array([[start, size]], np.int64))
+            found.append(Candidate(start, container, FileMap.flow(start, size, free, "continuity"), _as_it_is(container)))
+            inside.add_range(start, start + 1)
+            for v in describe(Window(image, start, size)):
+                for offset, _, _ in v.partitions:
+                    inside.add_range(start + offset, start + offset + 1)
+    solve(image, found, places.outside(claims), claims.free_of(room))
+    for c in sorted(found, key=lambda c: not c.settled):
+        if not claims.holds(c.start):
+            yield c.container, claims.rest_of(c.map, "others")
+
+
+def _as_it_is(container: Container) -> Callable[[FileMap], Container]:
+    """A raw disk reads the same through every map."""
+    return lambda file_map: container
+
+
+def _disk_at(image: Reader, start: int, hosts_at: set[int]) -> Container | None:
+    """The disk that begins at `start`, as its own structures show it."""
+    window = Window(image, start, image.size - start)
+    found = describe(window)
+    size = disk_size(found)
+    if not sound(found) or not MIN_DISK <= size:
+        return None
+    if any(start + offset in hosts_at for v in found for offset, _, _ in v.partitions):
+        return None
+    variant = found[0].kind if found[0].kind in ("gpt", "mbr") else "volume"
+    return Container(format="raw", variant=variant, size=size, guests=[GuestDisk(size, GuestMap.flat(size))],
+                     extension="raw")
 
 
 def _starts(table: pa.Table, place: str, claims: Claims) -> list[int]:

@@ -53,7 +53,8 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
     archives = {(i.container.format, i.header_offset) for i in state.done if not i.container.guests}
     left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)
             and (m, e.image_offset - (e.container_offset or 0)) not in archives]
-    for item in lead(image, left, Places.of(evidence), state.claims, state.free):
+    places = Places.of(evidence)
+    for item in lead(image, left, places, state.claims, state.free):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
     for fmt in formats().values():
         if fmt.salvage is None:
@@ -66,7 +67,8 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
             if not _taken(state.claims, file_map):
                 state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     hosts_at = {v.volume.offset for v in views} | {0}
-    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at):
+    room = np.array([[0, image.size]], np.int64) if state.free is None or len(state.free) == 0 else state.free
+    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, room):
         if not _taken(state.claims, file_map):
             state.accept(container, file_map, deleted=state.deleted_at(file_map), host=None)
     return state.done, views, troubles

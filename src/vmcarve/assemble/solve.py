@@ -49,6 +49,7 @@ class Candidate:
     map: FileMap
     reopen: Callable[[FileMap], Container | None]
     tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
+    anchors: list[int] = field(default_factory=lambda: [0])  # file offsets of what proposes it, at the delta of `start`
     settled: bool = False
     nested: bool = False
     ends: FileEnds = field(default_factory=FileEnds.none)
@@ -296,8 +297,8 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     candidates = group(points, wanted, {o: e.free for o, e in expectations.items()})
     begins = {o: c.start for o, c in enumerate(active)}
     _find_nested(active, candidates)
-    heads = [Segment(o, 0, np.zeros(1, np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
-             for o, c in enumerate(active) if not c.nested]
+    heads = [Segment(o, 0, np.array([f // BLOCK], np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
+             for o, c in enumerate(active) if not c.nested for f in c.anchors]
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
     strong += _nearby(candidates, strong, begins, taken, wanted)

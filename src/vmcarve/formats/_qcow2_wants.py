@@ -82,7 +82,9 @@ def _l2(h: Header, offset: int) -> list[Want]:
         places = words & OFFSET
         if (places == np.uint64(offset)).any() or (places == np.uint64(h.l1_offset)).any():
             return -1.0
-        return 10.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
+        if int(places.min()) == offset + h.cluster:
+            return 30.0
+        return 20.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
 
     legal = _legal(h, COPIED | COMPRESSED | ZERO)
     return [table(offset + at, "qcow2.l2", ">u8", legal, bonus=bonus, empty=at > 0)

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import Damaged
 from ..model import (
@@ -27,6 +28,7 @@ from ..model import (
     Patch,
     Reader,
     Signature,
+    Want,
 )
 from ._qcow2_tables import (
     OUR_MAX_DISK,
@@ -43,6 +45,8 @@ from ._qcow2_tables import (
     regions,
     show_name,
 )
+from ._two_level_wants import Shape, clusters
+from ._two_level_wants import wants as table_wants
 
 KIND = "qcow1.header"
 SIGNATURES = (Signature(b"QFI\xfb\0\0\0\x01", KIND),)
@@ -51,6 +55,7 @@ HEADER_LENGTH = 48
 FORMAT_MAX_NAME = 1023
 OUR_MAX_L1_BYTES = 32 << 20  # QEMU allows 2 GiB; 4 Mi entries are 8 TiB at the default 2 MiB each
 OUR_MAX_L1_OFFSET = 1 << 20  # QEMU writes the L1 right behind the backing name, Xen's tapdisk at 4 KiB
+OUR_SLACK = 64 << 20  # bytes of tables that a container may have beyond its disk
 COMPRESSED = np.uint64(1 << 63)
 
 
@@ -182,5 +187,25 @@ def _backing(reader: Reader, h: Header, container: Container) -> None:
                          Patch(h.backing_offset, bytes(h.backing_size), "reference")]
 
 
+def wants(reader: Reader) -> list[Want]:
+    """Tables that are not in their place."""
+    try:
+        h = read_header(reader, 0)
+    except Damaged:
+        return []
+    table_bytes = 8 << h.l2_bits
+    if h.cluster < 4096 or table_bytes < 4096:
+        return []
+    most = h.size + h.size // 4 + OUR_SLACK
+    plain = clusters(h.cluster, h.l1_offset + 8 * h.entries, most)
+
+    def legal(words: U64) -> npt.NDArray[np.bool_]:
+        size = np.uint64(63 - h.cluster_bits)
+        stream = (words & COMPRESSED != 0) & (words & ((np.uint64(1) << size) - np.uint64(1)) < most)
+        return stream | plain(words)
+
+    return table_wants(reader, Shape("qcow1", ">u8", h.l1_offset, 8 * h.entries, table_bytes, plain, legal))
+
+
 FORMAT = Format(name="qcow1", extension="qcow", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qcow")
+                wants=wants, qemu_name="qcow")

@@ -27,6 +27,7 @@ from ..model import (
     Patch,
     Reader,
     Signature,
+    Want,
 )
 from ._qcow2_tables import (
     U64,
@@ -42,6 +43,8 @@ from ._qcow2_tables import (
     regions,
     show_name,
 )
+from ._two_level_wants import Shape, clusters
+from ._two_level_wants import wants as table_wants
 
 KIND = "qed.header"
 SIGNATURES = (Signature(b"QED\0", KIND),)
@@ -53,6 +56,7 @@ BACKING, NEED_CHECK, BACKING_RAW = 1, 2, 4  # incompatible features
 FORMAT_MAX_OFFSET = 1 << 62  # QEMU refuses sizes above 2^63 - 1; keeps our sums inside an int64
 FORMAT_MAX_NAME = 1023
 OUR_MAX_HEADER = 64 << 20  # bytes of header clusters; QEMU writes one cluster
+OUR_SLACK = 64 << 20  # bytes of tables that a container may have beyond its disk
 OUR_MAX_ENTRIES = 4 << 20  # entries of one table that we hold (QEMU's default has 32768)
 ZERO_ENTRY = np.uint64(1)
 
@@ -185,5 +189,15 @@ def _backing(reader: Reader, h: Header, container: Container) -> None:
                          Patch(h.backing_offset, bytes(h.backing_size), "reference")]
 
 
+def wants(reader: Reader) -> list[Want]:
+    """Tables that are not in their place."""
+    try:
+        h = read_header(reader, 0)
+    except Damaged:
+        return []
+    legal = clusters(h.cluster, h.header_clusters * h.cluster, h.size + h.size // 8 + OUR_SLACK)
+    return table_wants(reader, Shape("qed", "<u8", h.l1_offset, 8 * h.l1_entries, h.table_bytes, legal, legal))
+
+
 FORMAT = Format(name="qed", extension="qed", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qed")
+                wants=wants, qemu_name="qed")

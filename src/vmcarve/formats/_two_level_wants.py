@@ -1,0 +1,72 @@
+"""Tables of a QED or a qcow version 1 in pieces: L1 and L2, words of eight bytes that name clusters.
+
+A table is allocated before what it names, so it often names the cluster right behind itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..model import Reader, Want
+from ._wants import BLOCK, OUR_MAX_WANTS, Legal, Words, missing, table
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """l1, l1_bytes: place and length of the first level; l2_bytes: length of each second-level table; legal_l1,
+    legal_l2: which words may be entries.
+    """
+
+    name: str
+    dtype: str
+    l1: int
+    l1_bytes: int
+    l2_bytes: int
+    legal_l1: Legal
+    legal_l2: Legal
+
+
+def wants(reader: Reader, shape: Shape) -> list[Want]:
+    """What is not in its place: blocks of the L1, and those of the L2 tables that known ones name."""
+    out: list[Want] = []
+    first = shape.l1 // BLOCK * BLOCK
+    for at in range(first, min(shape.l1 + shape.l1_bytes, first + BLOCK * OUR_MAX_WANTS), BLOCK):
+        skip = max(0, shape.l1 - at)
+        count = min(BLOCK - skip, shape.l1 + shape.l1_bytes - at - skip) // 8
+        want = table(at, f"{shape.name}.l1", shape.dtype, shape.legal_l1, skip=skip, count=count, empty=at > shape.l1)
+        block = reader.read(at, BLOCK)
+        words = np.frombuffer(block[skip : skip + count * 8], shape.dtype).astype(np.uint64) if at else None
+        if at and missing(reader, want):
+            out.append(want)
+            continue
+        if words is None:  # in the header's own block
+            words = np.frombuffer(block[skip : skip + count * 8], shape.dtype).astype(np.uint64)
+        for offset in np.unique(words[words > 1]).tolist():
+            if int(offset) % BLOCK == 0:
+                out += [w for w in _l2(shape, int(offset)) if missing(reader, w)]
+            if len(out) > OUR_MAX_WANTS:
+                return out
+    return out
+
+
+def _l2(shape: Shape, offset: int) -> list[Want]:
+    def bonus(words: Words) -> float:
+        if (words == np.uint64(offset)).any():
+            return -1.0
+        if int(words.min()) == offset + shape.l2_bytes:
+            return 30.0
+        return 20.0 if (words == np.uint64(offset + shape.l2_bytes)).any() else 0.0
+
+    return [table(offset + at, f"{shape.name}.l2", shape.dtype, shape.legal_l2, bonus=bonus, empty=at > 0,
+                  places=lambda words: np.where(words > 1, words, np.uint64(0)))
+            for at in range(0, shape.l2_bytes, BLOCK)]
+
+
+def clusters(step: int, low: int, most: int) -> Legal:
+    """Words that are multiples of `step` in [low, most), and 1 (a cluster of zeros, where there is such)."""
+    def legal(words: Words):  # noqa: ANN202
+        return (words == 1) | ((words % np.uint64(step) == 0) & (words >= low) & (words < most))
+
+    return legal
