@@ -101,9 +101,10 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         size = container.virtual_size
         starts = _partitions(image, start, container, places)
         for i in rows:
-            p, value = int(places.image_offset[i]), int(places.value[i])
+            behind = int(places.length[i]) - 1  # the structure's last byte: before it there may be a hole
+            p, value = int(places.image_offset[i]) + behind, int(places.value[i])
             for g, (doubt, unfit, rooms) in starts.items():
-                f = int(to_file(guest_map, np.array([g], np.int64))[0]) if g + value <= size else -1
+                f = int(to_file(guest_map, np.array([g + behind], np.int64))[0]) if g + value <= size else -1
                 if f < 0 or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
                 tried += 1
@@ -243,8 +244,11 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     guest_map = container.guests[0].map
     pins: dict[int, tuple[int, int]] = {}
 
-    def add(g: int, p: int) -> None:
-        f = int(to_file(guest_map, np.array([g], np.int64))[0])
+    def add(g: int, row: int) -> None:
+        """Pins the last byte: what is before it may be a hole of the host file (the first 64 KiB of Btrfs)."""
+        behind = int(places.length[row]) - 1
+        p = int(places.image_offset[row]) + behind
+        f = int(to_file(guest_map, np.array([g + behind], np.int64))[0])
         if f >= 0 and (p - f - start) % BLOCK == 0:
             pins.setdefault(f // BLOCK, (f, p))
 
@@ -252,19 +256,19 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     for volume in owned:
         name, module = places.identity[volume.row], places.module[volume.row]
         deltas.add(volume.delta)
-        add(volume.guest_offset, int(places.image_offset[volume.row]))
+        add(volume.guest_offset, volume.row)
         if name is None:
             continue
         for j in np.flatnonzero(places.volume_offset > 0).tolist():
             if places.identity[j] == name and places.module[j] == module:
-                add(volume.guest_offset + int(places.volume_offset[j]), int(places.image_offset[j]))
+                add(volume.guest_offset + int(places.volume_offset[j]), j)
     size = container.virtual_size
     tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
     near = {places.identity[i] for i in tables.tolist()
             if _delta(guest_map, places, i, start) in deltas}
     for i in tables.tolist():
         if places.identity[i] in near and places.identity[i] is not None:
-            add(int(places.guest_offset[i]), int(places.image_offset[i]))
+            add(int(places.guest_offset[i]), i)
     return sorted(pins.values())
 
 
