@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..filemap import FileMap
-from ..model import Container, GuestDisk, GuestMap, Reader, Volume
+from ..disk import VirtualDisk
+from ..filemap import FileMap, FileView
+from ..model import MISSING, Container, GuestDisk, GuestMap, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
@@ -54,46 +55,66 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
     """
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
+    for stage in (_tables, _volumes):
+        found = list(stage(image, table, claims, hosts_at))
+        solve(image, found, places.outside(claims), claims.free_of(room))
+        for c in sorted(found, key=lambda c: not c.settled):
+            disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
+            if claims.holds(c.start) or not (c.owned or sound(describe(disk))):
+                continue
+            yield c.container, claims.rest_of(c.map, "others")
+
+
+def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
+    """Disks that a GPT header proposes: it states its own place, and where the disk ends."""
+    seen: set[str] = set()
+    rows = table.filter(pc.is_valid(table["guest_offset"])).sort_by("guest_offset")
+    for row in rows.to_pylist():
+        g, size, name = int(row["guest_offset"]), int(row["value"] or 0), str(row["identity"])
+        start = int(row["image_offset"]) - g
+        if name in seen or claims.holds(start + g) or size < MIN_DISK or start in hosts_at:
+            continue
+        if any(start + offset in hosts_at for v in describe(Window(image, start, size)) for offset, _, _ in v.partitions):
+            continue
+        seen.add(name)
+        yield _candidate("gpt", start, size, claims, g)
+
+
+def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
+    """Disks that a volume proposes, with the MBR before it where there is one."""
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
     volumes = _starts(table.filter(first), "volume_offset", claims)
-    disks = _starts(table.filter(pc.is_valid(table["guest_offset"])), "guest_offset", claims)
-    found: list[Candidate] = []
     inside = Claims()  # volumes of the disks found so far are theirs
-    for start in [*disks, *_behind_mbr(image, volumes), *volumes]:
+    for start in [*_behind_mbr(image, volumes), *volumes]:
         if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start):
             continue
-        container = _disk_at(image, start, hosts_at)
-        if container is not None:
-            size = container.size
-            free = claims.free_of(np.array([[start, size]], np.int64))
-            found.append(Candidate(start, container, FileMap.flow(start, size, free, "continuity"), _as_it_is(container)))
-            inside.add_range(start, start + 1)
-            for v in describe(Window(image, start, size)):
-                for offset, _, _ in v.partitions:
-                    inside.add_range(start + offset, start + offset + 1)
-    solve(image, found, places.outside(claims), claims.free_of(room))
-    for c in sorted(found, key=lambda c: not c.settled):
-        if not claims.holds(c.start):
-            yield c.container, claims.rest_of(c.map, "others")
+        found = describe(Window(image, start, image.size - start))
+        size = disk_size(found)
+        if not sound(found) or size < MIN_DISK:
+            continue
+        parts = [start + offset for v in found for offset, _, _ in v.partitions]
+        if any(p in hosts_at for p in parts):
+            continue
+        for p in [start, *parts]:
+            inside.add_range(p, p + 1)
+        yield _candidate(found[0].kind if found[0].kind in ("gpt", "mbr") else "volume", start, size, claims, 0)
+
+
+def _candidate(variant: str, start: int, size: int, claims: Claims, anchor: int) -> Candidate:
+    container = Container(format="raw", variant=variant, size=size, guests=[GuestDisk(size, GuestMap.flat(size))],
+                          extension="raw")
+    low = max(start, 0)
+    free = claims.free_of(np.array([[low, start + size - low]], np.int64))
+    first = FileMap.flow(low, size - (low - start), free, "continuity")
+    if low > start:
+        first = FileMap.build([(0, low - start, -1, MISSING, "not-found"),
+                               *((f + low - start, n, p, grade, rule) for f, n, p, grade, rule in first.rows())])
+    return Candidate(start, container, first, _as_it_is(container), anchors=[anchor])
 
 
 def _as_it_is(container: Container) -> Callable[[FileMap], Container]:
     """A raw disk reads the same through every map."""
     return lambda file_map: container
-
-
-def _disk_at(image: Reader, start: int, hosts_at: set[int]) -> Container | None:
-    """The disk that begins at `start`, as its own structures show it."""
-    window = Window(image, start, image.size - start)
-    found = describe(window)
-    size = disk_size(found)
-    if not sound(found) or not MIN_DISK <= size:
-        return None
-    if any(start + offset in hosts_at for v in found for offset, _, _ in v.partitions):
-        return None
-    variant = found[0].kind if found[0].kind in ("gpt", "mbr") else "volume"
-    return Container(format="raw", variant=variant, size=size, guests=[GuestDisk(size, GuestMap.flat(size))],
-                     extension="raw")
 
 
 def _starts(table: pa.Table, place: str, claims: Claims) -> list[int]:
