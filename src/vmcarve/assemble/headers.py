@@ -48,8 +48,8 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     opened: list[tuple[int, Format, Led]] = []
     for start, module in sorted(hints):
         if not claims.holds(start):
-            led = _open_at(image, formats()[module], start, sorted({end for _, end in hints[start, module]}, reverse=True),
-                           claims, free, search)
+            ends = sorted({end for _, end in hints[start, module]}, reverse=True)
+            led = _open_at(image, formats()[module], start, ends, claims, free, search)
             if led is not None:
                 opened.append((start, formats()[module], led))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
@@ -57,10 +57,10 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     solve(image, candidates, places, room)
     solved = {c.start: c for c in candidates}
 
-    def order(one: tuple[int, Format, Led]) -> tuple[bool, bool, int]:
-        """What is known by more than its header's run comes first: it may lie inside the runs of the others."""
+    def order(one: tuple[int, Format, Led]) -> tuple[bool, int]:
+        """What is known by its header's run only comes last: others may lie inside that. Archives share their bytes."""
         c = solved.get(one[0])
-        return c is None, c is not None and not (c.settled or c.plain), one[0]
+        return c is not None and not (c.settled or c.plain), one[0]
 
     for start, _, led in sorted(opened, key=order):
         if claims.holds(start):

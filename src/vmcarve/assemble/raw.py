@@ -74,7 +74,8 @@ def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) 
         start = int(row["image_offset"]) - g
         if name in seen or claims.holds(start + g) or size < MIN_DISK or start in hosts_at:
             continue
-        if any(start + offset in hosts_at for v in describe(Window(image, start, size)) for offset, _, _ in v.partitions):
+        found = describe(Window(image, start, size))
+        if any(start + offset in hosts_at for v in found for offset, _, _ in v.partitions):
             continue
         seen.add(name)
         yield _candidate("gpt", start, size, claims, g)

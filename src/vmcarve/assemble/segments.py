@@ -41,9 +41,10 @@ class Points:
     def of(cls, parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]]) -> Points:
         """From (owner, file_block, delta, bits) groups."""
         if not parts:
-            return cls(*(np.empty(0, np.int64) for _ in range(3)), np.empty(0))
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
         return cls(np.concatenate([np.full(len(f), o, np.int64) for o, f, _, _ in parts]),
-                   *(np.concatenate([p[i] for p in parts]) for i in (1, 2, 3)))  # type: ignore[arg-type]
+                   np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]),
+                   np.concatenate([p[3] for p in parts]))
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -89,7 +90,8 @@ def group(points: Points, wanted: dict[int, Int64s], free: dict[int, Int64s]) ->
     if len(points) == 0:
         return []
     order = np.lexsort((points.file_block, points.delta, points.owner))
-    owner, f, delta, bits = (a[order] for a in (points.owner, points.file_block, points.delta, points.bits))
+    owner, f, delta = points.owner[order], points.file_block[order], points.delta[order]
+    bits = points.bits[order]
     passed = np.zeros(len(f), np.int64)  # file ends up to this point, itself included
     padding = np.zeros(len(f), np.int64)
     for o, count in free.items():

@@ -65,7 +65,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class Metadata:
-    """Loose metadata of one volume: image_offset int64[n] of each structure, volume_offset int64[n] where it belongs."""
+    """Loose metadata of one volume: image_offset int64[n] of the structures, volume_offset int64[n] where they belong."""
 
     row: int  # the volume's first structure in Places
     placer: Placer
@@ -133,7 +133,7 @@ def _copy(claims: Claims) -> Claims:
     return out
 
 
-# --- what a guest tells ------------------------------------------------------------------------------------------------
+# --- what a guest tells ----------------------------------------------------------------------------------------------
 def _give_volumes(image: Reader, candidates: list[Candidate], places: Places) -> None:
     found = assign(image, [(c.start, c.container) for c in candidates], places)
     for c, owned in zip(candidates, found, strict=True):

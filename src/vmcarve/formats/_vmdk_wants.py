@@ -44,8 +44,8 @@ def _want(h: Header, sets: list[int], file_offset: int) -> Want:
         first = at + h.directory_sectors
         for i in range(h.tables):
             _mark(fixed, stated, at * SECTOR + 4 * i - file_offset, first + i * h.table_sectors)
-        low, high = (first * SECTOR - file_offset) // 4, ((first + h.tables * h.table_sectors) * SECTOR - file_offset) // 4
-        entries[max(0, low) : max(0, min(high, BLOCK // 4))] = True
+        low, high = first * SECTOR - file_offset, (first + h.tables * h.table_sectors) * SECTOR - file_offset
+        entries[max(0, low // 4) : max(0, min(high // 4, BLOCK // 4))] = True
     most = h.capacity + h.capacity // 8 + OUR_SLACK
 
     def fits(block: bytes) -> float:
@@ -62,7 +62,7 @@ def _want(h: Header, sets: list[int], file_offset: int) -> Want:
         place = at.astype(np.int64)[:, None] * 2 + np.arange(2)
         right = np.where(fixed[place], halves == stated[place], True)
         grain = (halves <= 1) | ((halves >= h.overhead) & (halves < most))
-        return (right & np.where(entries[place], grain, True)).all(axis=1)
+        return np.asarray((right & np.where(entries[place], grain, True)).all(axis=1))
 
     return Want(file_offset, "vmdk.tables", begins, fits)
 

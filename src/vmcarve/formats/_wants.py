@@ -25,7 +25,8 @@ def table(file_offset: int, kind: str, dtype: str, legal: Legal, *, skip: int = 
           empty: bool = False) -> Want:
     """A block that holds `count` words of `dtype` from byte `skip` on (to its end without one), each zero or legal.
 
-    places(words): what they name, where 0 is nothing; nothing is named twice. bonus(words that are not zero) adds bits, or takes all away where it is negative.
+    places(words): what they name, where 0 is nothing; nothing is named twice. bonus(words that are not zero) adds bits,
+    or takes all away where it is negative.
     """
     size = np.dtype(dtype).itemsize
 
