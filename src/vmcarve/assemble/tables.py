@@ -117,8 +117,10 @@ def _look(image: Reader, room: Int64s, phase: int) -> Heads:
 
 def _overlay(first: FileMap, found: dict[int, int], image_size: int) -> FileMap:
     """From each found block on, the file runs on at its place, up to the next one that was found."""
+    if not found:
+        return first
     cuts = sorted(found)
-    rows = first.cut(0, min(cuts[0], first.size)) if cuts else first.rows()
+    rows = first.cut(0, min(cuts[0], first.size))
     delta: int | None = None  # of the run so far; None: as in `first`
     for f, end in zip(cuts, [*cuts[1:], first.size], strict=True):
         p = found[f]
