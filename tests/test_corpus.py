@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.corpus import SCENES, CorpusError, decoys, make, payload, scenes, score
+from tests.corpus import SCENES, CorpusError, decoys, make, payload, score
 from tests.corpus.bare import cut
 from tests.corpus.containers import QemuMaker, discover
+from tests.corpus.disks import Plan
 from tests.corpus.guests import GuestSpec, make_guest
+from tests.corpus.hosts import HostSpec
 from tests.corpus.magics import MAGICS
+from tests.corpus.scene import ALL, HEADS, Scene
 from tests.corpus.sparse import BLOCK, ZERO_HASH, block_hashes, copy_into, new_sparse, nonzero_runs, sha256
 from tests.corpus.tools import no_mounts_because
 from tests.corpus.truth import IMAGE, ORIGINALS, load_hashes, load_truth
@@ -22,14 +26,14 @@ from tests.corpus.truth import IMAGE, ORIGINALS, load_hashes, load_truth
 WHY = no_mounts_because()
 needs_root = pytest.mark.skipif(WHY is not None, reason=f"loop mounts: {WHY}")
 
-SMALL = scenes.Scene(
-    "small", "one disk", scenes.HostSpec("ext4"), (scenes.Plan("one", "qcow2/64k", GuestSpec(volume_mib=16)),)
+SMALL = Scene(
+    "small", "one disk", HostSpec("ext4"), (Plan("one", "qcow2/64k", GuestSpec(volume_mib=16)),)
 )
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch, out: Path, **changes: Any) -> Path:
     """A scene of one small disk, changed as told."""
-    monkeypatch.setitem(SCENES, "small", scenes.replace(SMALL, **changes))
+    monkeypatch.setitem(SCENES, "small", replace(SMALL, **changes))
     make("small", out, seed=3)
     return out
 
@@ -157,12 +161,12 @@ def test_random_writes_leave_blocks_out_of_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "ntfs", "btrfs", "fat32"])
-@pytest.mark.parametrize("wiped", [False, True])
-def test_truth_is_where_it_says(kind: str, wiped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wiped", ["", HEADS, ALL])
+def test_truth_is_where_it_says(kind: str, wiped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After deletion (and wiping) the image still has the container's bytes at the recorded extents."""
     if WHY and kind not in ("ext4", "fat32"):
         pytest.skip(f"loop mounts: {WHY}")
-    host = scenes.HostSpec(kind, "gpt" if kind == "xfs" else "none")
+    host = HostSpec(kind, "gpt" if kind == "xfs" else "none")
     scene = make_small(monkeypatch, tmp_path / "scene", host=host, wiped=wiped)
     (disk,) = load_truth(scene)["disks"]
     assert disk["deleted"] is True and disk["intact"] is True

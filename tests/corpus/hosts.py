@@ -82,6 +82,15 @@ class Host:
         """Extents of one file in bytes of the image."""
         raise NotImplementedError
 
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file that is there now."""
+        raise CorpusError(f"{self.spec.kind}: not listed here")
+
+    @property
+    def tool_target(self) -> str:
+        """How the tools of the file system name the volume as it is now."""
+        return f"{self.image}?offset={self.offset}"
+
 
 class MountedHost(Host):
     """A host that the kernel, or a FUSE program, mounts."""
@@ -165,6 +174,22 @@ class MountedHost(Host):
         if self.spec.kind == "btrfs":
             extents = fiemap.through_chunks(extents, fiemap.btrfs_chunks(self.device))
         return [(file_offset, at + self.offset, length, mark) for file_offset, at, length, mark in extents]
+
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file that is there now."""
+        if self.spec.kind == "ntfs":
+            return Ntfs(self.image, self.offset).contents()
+        found = []
+        for folder, _, names in os.walk(self._at(".")):
+            for name in names:
+                path = str(Path(folder, name).relative_to(self._at(".")))
+                found += [(at, length) for _, at, length, mark in self.locate(path) if mark != "inline"]
+        return sorted(found)
+
+    @property
+    def tool_target(self) -> str:
+        """The device, whose cache is newer than the image."""
+        return self.device or super().tool_target
 
 
 class OfflineFat(Host):

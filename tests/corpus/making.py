@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from . import bare, decoys, payload
 from .containers import discover
 from .disks import Built, Plan, build
 from .hosts import Host, HostSpec, new_host
+from .lay import lay_of
 from .partitions import MIB
-from .scenes import SCENES, Scene
+from .scene import ALL, Scene, plans_for
+from .scenes import SCENES
 from .sparse import sha256
 from .survival import matches, recoverable_blocks
 from .tools import CorpusError, NeedsRoot, no_mounts_because, run
 from .truth import IMAGE, ORIGINALS, Disk, HostFile, Snapshot, describe_guest, write_truth
-from .wipe import wipe
+from .wipe import between_files, wipe
 
 SMALLEST_HOST = 256 * MIB  # bytes
 HEADROOM = {"xfs": 1.25, "btrfs": 1.6}  # size of a host over that of its files, where above the usual
@@ -63,6 +65,7 @@ class _Making:
     def __init__(self, scene: Scene, out: Path, work: Path, seed: int, originals: bool) -> None:
         self.scene, self.out, self.work, self.originals = scene, out, work, originals
         self.seed, self.key = seed, f"{scene.name}-{seed}"
+        self.plans = plans_for(scene, seed)
         self.image = out / IMAGE
         self.makers = discover()
         self.guests, self.stage = out / ORIGINALS, work / "stage"
@@ -89,7 +92,10 @@ class _Making:
             head["host"] = None
         else:
             disks, wiped = self._on_host(self.scene.host)
-            head["host"] = {"kind": self.scene.host.kind, "table": self.scene.host.table, "wiped_bytes": wiped}
+            head["host"] = {
+                "kind": self.scene.host.kind, "table": self.scene.host.table, "wiped_bytes": wiped,
+                "wiped": self.scene.wiped,
+            }  # fmt: skip
         for volume in self.guests.glob("*.volume"):
             volume.unlink()
         write_truth(self.out, head, disks)
@@ -104,13 +110,14 @@ class _Making:
         if self.scene.decoys:
             bare.write_pieces(self.image, decoys.pieces(rng), rng)
             return []
-        built = [one for plan in self.scene.plans for one in self._build(plan, self.stage / plan.name)]
+        built = [one for plan in self.plans for one in self._build(plan, self.stage / plan.name)]
         extents = bare.lay_out(self.image, [file for one in built for file in one.files], self.scene.cut, rng)
         placed = []
         for one in built:
             files = [self._host_file(one, file, None) for file in one.files]
             for file, row in zip(one.files, files, strict=True):
                 row.extents = extents[file]
+                row.lay = lay_of(row.extents).to_json()
             placed.append(Placed(one, files))
         return [self._truth(one, None, "bare") for one in placed]
 
@@ -120,7 +127,7 @@ class _Making:
         direct = self._writes_directly(spec)
         built = {
             plan.name: self._build(plan, self.stage / plan.name)
-            for plan in self.scene.plans
+            for plan in self.plans
             if not (direct and plan.delivery == "direct")
         }
         host = new_host(spec, self.image, self._host_size(spec, built), self.key, self.mounts)
@@ -129,15 +136,17 @@ class _Making:
             doomed = list(self._background(host, "before", 2 * BACKGROUND))
             if self.scene.together:
                 files = [file for group in built.values() for one in group for file in one.files]
-                self._age(host, sum(file.stat().st_size for file in files) + FULL + len(self.scene.plans) * BACKGROUND)
+                self._age(host, sum(file.stat().st_size for file in files) + FULL + len(self.plans) * BACKGROUND)
             if self.scene.decoys:
                 doomed += self._put_decoys(host)
             built = self._put_disks(host, built, doomed)
             host.sync()
-            placed = [self._locate(host, one) for group in built.values() for one in group]
+            contents = host.contents() if self.mounts else []
+            placed = [self._locate(host, one, contents) for group in built.values() for one in group]
             if self.scene.remount:
                 host.close()
                 host.open()
+            between = between_files(host, contents) if self.scene.wiped == ALL else []
             for one in placed:
                 if one.built.plan.deleted:
                     for row in one.files:
@@ -150,7 +159,7 @@ class _Making:
         finally:
             host.close()
         kept = [extent for one in placed for row in one.files for extent in row.extents]
-        wiped = wipe(self.image, spec, host.offset, kept) if self.scene.wiped else 0
+        wiped = wipe(self.image, spec, host.offset, kept, between) if self.scene.wiped else 0
         return [self._truth(one, one.built.plan.deleted, self._delivered(one)) for one in placed], wiped
 
     def _delivered(self, one: Placed) -> str:
@@ -166,8 +175,10 @@ class _Making:
 
     def _host_size(self, spec: HostSpec, built: dict[str, list[Built]]) -> int:
         """Bytes for the image: the files, room for the file system, and some free space."""
-        total = 4 * len(self.scene.plans) * BACKGROUND + (decoys.BUDGET if self.scene.decoys else 0)
-        for plan in self.scene.plans:
+        if self.scene.roomy:
+            return self.scene.roomy
+        total = 4 * len(self.plans) * BACKGROUND + (decoys.BUDGET if self.scene.decoys else 0)
+        for plan in self.plans:
             if plan.name not in built:
                 total += plan.guest.volume_mib * MIB
             for one in built.get(plan.name, []):
@@ -185,7 +196,7 @@ class _Making:
                 [(file, self._path(one, file)) for group in built.values() for one in group for file in one.files], rng
             )
         done: dict[str, list[Built]] = {}
-        for plan in self.scene.plans:
+        for plan in self.plans:
             if plan.name in built:
                 done[plan.name] = built[plan.name]
                 if not self.scene.together:
@@ -199,6 +210,8 @@ class _Making:
                 made = self._build(plan, there)
                 run("cp", "-r", "--sparse=always", there, self.stage / plan.name)
                 done[plan.name] = [one.moved(there, self.stage / plan.name) for one in made]
+            if self.scene.roomy:
+                host.sync()  # else the kernel writes several files out in turn, and they break after all
             doomed += self._background(host, f"beside-{plan.name}", BACKGROUND)
         return done
 
@@ -252,12 +265,13 @@ class _Making:
         role = "descriptor" if file == one.opened and file != one.main else "container"
         return HostFile(path or file.name, role, file.stat().st_size, sha256(file))
 
-    def _locate(self, host: Host, one: Built) -> Placed:
+    def _locate(self, host: Host, one: Built, contents: Sequence[tuple[int, int]]) -> Placed:
         """Ask the host where the files lie, and read them there to be sure."""
         files = []
         for file in one.files:
             row = self._host_file(one, file, self._path(one, file))
             row.extents = host.locate(row.host_path)
+            row.lay = lay_of(row.extents, contents).to_json()
             resident = not row.extents and row.size <= 4096
             if not resident and not matches(self.image, file, row.extents):
                 raise CorpusError(f"{self.scene.name}: {row.host_path} does not lie where the host says")
