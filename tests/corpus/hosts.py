@@ -16,11 +16,14 @@ from .fat import Fat
 from .loops import loop_device, mounted
 from .ntfs import Ntfs
 from .partitions import seeded_uuid, volume_offset, volume_size, write_table
-from .sparse import new_sparse
+from .sparse import new_sparse, nonzero_runs, pieces
 from .tools import CorpusError, run
 from .truth import Extent
 
 APPEND = (16 << 10, 512 << 10)  # bytes of one append while files grow together, least and most
+
+
+STEADY = 64 << 10  # bytes; Btrfs keeps smaller extents together elsewhere
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class HostSpec:
 
     kind: str
     table: str = "none"
+    options: str = ""  # of the mount
+    offline: bool = False  # filled by the tools of the file system though mounts are possible
 
     @property
     def mount_kind(self) -> str:
@@ -70,6 +75,14 @@ class Host:
         """Copy one file onto the host in one go; `dense` writes zeros where the source has holes."""
         raise NotImplementedError
 
+    def put_steadily(self, source: Path, path: str, dense: bool) -> None:
+        """Copy one file run after run, each brought to its place before the next is written."""
+        raise CorpusError(f"{self.spec.kind}: files cannot be written piece by piece here")
+
+    def put_preallocated(self, source: Path, path: str, dense: bool) -> None:
+        """Copy one file into space that was asked for in advance; unless `dense`, its holes are made at the end."""
+        raise CorpusError(f"{self.spec.kind}: no space can be asked for in advance here")
+
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Copy several files at once by small appends in turn."""
         raise CorpusError(f"{self.spec.kind}: files cannot grow together here")
@@ -84,7 +97,7 @@ class Host:
 
     def contents(self) -> list[tuple[int, int]]:
         """(image_offset, length) of the content of every file that is there now."""
-        raise CorpusError(f"{self.spec.kind}: not listed here")
+        return []
 
     @property
     def tool_target(self) -> str:
@@ -112,7 +125,7 @@ class MountedHost(Host):
         """Mount."""
         self.device = self._open.enter_context(loop_device(self.image, self.offset, self.size))
         self._root = self._open.enter_context(
-            mounted(self.device, self.spec.mount_kind, self.image.with_suffix(".host"))
+            mounted(self.device, self.spec.mount_kind, self.image.with_suffix(".host"), self.spec.options)
         )
 
     def close(self) -> None:
@@ -141,6 +154,35 @@ class MountedHost(Host):
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         run("cp", f"--sparse={'never' if dense else 'always'}", source, target)
+
+    def put_steadily(self, source: Path, path: str, dense: bool) -> None:
+        """Copy run after run, each brought to its place before the next is written."""
+        target = self._at(path)
+        with target.open("xb") as file:
+            for at, block in pieces(source):
+                for start, end in [(0, len(block))] if dense else nonzero_runs(block, STEADY):
+                    file.seek(at + start)
+                    file.write(block[start:end])
+                    file.flush()
+                    os.fdatasync(file.fileno())
+            file.truncate(source.stat().st_size)
+
+    def put_preallocated(self, source: Path, path: str, dense: bool) -> None:
+        """Write into space asked for in advance; its unused parts become holes, where the file system can punch."""
+        if self.spec.kind == "ntfs":
+            self.put(source, path, dense=True)
+            return
+        target, end = self._at(path), 0
+        with target.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, source.stat().st_size)
+            for at, block in pieces(source):
+                for start, stop in [(0, len(block))] if dense else nonzero_runs(block):
+                    file.seek(at + start)
+                    file.write(block[start:stop])
+                    if not dense and at + start > end:
+                        file.flush()
+                        run("fallocate", "--punch-hole", "-o", str(end), "-l", str(at + start - end), target)
+                    end = at + stop
 
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Append to a file drawn by lot, and make that durable, until all are whole."""
@@ -225,45 +267,54 @@ class OfflineFat(Host):
         return Fat(self.image, self.offset).extents(path)
 
 
-class OfflineExt4(Host):
-    """An ext4 host, filled by debugfs: what is left where nobody may mount."""
+class OfflineExt(Host):
+    """An ext3 or ext4 host, filled by debugfs: what is left where nobody may mount.
+
+    It takes block after block as they come, with an ext3's indirect blocks among them, as Linux did when ext3 had a
+    driver of its own."""
 
     def __init__(self, spec: HostSpec, image: Path, size: int, key: str) -> None:
         super().__init__(spec, image, size, key)
-        kind = _mkfs(HostSpec("ext4", spec.table), random.Random(f"host {key}"))
+        kind = _mkfs(spec if spec.kind == "ext3" else HostSpec("ext4", spec.table), random.Random(f"host {key}"))
         run(*kind, "-E", f"offset={self.offset}", image, f"{self.size // 1024}k")
+        self._paths: list[str] = []
 
     def _debugfs(self, *commands: str) -> str:
-        target = f"{self.image}?offset={self.offset}"
-        return run("debugfs", "-w", "-f", "-", target, stdin="".join(command + "\n" for command in commands))
+        return run("debugfs", "-w", "-f", "-", self.tool_target, stdin="".join(command + "\n" for command in commands))
 
     def put(self, source: Path, path: str, dense: bool) -> None:
-        """Copy with debugfs, which keeps holes."""
+        """Copy with debugfs, which makes a hole of every block of zeros."""
         parts = path.split("/")
         folders = ["mkdir " + "/".join(parts[:depth]) for depth in range(1, len(parts))]
         self._debugfs(*folders, f"write {source} {path}")
+        self._paths.append(path)
 
     def remove(self, path: str) -> None:
         """Unlink with debugfs."""
         self._debugfs(f"rm {path}")
+        self._paths.remove(path)
 
     def locate(self, path: str) -> list[Extent]:
         """Extents as debugfs lists them."""
         said = self._debugfs(f"stat {path}")
         size = int(re.search(r"Size: (\d+)", said)[1])  # type: ignore[index]
         found: list[Extent] = []
-        listed = said.split("EXTENTS:", 1)[1] if "EXTENTS:" in said else ""
-        for first, last, block in re.findall(r"\((\d+)(?:-(\d+))?\):(\d+)", listed):
+        listed = re.split(r"\n(?:EXTENTS|BLOCKS):", said, maxsplit=1)[1:]
+        for first, last, block in re.findall(r"\((\d+)(?:-(\d+))?\):(\d+)", "".join(listed)):
             start, length = int(first) * 4096, (int(last or first) - int(first) + 1) * 4096
             found.append((start, self.offset + int(block) * 4096, min(length, size - start), ""))
         return found
+
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file that was put here and is not removed."""
+        return sorted((at, length) for path in self._paths for _, at, length, _ in self.locate(path))
 
 
 def new_host(spec: HostSpec, image: Path, size: int, key: str, mounts: bool) -> Host:
     """An empty host of this kind on the new file `image`; without `mounts`, ext4 stands in where it must."""
     if spec.kind == "fat32":
         return OfflineFat(spec, image, size, key)
-    return MountedHost(spec, image, size, key) if mounts else OfflineExt4(spec, image, size, key)
+    return MountedHost(spec, image, size, key) if mounts and not spec.offline else OfflineExt(spec, image, size, key)
 
 
 def _mkfs(spec: HostSpec, rng: random.Random) -> list[str]:

@@ -23,8 +23,8 @@ from .scenes import SCENES
 from .sparse import sha256
 from .survival import matches, recoverable_blocks
 from .tools import CorpusError, NeedsRoot, no_mounts_because, run
-from .truth import IMAGE, ORIGINALS, Disk, HostFile, Snapshot, describe_guest, write_truth
-from .wipe import between_files, wipe
+from .truth import IMAGE, ORIGINALS, Disk, Extent, HostFile, Snapshot, describe_guest, write_truth
+from .wipe import Area, between_files, wipe, without
 
 SMALLEST_HOST = 256 * MIB  # bytes
 HEADROOM = {"xfs": 1.25, "btrfs": 1.6}  # size of a host over that of its files, where above the usual
@@ -66,6 +66,7 @@ class _Making:
         self.scene, self.out, self.work, self.originals = scene, out, work, originals
         self.seed, self.key = seed, f"{scene.name}-{seed}"
         self.plans = plans_for(scene, seed)
+        self.debris: list[Area] = []
         self.image = out / IMAGE
         self.makers = discover()
         self.guests, self.stage = out / ORIGINALS, work / "stage"
@@ -134,6 +135,8 @@ class _Making:
         host.open()
         try:
             doomed = list(self._background(host, "before", 2 * BACKGROUND))
+            if self.scene.roomy:
+                self._start_volume(host)
             if self.scene.together:
                 files = [file for group in built.values() for one in group for file in one.files]
                 self._age(host, sum(file.stat().st_size for file in files) + FULL + len(self.plans) * BACKGROUND)
@@ -141,12 +144,12 @@ class _Making:
                 doomed += self._put_decoys(host)
             built = self._put_disks(host, built, doomed)
             host.sync()
-            contents = host.contents() if self.mounts else []
-            placed = [self._locate(host, one, contents) for group in built.values() for one in group]
+            contents = host.contents()
+            between = between_files(host, contents)
+            placed = [self._locate(host, one, contents, between) for group in built.values() for one in group]
             if self.scene.remount:
                 host.close()
                 host.open()
-            between = between_files(host, contents) if self.scene.wiped == ALL else []
             for one in placed:
                 if one.built.plan.deleted:
                     for row in one.files:
@@ -158,9 +161,13 @@ class _Making:
                 list(self._background(host, "after", 6 * BACKGROUND))
         finally:
             host.close()
+        self._clear(contents + between)
         kept = [extent for one in placed for row in one.files for extent in row.extents]
-        wiped = wipe(self.image, spec, host.offset, kept, between) if self.scene.wiped else 0
+        wiped = self._wipe(host, kept, between) if self.scene.wiped else 0
         return [self._truth(one, one.built.plan.deleted, self._delivered(one)) for one in placed], wiped
+
+    def _wipe(self, host: Host, kept: list[Extent], between: list[Area]) -> int:
+        return wipe(self.image, host.spec, host.offset, kept, between if self.scene.wiped == ALL else [])
 
     def _delivered(self, one: Placed) -> str:
         if self.scene.together:
@@ -171,7 +178,7 @@ class _Making:
 
     def _writes_directly(self, spec: HostSpec) -> bool:
         """Whether QEMU can write onto the host; FAT32 is never mounted."""
-        return self.mounts and not self.scene.together and spec.kind != "fat32"
+        return self.mounts and not self.scene.together and spec.kind != "fat32" and not spec.offline
 
     def _host_size(self, spec: HostSpec, built: dict[str, list[Built]]) -> int:
         """Bytes for the image: the files, room for the file system, and some free space."""
@@ -202,18 +209,67 @@ class _Making:
                 if not self.scene.together:
                     for one in built[plan.name]:
                         for file in one.files:
-                            host.put(file, self._path(one, file), plan.delivery == "dense")
+                            self._put(host, file, self._path(one, file), plan.delivery == "dense")
             else:
                 assert host.root is not None
-                there = host.root / "vms" / plan.name
-                there.parent.mkdir(exist_ok=True)
-                made = self._build(plan, there)
-                run("cp", "-r", "--sparse=always", there, self.stage / plan.name)
-                done[plan.name] = [one.moved(there, self.stage / plan.name) for one in made]
-            if self.scene.roomy:
-                host.sync()  # else the kernel writes several files out in turn, and they break after all
+                done[plan.name] = self._build_there(host, plan)
             doomed += self._background(host, f"beside-{plan.name}", BACKGROUND)
         return done
+
+    def _build_there(self, host: Host, plan: Plan) -> list[Built]:
+        """QEMU writes the container onto the host; the stage gets a copy."""
+        assert host.root is not None
+        there = host.root / "vms" / plan.name
+        there.parent.mkdir(exist_ok=True)
+        if self.scene.roomy:
+            host.sync()
+        made = self._build(plan, there)
+        run("cp", "-r", "--sparse=always", there, self.stage / plan.name)
+        done = [one.moved(there, self.stage / plan.name) for one in made]
+        if self.scene.roomy:
+            for one in done:
+                for file in one.files:
+                    if self._is_broken(host, self._path(one, file)):
+                        self._put(host, file, self._path(one, file), dense=False)
+        return done
+
+    def _start_volume(self, host: Host) -> None:
+        """A file that fills the first small block group of a Btrfs, which would break the next one."""
+        if host.root is not None and host.spec.kind == "btrfs":
+            (host.root / "first.dat").write_bytes(payload.noise(random.Random(f"first {self.key}"), FULL))
+            host.sync()
+
+    def _put(self, host: Host, file: Path, path: str, dense: bool) -> None:
+        """Copy a file onto the host; on a roomy one until the host does not break it, at last preallocated."""
+        if not self.scene.roomy:
+            host.put(file, path, dense)
+            return
+        ways = (host.put, host.put_steadily, host.put_preallocated, *[host.put] * 5) if host.root else (host.put,)
+        for put in ways:
+            host.sync()  # else the kernel writes several files out in turn, and they break
+            put(file, path, dense)
+            if not self._is_broken(host, path):
+                return
+        raise CorpusError(f"{self.scene.name}: the host breaks {path}")
+
+    def _is_broken(self, host: Host, path: str) -> bool:
+        """Whether a file lies in fragments; if so it is removed, and its bytes are to go too."""
+        host.sync()
+        extents = host.locate(path)
+        contents = host.contents()
+        lay = lay_of(extents, contents, between_files(host, contents))
+        if not lay.jumps and not lay.gaps:
+            return False
+        self.debris += [(at, length) for _, at, length, mark in extents if mark != "inline"]
+        host.remove(path)
+        return True
+
+    def _clear(self, contents: Sequence[Area]) -> None:
+        """Zero what broken copies left, or an image would hold the same disk twice."""
+        for at, length in without(self.debris, contents):
+            with self.image.open("r+b") as file:
+                file.seek(at)
+                file.write(bytes(length))
 
     @staticmethod
     def _path(one: Built, file: Path) -> str:
@@ -265,13 +321,13 @@ class _Making:
         role = "descriptor" if file == one.opened and file != one.main else "container"
         return HostFile(path or file.name, role, file.stat().st_size, sha256(file))
 
-    def _locate(self, host: Host, one: Built, contents: Sequence[tuple[int, int]]) -> Placed:
+    def _locate(self, host: Host, one: Built, contents: list[Area], between: list[Area]) -> Placed:
         """Ask the host where the files lie, and read them there to be sure."""
         files = []
         for file in one.files:
             row = self._host_file(one, file, self._path(one, file))
             row.extents = host.locate(row.host_path)
-            row.lay = lay_of(row.extents, contents).to_json()
+            row.lay = lay_of(row.extents, contents, between).to_json()
             resident = not row.extents and row.size <= 4096
             if not resident and not matches(self.image, file, row.extents):
                 raise CorpusError(f"{self.scene.name}: {row.host_path} does not lie where the host says")

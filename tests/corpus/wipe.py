@@ -78,6 +78,23 @@ def merged(areas: Iterable[Area]) -> list[Area]:
     return joined
 
 
+def without(areas: Iterable[Area], others: Iterable[Area]) -> list[Area]:
+    """What is left of `areas` outside of `others`."""
+    left: list[Area] = []
+    kept = merged(others)
+    for at, length in merged(areas):
+        end = at + length
+        for other, size in kept:
+            if other >= end or other + size <= at:
+                continue
+            if other > at:
+                left.append((at, other - at))
+            at = other + size
+        if at < end:
+            left.append((at, end - at))
+    return left
+
+
 def _ext(image: Path, start: int) -> list[Area]:
     """Superblocks and group descriptors with their backups, bitmaps, inode tables, journal; not extent blocks."""
     target = f"{image}?offset={start}"
