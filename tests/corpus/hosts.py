@@ -23,7 +23,7 @@ from .truth import Extent
 APPEND = (16 << 10, 512 << 10)  # bytes of one append while files grow together, least and most
 
 
-STEADY = 64 << 10  # bytes; Btrfs keeps smaller extents together elsewhere
+STEADY, STEADY_MOST = 128 << 10, 4 << 20  # bytes; Btrfs has block groups of their own for smaller and larger extents
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,16 @@ class MountedHost(Host):
 
     def put_steadily(self, source: Path, path: str, dense: bool) -> None:
         """Copy run after run, each brought to its place before the next is written."""
-        target = self._at(path)
-        with target.open("xb") as file:
-            for at, block in pieces(source):
-                for start, end in [(0, len(block))] if dense else nonzero_runs(block, STEADY):
-                    file.seek(at + start)
-                    file.write(block[start:end])
+        size = source.stat().st_size
+        with self._at(path).open("xb") as file, source.open("rb") as here:
+            for start, end in [(0, size)] if dense else _steady_runs(source, size):
+                for at in range(start, end, STEADY_MOST):
+                    here.seek(at)
+                    file.seek(at)
+                    file.write(here.read(min(STEADY_MOST, end - at)))
                     file.flush()
                     os.fdatasync(file.fileno())
-            file.truncate(source.stat().st_size)
+            file.truncate(size)
 
     def put_preallocated(self, source: Path, path: str, dense: bool) -> None:
         """Write into space asked for in advance; its unused parts become holes, where the file system can punch."""
@@ -331,6 +332,19 @@ def _mkfs(spec: HostSpec, rng: random.Random) -> list[str]:
         "exfat": ["mkfs.exfat"],
     }
     return words[spec.kind]
+
+
+def _steady_runs(source: Path, size: int) -> list[tuple[int, int]]:
+    """(start, end) of runs that hold all non-zero data of `source`, none shorter than STEADY."""
+    runs: list[tuple[int, int]] = []
+    for at, block in pieces(source, STEADY):
+        for start, end in nonzero_runs(block, STEADY):
+            start, end = min(at + start, max(0, size - STEADY)), at + end
+            if runs and start <= runs[-1][1]:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+    return runs
 
 
 def _sync_file(path: Path) -> None:

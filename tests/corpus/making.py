@@ -234,10 +234,11 @@ class _Making:
         return done
 
     def _start_volume(self, host: Host) -> None:
-        """A file that fills the first small block group of a Btrfs, which would break the next one."""
+        """Fill the first small block group of a Btrfs, which would break what comes next."""
         if host.root is not None and host.spec.kind == "btrfs":
-            (host.root / "first.dat").write_bytes(payload.noise(random.Random(f"first {self.key}"), FULL))
-            host.sync()
+            for number in range(10):
+                (host.root / f"first-{number}.dat").write_bytes(payload.noise(random.Random(f"{self.key}"), MIB))
+                host.sync()
 
     def _put(self, host: Host, file: Path, path: str, dense: bool) -> None:
         """Copy a file onto the host; on a roomy one until the host does not break it, at last preallocated."""
