@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .hosts import HostSpec
-from .scene import ALL, GUESTS, Pool, Scene
+from .scene import ALL, DELETED, GUESTS, LIVE, Pool, Scene
 
 ROOM = 3 << 30  # bytes of a host on which nothing needs to be broken; its image is sparse
 UNBROKEN = (  # every format that QEMU writes in one file, in the order in which the seed takes them
@@ -25,12 +25,35 @@ UNBROKEN = (  # every format that QEMU writes in one file, in the order in which
     "vhdx/fixed",
 )
 NTFS_MIB = 24  # ntfs-3g leaves a gap every 16 MiB or so, and larger files rarely fit between two
+BRAIDED = (  # every format, those of our own writers too
+    *UNBROKEN[:6],
+    "vma-one-disk",
+    *UNBROKEN[6:10],
+    "qcow2/zlib",
+    "sesparse",
+    *UNBROKEN[10:],
+    "cowd",
+    "qcow2/extended-l2",
+    "vhdx/dynamic",
+    "xva-xxhash",
+    "qcow2/v2",
+    "vhd-windows",
+    "qcow/plain",
+    "ova-sha256",
+    "vhdx-windows",
+    "vdi-virtualbox",
+    "qcow2/zstd",
+    "parallels-old-63",
+    "vhd-xenserver",
+    "qcow2/2m",
+)
+MAPPED = tuple(key for key in BRAIDED if not key.startswith("ova"))  # of which parts can be read
 HOSTS = ("ext4", "ext3", "xfs", "ntfs", "btrfs")
 
 
 def scenes() -> list[Scene]:
     """All of them."""
-    return [*_unbroken()]
+    return [*_unbroken(), *_braided()]
 
 
 def _unbroken() -> list[Scene]:
@@ -41,6 +64,23 @@ def _unbroken() -> list[Scene]:
         pool = Pool(UNBROKEN if kind != "ntfs" else UNBROKEN[:-2], 6, 6, guests, ("dense", "copy", "direct"))
         about = f"six disks that no allocator had to break, on {kind}"
         made.append(Scene(f"unbroken-{kind}", about, HostSpec(kind, options="nossd" if kind == "btrfs" else "", offline=kind == "ext3"), pool=pool, roomy=ROOM))
+    return made + [wiped(scene) for scene in made]
+
+
+def _braided() -> list[Scene]:
+    """Containers that grew at the same time on a host with broken free space."""
+    made = []
+    for kind in ("ext4", "ntfs", "xfs", "btrfs"):
+        plain = Scene(f"braided-{kind}", f"2 to 6 disks that grew at the same time on {kind}", HostSpec(kind))
+        plain = replace(plain, pool=Pool(BRAIDED, 2, 6), together=True)
+        made.append(plain)
+        if kind == "xfs":
+            about = f"{plain.about}, deleted before their inodes were written"
+            made.append(replace(plain, name="braided-xfs-unflushed", about=about, remount=False))
+        for reuse, name in ((LIVE, "reused"), (DELETED, "reused-deleted")):
+            about = f"{plain.about}; a tenth of their blocks reused by files that are {reuse}"
+            pool = Pool(MAPPED, 2, 6)
+            made.append(replace(plain, name=f"{plain.name}-{name}", about=about, pool=pool, reuse=reuse))
     return made + [wiped(scene) for scene in made]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -20,7 +21,8 @@ from .sparse import new_sparse, nonzero_runs, pieces
 from .tools import CorpusError, run
 from .truth import Extent
 
-APPEND = (16 << 10, 512 << 10)  # bytes of one append while files grow together, least and most
+APPENDS = (64 << 10, 256 << 10, 1 << 20)  # mean bytes of one append while files grow together: one for a host
+SIGMA = 1.0  # of the lognormal sizes of appends
 
 
 STEADY, STEADY_MOST = 128 << 10, 4 << 20  # bytes; Btrfs has block groups of their own for smaller and larger extents
@@ -187,6 +189,7 @@ class MountedHost(Host):
 
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Append to a file drawn by lot, and make that durable, until all are whole."""
+        mean = rng.choice(APPENDS)
         with contextlib.ExitStack() as stack:
             growing = []
             for source, path in sources:
@@ -194,7 +197,7 @@ class MountedHost(Host):
                 growing.append((stack.enter_context(source.open("rb")), stack.enter_context(self._at(path).open("wb"))))
             while growing:
                 pair = rng.choice(growing)
-                block = pair[0].read(rng.randrange(*APPEND) // 4096 * 4096)
+                block = pair[0].read(lognormal(rng, mean))
                 if not block:
                     growing.remove(pair)
                     continue
@@ -332,6 +335,11 @@ def _mkfs(spec: HostSpec, rng: random.Random) -> list[str]:
         "exfat": ["mkfs.exfat"],
     }
     return words[spec.kind]
+
+
+def lognormal(rng: random.Random, mean: float) -> int:
+    """A size of whole 4 KiB blocks, lognormal with this mean in bytes."""
+    return max(1, round(rng.lognormvariate(math.log(mean / 4096) - SIGMA**2 / 2, SIGMA))) * 4096
 
 
 def _steady_runs(source: Path, size: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sys
@@ -15,10 +16,10 @@ import numpy as np
 from . import bare, decoys, payload
 from .containers import discover
 from .disks import Built, Plan, build
-from .hosts import Host, HostSpec, new_host
+from .hosts import Host, HostSpec, lognormal, new_host
 from .lay import lay_of
 from .partitions import MIB
-from .scene import ALL, Scene, plans_for
+from .scene import ALL, DELETED, Scene, plans_for
 from .scenes import SCENES
 from .sparse import sha256
 from .survival import matches, recoverable_blocks
@@ -29,6 +30,8 @@ from .wipe import Area, between_files, wipe, without
 SMALLEST_HOST = 256 * MIB  # bytes
 HEADROOM = {"xfs": 1.25, "btrfs": 1.6}  # size of a host over that of its files, where above the usual
 OLD_FILE = (16, 19.5)  # size of a file that ages a host, least and most, as powers of two
+REUSED = 0.1  # share of the freed bytes that later files take
+REUSING_FILE = 256 << 10  # bytes of such a file on average
 FULL = 16 * MIB  # bytes left free when a host counts as full
 BACKGROUND = 3 * MIB  # bytes of other files before, between and behind the disks
 
@@ -150,6 +153,8 @@ class _Making:
             if self.scene.remount:
                 host.close()
                 host.open()
+            if self.scene.reuse:
+                self._fill(host)
             for one in placed:
                 if one.built.plan.deleted:
                     for row in one.files:
@@ -159,10 +164,12 @@ class _Making:
             if self.scene.reused:
                 host.sync()
                 list(self._background(host, "after", 6 * BACKGROUND))
+            if self.scene.reuse:
+                between += self._reuse(host, sum(row.size for one in placed for row in one.files))
         finally:
             host.close()
         self._clear(contents + between)
-        kept = [extent for one in placed for row in one.files for extent in row.extents]
+        kept = [extent for one in placed for row in one.files for extent in row.extents if not self.scene.reuse]
         wiped = self._wipe(host, kept, between) if self.scene.wiped else 0
         return [self._truth(one, one.built.plan.deleted, self._delivered(one)) for one in placed], wiped
 
@@ -297,13 +304,42 @@ class _Making:
         (host.root / "old").mkdir()
         while host.free() > FULL:
             paths.append(host.root / "old" / f"{len(paths):04d}.dat")
-            paths[-1].write_bytes(payload.noise(rng, int(2 ** rng.uniform(*OLD_FILE))))
+            paths[-1].write_bytes(payload.stretch(rng, int(2 ** rng.uniform(*OLD_FILE))))
         host.sync()
         rng.shuffle(paths)
         while host.free() < needed and paths:
             paths.pop().unlink()
             if len(paths) % 16 == 0:
                 host.sync()
+
+    def _fill(self, host: Host) -> None:
+        """Take the space that is free, so that later files can only go where the deleted ones were."""
+        assert host.root is not None
+        rng, folder = random.Random(f"fill {self.key}"), host.root / "filler"
+        folder.mkdir()
+        keep = (FULL if host.spec.kind == "btrfs" else MIB) + 4096
+        with contextlib.suppress(OSError):  # full before we thought so
+            for number in range(10**4):
+                if (size := min(4 * MIB, host.free() - keep)) <= 0:
+                    break
+                (folder / f"{number}.dat").write_bytes(payload.stretch(rng, size))
+        host.sync()
+
+    def _reuse(self, host: Host, freed: int) -> list[Area]:
+        """Files that take a share of the freed blocks; what the host holds for itself while they are there."""
+        assert host.root is not None
+        rng, folder, made = random.Random(f"reuse {self.key}"), host.root / "later", 0
+        host.sync()
+        folder.mkdir()
+        while made < freed * REUSED:
+            size = min(lognormal(rng, REUSING_FILE), int(freed * REUSED) - made + 4096)
+            (folder / f"{made}.dat").write_bytes(payload.stretch(rng, size))
+            made += size
+        host.sync()
+        areas = between_files(host, host.contents())
+        if self.scene.reuse == DELETED:
+            shutil.rmtree(folder)
+        return areas
 
     def _put_decoys(self, host: Host) -> list[str]:
         """Put the decoys onto the host as files; every second one is to be deleted."""

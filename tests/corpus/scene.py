@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import dataclass, replace
 
 from .containers import QemuMaker, discover
@@ -23,6 +24,8 @@ DELIVERIES = ("copy", "dense", "copy", "direct")
 
 HEADS = "heads"  # the host's superblocks, tables, journal and btrees are zeroed; what lies between files stays
 ALL = "all"  # all that is not the content of a file: directories and blocks of file extents too
+
+LIVE, DELETED = "live", "deleted"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Scene:
     remount: bool = True  # unmounted and mounted again between writing and deleting
     wiped: str = ""  # "", HEADS or ALL
     reused: bool = False  # later files take some of the freed space
+    reuse: str = ""  # a tenth of the freed blocks goes to later files, which LIVE or were DELETED in turn
     offline: bool = False  # made without mounts even where they are possible
     cut: int = 0
     decoys: bool = False
@@ -61,8 +65,9 @@ def plans_for(scene: Scene, seed: int) -> tuple[Plan, ...]:
     if scene.pool is None:
         return scene.plans
     pool = scene.pool
-    rng = random.Random(f"pool {scene.name.removesuffix('-wiped')} {seed}")
-    count, first = rng.randint(pool.least, pool.most), seed * pool.most
+    name = scene.name.removesuffix("-wiped")
+    rng = random.Random(f"pool {name} {seed}")
+    count, first = rng.randint(pool.least, pool.most), seed * pool.most + zlib.crc32(name.encode())
     keys = [pool.makers[(first + number) % len(pool.makers)] for number in range(count)]
     return scene.plans + tuple(_drawn(pool, key, number, rng) for number, key in enumerate(keys))
 
