@@ -15,6 +15,7 @@ from pathlib import Path
 from . import fiemap
 from .fat import Fat
 from .loops import loop_device, mounted
+from .nbd import random_writes
 from .ntfs import Ntfs
 from .partitions import seeded_uuid, volume_offset, volume_size, write_table
 from .sparse import new_sparse, nonzero_runs, pieces
@@ -22,6 +23,7 @@ from .tools import CorpusError, run
 from .truth import Extent
 
 APPENDS = (64 << 10, 256 << 10, 1 << 20)  # mean bytes of one append while files grow together: one for a host
+SYNC = 0.05  # chance that a random write is made durable at once
 SIGMA = 1.0  # of the lognormal sizes of appends
 
 
@@ -88,6 +90,10 @@ class Host:
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Copy several files at once by small appends in turn."""
         raise CorpusError(f"{self.spec.kind}: files cannot grow together here")
+
+    def grow_thin(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
+        """Fill several files at once by writes in random order, holes kept."""
+        raise CorpusError(f"{self.spec.kind}: files cannot be written in random order here")
 
     def remove(self, path: str) -> None:
         """Delete one file."""
@@ -204,6 +210,25 @@ class MountedHost(Host):
                 pair[1].write(block)
                 pair[1].flush()
                 os.fsync(pair[1].fileno())
+
+    def grow_thin(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
+        """Files of full size from the start, written where they hold data, in random order and in turn."""
+        with contextlib.ExitStack() as stack:
+            writes = []
+            for source, path in sources:
+                self._at(path).parent.mkdir(parents=True, exist_ok=True)
+                target = stack.enter_context(self._at(path).open("wb"))
+                target.truncate(source.stat().st_size)
+                pair = stack.enter_context(source.open("rb")), target
+                writes += [(pair, at, length) for at, length in random_writes(source, rng)]
+            rng.shuffle(writes)
+            for (here, target), at, length in writes:
+                here.seek(at)
+                target.seek(at)
+                target.write(here.read(length))
+                target.flush()
+                if rng.random() < SYNC:
+                    os.fsync(target.fileno())
 
     def remove(self, path: str) -> None:
         """Unlink."""

@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from . import bare, decoys, payload
 from .containers import discover
-from .disks import Built, Plan, build
+from .disks import TEMPLATE, Built, Plan, build
+from .harm import harm
 from .hosts import Host, HostSpec, lognormal, new_host
 from .lay import lay_of
 from .partitions import MIB
-from .scene import ALL, DELETED, Scene, plans_for
+from .scene import ALL, DELETED, Scene, host_for, plans_for
 from .scenes import SCENES
 from .sparse import sha256
 from .survival import matches, recoverable_blocks
@@ -42,6 +43,11 @@ class Placed:
 
     built: Built
     files: list[HostFile]
+
+    @property
+    def deleted(self) -> bool | None:
+        """Whether its files are to be deleted; None for a disk inside a guest, of which no host says so."""
+        return None if self.built.inside else self.built.plan.deleted
 
 
 def make(name: str, out: Path, seed: int = 1, originals: bool = True) -> Path:
@@ -66,7 +72,8 @@ class _Making:
     """One run of `make`."""
 
     def __init__(self, scene: Scene, out: Path, work: Path, seed: int, originals: bool) -> None:
-        self.scene, self.out, self.work, self.originals = scene, out, work, originals
+        self.scene = replace(scene, host=host_for(scene, seed))
+        self.out, self.work, self.originals = out, work, originals
         self.seed, self.key = seed, f"{scene.name}-{seed}"
         self.plans = plans_for(scene, seed)
         self.debris: list[Area] = []
@@ -100,12 +107,13 @@ class _Making:
                 "kind": self.scene.host.kind, "table": self.scene.host.table, "wiped_bytes": wiped,
                 "wiped": self.scene.wiped,
             }  # fmt: skip
-        for volume in self.guests.glob("*.volume"):
-            volume.unlink()
+        for pattern in ("*.volume", f"*-{TEMPLATE}-*.raw"):
+            for left in self.guests.glob(pattern):
+                left.unlink()
         write_truth(self.out, head, disks)
 
     def _build(self, plan: Plan, out: Path) -> list[Built]:
-        return build(plan, self.makers[plan.maker], self.key, self.guests, out, self.mounts)
+        return build(plan, self.makers, self.key, self.guests, out, self.mounts)
 
     # without a host
 
@@ -115,12 +123,13 @@ class _Making:
             bare.write_pieces(self.image, decoys.pieces(rng), rng)
             return []
         built = [one for plan in self.plans for one in self._build(plan, self.stage / plan.name)]
-        extents = bare.lay_out(self.image, [file for one in built for file in one.files], self.scene.cut, rng)
+        laid = [file for one in built if not one.inside for file in one.files]
+        extents = bare.lay_out(self.image, laid, self.scene.cut, rng, self.scene.unit)
         placed = []
         for one in built:
             files = [self._host_file(one, file, None) for file in one.files]
             for file, row in zip(one.files, files, strict=True):
-                row.extents = extents[file]
+                row.extents = extents.get(file, [])
                 row.lay = lay_of(row.extents).to_json()
             placed.append(Placed(one, files))
         return [self._truth(one, None, "bare") for one in placed]
@@ -141,8 +150,8 @@ class _Making:
             if self.scene.roomy:
                 self._start_volume(host)
             if self.scene.together:
-                files = [file for group in built.values() for one in group for file in one.files]
-                self._age(host, sum(file.stat().st_size for file in files) + FULL + len(self.plans) * BACKGROUND)
+                files = sum(file.stat().st_size for _, file in self._on_it(built))
+                self._age(host, files + FULL + len(self.plans) * BACKGROUND)
             if self.scene.decoys:
                 doomed += self._put_decoys(host)
             built = self._put_disks(host, built, doomed)
@@ -156,7 +165,7 @@ class _Making:
             if self.scene.reuse:
                 self._fill(host)
             for one in placed:
-                if one.built.plan.deleted:
+                if one.deleted:
                     for row in one.files:
                         host.remove(row.host_path)
             for path in doomed[::3] if not self.scene.decoys else doomed:
@@ -171,7 +180,10 @@ class _Making:
         self._clear(contents + between)
         kept = [extent for one in placed for row in one.files for extent in row.extents if not self.scene.reuse]
         wiped = self._wipe(host, kept, between) if self.scene.wiped else 0
-        return [self._truth(one, one.built.plan.deleted, self._delivered(one)) for one in placed], wiped
+        if self.scene.harm:
+            files = [(row.size, row.extents) for one in placed for row in one.files]
+            harm(self.image, files, self.scene.harm, random.Random(f"harm {self.key}"))
+        return [self._truth(one, one.deleted, self._delivered(one)) for one in placed], wiped
 
     def _wipe(self, host: Host, kept: list[Extent], between: list[Area]) -> int:
         return wipe(self.image, host.spec, host.offset, kept, between if self.scene.wiped == ALL else [])
@@ -206,17 +218,16 @@ class _Making:
         """Bring all disks onto the host; return them in the plans' order, with their files in the stage."""
         rng = random.Random(f"grow {self.key}")
         if self.scene.together:
-            host.grow(
-                [(file, self._path(one, file)) for group in built.values() for one in group for file in one.files], rng
+            (host.grow_thin if self.scene.thin else host.grow)(
+                [(file, self._path(one, file)) for one, file in self._on_it(built)], rng
             )
         done: dict[str, list[Built]] = {}
         for plan in self.plans:
             if plan.name in built:
                 done[plan.name] = built[plan.name]
                 if not self.scene.together:
-                    for one in built[plan.name]:
-                        for file in one.files:
-                            self._put(host, file, self._path(one, file), plan.delivery == "dense")
+                    for one, file in self._on_it({plan.name: built[plan.name]}):
+                        self._put(host, file, self._path(one, file), plan.delivery == "dense")
             else:
                 assert host.root is not None
                 done[plan.name] = self._build_there(host, plan)
@@ -278,6 +289,11 @@ class _Making:
             with self.image.open("r+b") as file:
                 file.seek(at)
                 file.write(bytes(length))
+
+    @staticmethod
+    def _on_it(built: dict[str, list[Built]]) -> list[tuple[Built, Path]]:
+        """The files that lie on the host itself, with their disks."""
+        return [(one, file) for group in built.values() for one in group if not one.inside for file in one.files]
 
     @staticmethod
     def _path(one: Built, file: Path) -> str:
@@ -362,7 +378,10 @@ class _Making:
         """Ask the host where the files lie, and read them there to be sure."""
         files = []
         for file in one.files:
-            row = self._host_file(one, file, self._path(one, file))
+            row = self._host_file(one, file, f"{one.inside}/{file.name}" if one.inside else self._path(one, file))
+            if one.inside:
+                files.append(row)
+                continue
             row.extents = host.locate(row.host_path)
             row.lay = lay_of(row.extents, contents, between).to_json()
             resident = not row.extents and row.size <= 4096
@@ -385,7 +404,7 @@ class _Making:
             np.save(self.out / own, one.own_blocks)
         disk = Disk(
             one.name, one.maker.format, one.variant, one.driver, one.written, delivered, deleted, one.encrypted,
-            one.guest_known, one.parent, guest, own, snapshots, placed.files, one.files.index(one.main),
+            one.guest_known, one.parent, one.inside, guest, own, snapshots, placed.files, one.files.index(one.main),
         )  # fmt: skip
         self._check_survival(placed, disk)
         for file in one.files:

@@ -17,10 +17,11 @@ Run = tuple[int, int, int]  # first VCN, LCN or -1 for a hole, clusters
 
 
 class Ntfs:
-    """An NTFS volume at byte `start` of an image. The image is opened and closed per read."""
+    """An NTFS volume at byte `start` of an image. The MFT is read once, when it is first asked for."""
 
     def __init__(self, image: Path, start: int) -> None:
         self.image, self.start = image, start
+        self._table = b""
         boot = self._read(0, 512)
         if boot[3:11] != b"NTFS    ":
             raise CorpusError(f"{image.name}: no NTFS boot sector at {start}")
@@ -41,12 +42,12 @@ class Ntfs:
 
     def record(self, number: int) -> bytes:
         """One FILE record with its fixups undone."""
+        if not self._table:  # read once: a host that has aged has thousands of records
+            self._table = b"".join(self._read(lcn * self.cluster, count * self.cluster) for _, lcn, count in self.mft)
         at = number * self.record_size
-        for vcn, lcn, count in self.mft:
-            inside = at - vcn * self.cluster
-            if 0 <= inside < count * self.cluster:
-                return self._fixed(self._read(lcn * self.cluster + inside, self.record_size))
-        raise CorpusError(f"{self.image.name}: no MFT record {number}")
+        if at + self.record_size > len(self._table):
+            raise CorpusError(f"{self.image.name}: no MFT record {number}")
+        return self._fixed(self._table[at : at + self.record_size])
 
     def _fixed(self, record: bytes) -> bytes:
         if record[:4] != b"FILE":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from .containers import QemuMaker, discover
 from .disks import Plan
-from .guests import GuestSpec
+from .guests import FEW, WORK, GuestSpec
 from .hosts import HostSpec
 
 GUESTS = (  # guest file systems in turn; volume sizes that their mkfs accepts
@@ -18,6 +18,14 @@ GUESTS = (  # guest file systems in turn; volume sizes that their mkfs accepts
     GuestSpec("fat32", "mbr", 40),
     GuestSpec("ext4", "none", 20),
     GuestSpec("btrfs", "gpt", 32),
+)
+WORKING = (  # guests that look like machines at work, and a database server
+    GuestSpec("ext4", "gpt", 48, life=WORK),
+    GuestSpec("ntfs", "mbr", 48, life=WORK),
+    GuestSpec("xfs", "gpt", 48, life=WORK),
+    GuestSpec("ext4", "none", 40, life=FEW),
+    GuestSpec("btrfs", "gpt", 48, life=WORK),
+    GuestSpec("ntfs", "gpt", 40, life=FEW),
 )
 WIDE_MIB = 2 * 1024 + 96  # a disk that needs two extent files of 2 GiB
 DELIVERIES = ("copy", "dense", "copy", "direct")
@@ -30,14 +38,17 @@ LIVE, DELETED = "live", "deleted"
 
 @dataclass(frozen=True)
 class Pool:
-    """Disks that a seed draws: `least` to `most` of `makers` in turn, so that a few seeds use them all."""
+    """Disks that a seed draws: `least` to `most` of `makers` in turn, so that a few seeds use them all.
+
+    Further fields are those of every plan."""
 
     makers: tuple[str, ...]
     least: int
     most: int
     guests: tuple[GuestSpec, ...] = GUESTS
     deliveries: tuple[str, ...] = ("copy",)
-    chain: str = ""
+    inner: tuple[str, ...] = ()
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,17 @@ class Scene:
     reused: bool = False  # later files take some of the freed space
     reuse: str = ""  # a tenth of the freed blocks goes to later files, which LIVE or were DELETED in turn
     offline: bool = False  # made without mounts even where they are possible
+    harm: str = ""  # a kind of harm.py, done to every container
+    hosts: tuple[HostSpec, ...] = ()  # the seed takes one of them, in turn
+    thin: bool = False  # files are written in random order where the guest writes, and are holes elsewhere
     cut: int = 0
+    unit: int = 0  # bytes of every fragment of a bare image, and of what lies between, instead of `cut`
     decoys: bool = False
+
+
+def host_for(scene: Scene, seed: int) -> HostSpec | None:
+    """The host of a scene for this seed."""
+    return scene.hosts[seed % len(scene.hosts)] if scene.hosts else scene.host
 
 
 def plans_for(scene: Scene, seed: int) -> tuple[Plan, ...]:
@@ -75,7 +95,7 @@ def plans_for(scene: Scene, seed: int) -> tuple[Plan, ...]:
 def _drawn(pool: Pool, key: str, number: int, rng: random.Random) -> Plan:
     guest, delivery = rng.choice(pool.guests), rng.choice(pool.deliveries)
     name = f"{number}-{slug(key)}"
-    return Plan(name, key, guest, delivery=fit(key, guest, delivery), chain=pool.chain)
+    return Plan(name, key, guest, delivery=fit(key, guest, delivery), inner=pool.inner, template=pool.template)
 
 
 def slug(key: str) -> str:

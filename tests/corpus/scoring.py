@@ -115,8 +115,9 @@ def match(states: list[State], found: list[Recovered]) -> dict[int, int]:
             pairs[number] = other
 
     for number, other in every:
-        if number in active and found[other].file_sha256 in container_sums(states[number].disk):
-            pair(number, other)
+        sums = container_sums(states[number].disk)
+        if number in active and len(sums) == 1 and found[other].file_sha256 in sums:
+            pair(number, other)  # of several files one is not the disk
     ranked = []
     for number, other in every:
         state, one = states[number], found[other]
@@ -169,7 +170,8 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
         and one.row["virtual_size"] == state.virtual_size
         and len(one.hashes) == len(state.hashes)
     )
-    by_bytes = state.snapshot is None and one.file_sha256 in container_sums(disk)
+    sums = container_sums(disk)
+    by_bytes = state.snapshot is None and len(sums) == 1 and one.file_sha256 in sums
     several = len(disk["files"]) > 1 or disk["own_blocks"] is not None
     loose = disk["guest_known"] and (several or state.snapshot is not None)
     result.update(
@@ -184,17 +186,21 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
         deleted_right=disk["deleted"] is None or one.row["deleted"] == disk["deleted"],
         recall=_share(int((equal & state.wanted).sum()), wanted) if disk["guest_known"] else None,
         wrong_output_bytes=agreement(state, one.hashes)[1] * BLOCK,
-        wrong_by_grade=wrong_by_grade(state, one.row["disk_id"], case, image, folder),
+        wrong_by_grade=wrong_by_grade(state, one.row, case, image, folder),
     )
     return result
 
 
-def wrong_by_grade(state: State, disk_id: str, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept)."""
+def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept).
+
+    Of a disk in several files the container rows are checked against the file of their size, if there is one."""
     tally: dict[str, dict[str, int]] = defaultdict(lambda: {"claimed": 0, "wrong": 0, "unchecked": 0})
-    container = folder / ORIGINALS / Path(state.disk["host_path"]).name
+    files = state.disk["files"]
+    alike = [file for file in files if file["size"] == found["container_size"]] if len(files) > 1 else [state.disk]
+    container = folder / ORIGINALS / Path(alike[0]["host_path"]).name if len(alike) == 1 else None
     with image.open("rb") as source:
-        for row in case.extents[disk_id]:
+        for row in case.extents[found["disk_id"]]:
             if row["grade"] in ("missing", "parent"):
                 continue
             original = container if row["space"] == "container" else state.raw
