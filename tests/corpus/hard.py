@@ -8,7 +8,7 @@ from .disks import Plan
 from .guests import FEW, WORK, GuestSpec
 from .harm import KINDS
 from .hosts import HostSpec
-from .scene import ALL, DELETED, GUESTS, LIVE, WORKING, Pool, Scene
+from .scene import ALL, DELETED, GUESTS, HEADS, LIVE, WORKING, Pool, Scene
 
 ROOM = 3 << 30  # bytes of a host on which nothing needs to be broken; its image is sparse
 UNBROKEN = (  # every format that QEMU writes in one file, in the order in which the seed takes them
@@ -179,7 +179,8 @@ def _unkind() -> list[Scene]:
         Scene("clones", "three disks of one template, grown together", None, clones, hosts=TURN, together=True),
         Scene("sealed", "two encrypted guests beside an open one", None, sealed, hosts=TURN, together=True),
     ]
-    return made + [wiped(scene) for scene in made]
+    half = replace(made[-1], name="sealed-half-wiped", wiped=HEADS)
+    return [*made, *(wiped(scene) for scene in made), replace(half, about=f"{half.about}; blocks of extents left")]
 
 
 def wiped(scene: Scene) -> Scene:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import payload
 from .partitions import MIB
-from .truth import Extent
+from .truth import Extent, HostFile
 
 FIRST, FIRST_8, TENTH, STRIDED = "first-1m", "first-8m", "every-10th", "strided"
 TAIL, CUT, FOOTER = "tail", "cut", "footer"
@@ -22,15 +22,16 @@ CUT_SHARE = 0.25  # of the image that is cut off
 FOOTER_SIZE = 4096  # bytes at the end of a container that hold its footer
 
 
-def harm(image: Path, files: Sequence[tuple[int, Sequence[Extent]]], kind: str, rng: random.Random) -> None:
-    """Harm every file, given as (size, extents), where it lies in the image; CUT shortens the image instead."""
+def harm(image: Path, files: Sequence[HostFile], kind: str, rng: random.Random) -> None:
+    """Harm every file where it lies in the image, and note where; CUT shortens the image instead."""
     if kind == CUT:
         os.truncate(image, int(image.stat().st_size * (1 - CUT_SHARE)) // 4096 * 4096)
         return
     with image.open("r+b") as target:
-        for size, extents in files:
-            for start, end in ranges(size, kind):
-                for at, length in placed(extents, start, end):
+        for one in files:
+            for start, end in ranges(one.size, kind):
+                one.harmed.append((start, end - start))
+                for at, length in placed(one.extents, start, end):
                     target.seek(at)
                     target.write(payload.stretch(rng, length) if kind == TAIL else payload.noise(rng, length))
 

@@ -181,12 +181,13 @@ class _Making:
         kept = [extent for one in placed for row in one.files for extent in row.extents if not self.scene.reuse]
         wiped = self._wipe(host, kept, between) if self.scene.wiped else 0
         if self.scene.harm:
-            files = [(row.size, row.extents) for one in placed for row in one.files]
+            files = [row for one in placed for row in one.files]
             harm(self.image, files, self.scene.harm, random.Random(f"harm {self.key}"))
         return [self._truth(one, one.deleted, self._delivered(one)) for one in placed], wiped
 
     def _wipe(self, host: Host, kept: list[Extent], between: list[Area]) -> int:
-        return wipe(self.image, host.spec, host.offset, kept, between if self.scene.wiped == ALL else [])
+        everything = self.scene.wiped == ALL
+        return wipe(self.image, host.spec, host.offset, kept, between if everything else [], everything)
 
     def _delivered(self, one: Placed) -> str:
         if self.scene.together:

@@ -29,6 +29,7 @@ class HostFile:
     sha256: str
     extents: list[Extent] = field(default_factory=list)
     lay: dict[str, Any] = field(default_factory=dict)
+    harmed: list[tuple[int, int]] = field(default_factory=list)  # file_offset, length overwritten where it lay
 
 
 @dataclass

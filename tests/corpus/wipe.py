@@ -24,12 +24,16 @@ _XFS_IDENTITY = {b"BMA3": 40, **dict.fromkeys(_XFS_FILES[1:], 24)}  # byte of th
 _BTRFS_SUPERS = (64 << 10, 64 << 20, 256 << 30)  # bytes from the volume's start
 
 
-def wipe(image: Path, spec: HostSpec, start: int, kept: Iterable[Extent], further: Iterable[Area] = ()) -> int:
+def wipe(
+    image: Path, spec: HostSpec, start: int, kept: Iterable[Extent], further: Iterable[Area] = (), files: bool = False
+) -> int:
     """Zero the metadata of the host at byte `start`, and what is named further; return how many bytes.
 
-    `kept` must not be touched."""
+    `files`: also what an XFS keeps of its files, which names itself. `kept` must not be touched."""
     find = {"ntfs": _ntfs, "btrfs": _btrfs, "xfs": _xfs, "fat32": _fat, "exfat": _fat}.get(spec.kind, _ext)
-    areas = merged([*find(image, start), *further])
+    areas = merged([
+        *find(image, start), *further, *(_xfs_pages(image, start, _XFS_FILES) if files and spec.kind == "xfs" else ())
+    ])  # fmt: skip
     for _, at, length, mark in kept:
         if mark != "inline" and any(begin < at + length and at < begin + size for begin, size in areas):
             raise CorpusError(f"{spec.kind}: the data extent at {at} lies in metadata that is to be wiped")
@@ -48,9 +52,7 @@ def between_files(host: Host, contents: Iterable[Area]) -> list[Area]:
         return _ext_between(host, contents)
     if host.spec.kind == "ntfs":
         return Ntfs(host.image, host.offset).index_areas()
-    if host.spec.kind == "xfs":
-        return _xfs_pages(host.image, host.offset, _XFS_FILES)
-    return []  # Btrfs: `wipe` takes every node; FAT: every directory
+    return []  # XFS: its blocks name themselves, `wipe` finds them; Btrfs: it takes every node; FAT: every directory
 
 
 def _ext_between(host: Host, contents: Iterable[Area]) -> list[Area]:
