@@ -26,7 +26,7 @@ from vmcarve.model import Container
 from vmcarve.registry import formats, guests, hosts
 from vmcarve.source import ImageSource, open_image
 from vmcarve.sweeper import sweep_image
-from vmcarve.tables import DISKS, EVIDENCE, EXTENTS, read, write, writer
+from vmcarve.tables import DISKS, EVIDENCE, EXTENTS, pc, read, write, writer
 
 ROOM = 64 << 30  # bytes that a run may have before its container says its size
 PHOTOREC_TYPES = ("vdi", "vmdk", "cow")  # all that it knows of virtual disks
@@ -60,7 +60,7 @@ def simple_rule(image: Path, case: Path) -> None:
         write(case / "extents.arrow", extents, EXTENTS)
 
 
-_is_head = pa.compute.equal(pa.compute.field("container_offset"), 0)
+_is_head = pc.equal(pc.field("container_offset"), 0)
 
 
 def _lead(image: ImageSource, module: str, start: int, free: npt.NDArray[np.int64]) -> tuple[Container, FileMap] | None:
@@ -69,7 +69,7 @@ def _lead(image: ImageSource, module: str, start: int, free: npt.NDArray[np.int6
         container = fmt.open(FileView(image, FileMap.flow(start, ROOM, free)))
     except Damaged:
         return None
-    if container.size <= 0 or not container.virtual_size:
+    if not 0 < container.size <= ROOM or not 0 < container.virtual_size <= ROOM:
         return None
     return container, FileMap.flow(start, container.size, free)
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .containers import qemu_name
 from .disks import Built
-from .sparse import BLOCK, ZERO_HASH, Hashes, block_hashes, pieces
-from .tools import CorpusError, run
+from .sparse import BLOCK, ZERO_HASH, Hashes, pieces
+from .tools import CorpusError
 from .truth import Extent
 
 PIECE = 4 << 20  # bytes compared at once
 SECTOR = 512  # bytes; every format here keeps the guest's sectors whole and at whole sectors
 PLAIN = 0.9  # share of the guest that stands in a container as it is, unless that is compressed
-FRONT = 1 << 20  # bytes put back so that what is behind them can be read
+
+Unit = tuple[int, int, int, int]  # guest_offset, length, file_offset, stored bytes
 
 
 def matches(image: Path, file: Path, extents: list[Extent]) -> bool:
@@ -66,19 +67,22 @@ def recoverable_blocks(
     The container's own tables count as known: what is left of the guest is the measure, not what a reader of the
     damaged container sees."""
     wanted: Hashes = np.load(hashes)
+    harmed = {file: list(damage(image, file, extents.get(file, []))) for file in built.files}
+    units = _encoded(built)
+    if units is not None:
+        return _units_left(units, harmed[built.main], len(wanted))
     left = work / "left"
     left.mkdir()
     try:
         for file in built.files:
             copy = Path(shutil.copy(file, left / file.name))
             with copy.open("r+b") as target:
-                for at, length in damage(image, file, extents.get(file, [])):
+                for at, length in harmed[file]:
                     target.seek(at)
                     target.write(bytes(length))
-        there = _sectors_there(built, built.files, len(wanted))
-        if there[wanted != ZERO_HASH].mean() > PLAIN:
-            return _sectors_there(built, [left / file.name for file in built.files], len(wanted))
-        return _decoded(built, left, wanted)
+        if _sectors_there(built, built.files, len(wanted))[wanted != ZERO_HASH].mean() < PLAIN:
+            raise CorpusError(f"{built.name}: nobody can say what is left of a {built.maker.format}/{built.variant}")
+        return _sectors_there(built, [left / file.name for file in built.files], len(wanted))
     finally:
         shutil.rmtree(left)
 
@@ -97,20 +101,48 @@ def _sectors_there(built: Built, files: list[Path], blocks: int) -> NDArray[np.b
     return there
 
 
-def _decoded(built: Built, left: Path, wanted: Hashes) -> NDArray[np.bool_]:
-    """What QEMU reads of a container with compressed data, its front and end put back if it must."""
-    if built.driver is None or built.encrypted:
-        raise CorpusError(f"{built.name}: nobody can say what is left of a {built.maker.format}")
-    raw, opened = left / "guest.raw", left / built.opened.name
-    words = ("convert", "--salvage", "-O", "raw", qemu_name(built.driver, opened), raw)
-    try:
-        run("qemu-img", *words)
-    except CorpusError:
-        size = built.opened.stat().st_size
-        with built.opened.open("rb") as source, opened.open("r+b") as target:
-            for start in (0, max(0, size - FRONT)):
-                source.seek(start)
-                target.seek(start)
-                target.write(source.read(FRONT))
-        run("qemu-img", *words)
-    return np.equal(block_hashes(raw, len(wanted) * BLOCK), wanted)
+def _units_left(units: Iterable[Unit], harmed: list[tuple[int, int]], blocks: int) -> NDArray[np.bool_]:
+    """Per guest block: whether no stored byte of its unit was harmed."""
+    there = np.ones(blocks, np.bool_)
+    bad = {at // BLOCK for at, _ in harmed}
+    for guest_offset, length, file_offset, stored in units:
+        if bad.intersection(range(file_offset // BLOCK, (file_offset + stored - 1) // BLOCK + 1)):
+            there[guest_offset // BLOCK : -(-(guest_offset + length) // BLOCK)] = False
+    return there
+
+
+def _encoded(built: Built) -> list[Unit] | None:
+    """The units of a container with compressed data; None where the guest's sectors stand in the file as they are."""
+    if built.maker.format == "qcow2" and built.variant in ("zlib", "zstd"):
+        return list(_qcow2_units(built.main.read_bytes()))
+    if built.maker.format == "vmdk" and built.variant == "streamOptimized" and built.driver:
+        return list(_stream_units(built.main.read_bytes()))
+    return None
+
+
+def _qcow2_units(content: bytes) -> Iterator[Unit]:
+    """Clusters of a qcow2 without snapshots and extended entries. Source: QEMU, docs/interop/qcow2.txt."""
+    bits, l1_size, l1_at = struct.unpack_from(">I", content, 20)[0], *struct.unpack_from(">IQ", content, 36)
+    cluster, split = 1 << bits, 62 - (bits - 8)
+    for number, l1 in enumerate(struct.unpack_from(f">{l1_size}Q", content, l1_at)):
+        table_at = l1 & 0x00FFFFFFFFFFFE00
+        table = struct.unpack_from(f">{cluster // 8}Q", content, table_at) if table_at else ()
+        for inner, entry in enumerate(table):
+            guest_offset = (number * (cluster // 8) + inner) * cluster
+            if entry >> 62 & 1:
+                at = entry & ((1 << split) - 1)
+                sectors = (entry >> split & ((1 << (62 - split)) - 1)) + 1
+                yield guest_offset, cluster, at, sectors * SECTOR - at % SECTOR
+            elif at := entry & 0x00FFFFFFFFFFFE00:
+                yield guest_offset, cluster, at, cluster
+
+
+def _stream_units(content: bytes) -> Iterator[Unit]:
+    """Grains of a streamOptimized VMDK, by their markers: LBA, stored size, deflate data. Source: QEMU, vmdk.c."""
+    grain, at = struct.unpack_from("<Q", content, 20)[0] * SECTOR, struct.unpack_from("<Q", content, 64)[0] * SECTOR
+    while at + 12 <= len(content):
+        lba, stored = struct.unpack_from("<QI", content, at)
+        if not stored:  # the end of the stream
+            return
+        yield lba * SECTOR, grain, at, 12 + stored
+        at += -(-(12 + stored) // SECTOR) * SECTOR
