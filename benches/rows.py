@@ -76,6 +76,8 @@ BESIDE = (
     Row("thin raw disks, the host wiped", BRAIDED, "thin-wiped"),
     Row("three clones of a template", BRAIDED, "clones"),
     Row("three clones, the host wiped", BRAIDED, "clones-wiped"),
+    Row("guests that ran", BRAIDED, "ran"),
+    Row("guests that ran, the host wiped", BRAIDED, "ran-wiped"),
     Row("encrypted guests", BRAIDED, "sealed"),
     Row("encrypted guests, the host wiped", BRAIDED, "sealed-wiped"),
     Row("encrypted guests, the host wiped but for blocks of extents", BRAIDED, "sealed-half-wiped"),

@@ -179,7 +179,11 @@ def _unkind() -> list[Scene]:
         Scene("clones", "three disks of one template, grown together", None, clones, hosts=TURN, together=True),
         Scene("sealed", "two encrypted guests beside an open one", None, sealed, hosts=TURN, together=True),
     ]
-    half = replace(made[-1], name="sealed-half-wiped", wiped=HEADS)
+    booted = Pool(("qcow2/64k", "vmdk/monolithicSparse", "vdi/dynamic", "vhdx/dynamic-1m", "vhd/dynamic"), 2, 2,
+                  (GuestSpec("ext4", "gpt", 64), GuestSpec("xfs", "gpt", 64)), ("copy",))  # fmt: skip
+    about = "two guests that ran at the same time and wrote to their disks"
+    made.append(Scene("ran", about, None, pool=booted, hosts=(*TURN[:1], *TURN[2:]), ran=True))
+    half = replace(made[3], name="sealed-half-wiped", wiped=HEADS)
     return [*made, *(wiped(scene) for scene in made), replace(half, about=f"{half.about}; blocks of extents left")]
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from . import bare, decoys, payload
-from .containers import discover
+from .containers import discover, qemu_name
 from .disks import TEMPLATE, Built, Plan, build
 from .harm import harm
 from .hosts import Host, HostSpec, lognormal, new_host
 from .lay import lay_of
 from .partitions import MIB
+from .ran import run_guests
 from .scene import ALL, DELETED, Scene, host_for, plans_for
 from .scenes import SCENES
 from .sparse import sha256
@@ -149,8 +150,9 @@ class _Making:
             doomed = list(self._background(host, "before", 2 * BACKGROUND))
             if self.scene.roomy:
                 self._start_volume(host)
-            if self.scene.together:
+            if self.scene.together or self.scene.ran:
                 files = sum(file.stat().st_size for _, file in self._on_it(built))
+                files += sum(plan.guest.size for plan in self.plans) if self.scene.ran else 0
                 self._age(host, files + FULL + len(self.plans) * BACKGROUND)
             if self.scene.decoys:
                 doomed += self._put_decoys(host)
@@ -190,7 +192,7 @@ class _Making:
         return wipe(self.image, host.spec, host.offset, kept, between if everything else [], everything)
 
     def _delivered(self, one: Placed) -> str:
-        if self.scene.together:
+        if self.scene.together or self.scene.ran:
             return "grown"
         asked = one.built.plan.delivery
         assert self.scene.host is not None
@@ -204,6 +206,8 @@ class _Making:
         """Bytes for the image: the files, room for the file system, and some free space."""
         if self.scene.roomy:
             return self.scene.roomy
+        if self.scene.ran:
+            return (4 * sum(plan.guest.size for plan in self.plans) + 64 * MIB) // MIB * MIB
         total = 4 * len(self.plans) * BACKGROUND + (decoys.BUDGET if self.scene.decoys else 0)
         for plan in self.plans:
             if plan.name not in built:
@@ -233,7 +237,23 @@ class _Making:
                 assert host.root is not None
                 done[plan.name] = self._build_there(host, plan)
             doomed += self._background(host, f"beside-{plan.name}", BACKGROUND)
+        if self.scene.ran:
+            self._run_guests(host, done)
         return done
+
+    def _run_guests(self, host: Host, built: dict[str, list[Built]]) -> None:
+        """Boot all guests on their containers, and take over what they became."""
+        assert host.root is not None
+        on_it = [(one, file, host.root / self._path(one, file)) for one, file in self._on_it(built)]
+        cache = "writeback" if host.spec.kind == "ntfs" else "none"
+        run_guests(
+            [(there, str(one.driver), one.guest.spec.kind, one.guest.key) for one, _, there in on_it], self.work, cache
+        )
+        for one, file, there in on_it:
+            run("cp", "--sparse=always", there, file)
+            run("qemu-img", "convert", "-O", "raw", qemu_name(str(one.driver), file), one.guest.raw)
+            one.written = "ran"
+
 
     def _build_there(self, host: Host, plan: Plan) -> list[Built]:
         """QEMU writes the container onto the host; the stage gets a copy."""

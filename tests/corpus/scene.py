@@ -70,6 +70,7 @@ class Scene:
     harm: str = ""  # a kind of harm.py, done to every container
     hosts: tuple[HostSpec, ...] = ()  # the seed takes one of them, in turn
     thin: bool = False  # files are written in random order where the guest writes, and are holes elsewhere
+    ran: bool = False  # guests are booted on the host, all at once, and write to their disks
     cut: int = 0
     unit: int = 0  # bytes of every fragment of a bare image, and of what lies between, instead of `cut`
     decoys: bool = False
