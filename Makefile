@@ -8,7 +8,7 @@ DEMO_OUT ?= demo-case
 # What the demo needs, and what the tests need on top of it.
 DEMO_PACKAGES := qemu-utils e2fsprogs fdisk python3-venv python3-dev gcc
 TEST_PACKAGES := $(DEMO_PACKAGES) xfsprogs btrfs-progs ntfs-3g dosfstools exfatprogs exfat-fuse mtools sleuthkit gdisk \
-	cryptsetup-bin lvm2 xz-utils valgrind
+	cryptsetup-bin lvm2 xz-utils valgrind testdisk
 SOURCES := setup.py pyproject.toml $(wildcard ext/*)
 
 .PHONY: demo test lint bench bench-recall bench-gate clean build packages-demo packages-test
@@ -60,9 +60,10 @@ lint: build $(VENV)/.lint
 bench: packages-test build $(VENV)/.test
 	$(BIN)/python -m pytest -q benches --benchmark-only --benchmark-json=bench-out.json $(PYTEST_ARGS)
 
-# Takes an hour and some GiB; docs/results.md is its output.
+# Takes some hours and some GiB below TMPDIR; docs/results.md is its output. RECALL_ARGS=--quick takes minutes.
 bench-recall: packages-test build $(VENV)/.test
-	$(BIN)/python -m benches.recall --seeds $(or $(SEEDS),11 12 13 14 15) --write docs/results.md
+	$(BIN)/python -m benches.recall --seeds $(or $(SEEDS),11 12 13 14 15) --write $(or $(RESULTS),docs/results.md) \
+		$(RECALL_ARGS)
 
 bench-gate: packages-test build $(VENV)/.test
 	$(BIN)/python -m benches.gate

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from .guests import SECRET, TRIES
 from .nbd import random_writes, write_all
 from .tools import CorpusError, run
 
 ORDERS = ("convert", "shuffled", "random")  # guest order; qemu-img convert -W; a guest's own writes
 ONCE = ("convert", "shuffled")  # what a format can take that cannot be written twice
-TRIES = 40  # QEMU times its key derivation, and fails now and then where the clock of the CPU is coarse
-SECRET = "vmcarve"  # the password of encrypted test disks
 
 
 class Maker(Protocol):
@@ -123,6 +122,34 @@ class RawMaker:
         run("cp", "--sparse=always", raw_path, out_path)
 
 
+@dataclass(frozen=True)
+class SplitMaker(QemuMaker):
+    """A VMDK in extent files much smaller than QEMU makes them: QEMU's own extents under a descriptor of ours."""
+
+    extent: int = 8 << 20  # guest bytes in one file
+
+    def make(self, raw_path: Path, out_path: Path, seed: int) -> None:
+        """Convert the disk part by part, and list the parts in one descriptor."""
+        lines: list[str] = []
+        text = ""
+        for number, at in enumerate(range(0, raw_path.stat().st_size, self.extent), 1):
+            part = out_path.with_suffix(".part")
+            with raw_path.open("rb") as source, part.open("wb") as target:
+                source.seek(at)
+                target.write(source.read(self.extent))
+            one = out_path.with_name(f"part{number}.vmdk")
+            run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", *self.words(""), part, one)
+            text = one.read_text()
+            named = f"{out_path.stem}-s{number:03d}.vmdk"
+            one.with_name(f"part{number}-s001.vmdk").rename(out_path.with_name(named))
+            lines.append(f'RW {part.stat().st_size // 512} SPARSE "{named}"')
+            one.unlink()
+            part.unlink()
+        rows = [row for row in text.splitlines() if not row.startswith("RW ")]
+        rows[rows.index("# Extent description") + 1 : rows.index("# Extent description") + 1] = lines
+        out_path.write_text("\n".join(rows) + "\n")
+
+
 def _qemu() -> list[QemuMaker]:
     """Every container that QEMU 7.2 writes."""
 
@@ -145,6 +172,7 @@ def _qemu() -> list[QemuMaker]:
         vmdk("monolithicFlat", "subformat=monolithicFlat"),
         vmdk("twoGbMaxExtentSparse", "subformat=twoGbMaxExtentSparse", wide=True),
         vmdk("twoGbMaxExtentFlat", "subformat=twoGbMaxExtentFlat", wide=True),
+        SplitMaker("vmdk", "split-small", ".vmdk", "vmdk", ("subformat=twoGbMaxExtentSparse",), ("convert",)),
         vhd("dynamic"),
         vhd("dynamic-exact-size", "force_size=on"),
         vhd("fixed", "subformat=fixed", "force_size=on"),

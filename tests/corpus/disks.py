@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from .sparse import BLOCK, Hashes, block_hashes, new_sparse
 from .tools import CorpusError, run
 
 DELTA_WRITE = 64  # blocks at most in one write of a delta
+INNER = GuestSpec("ext4", "mbr", 8)  # a disk inside a guest
+TEMPLATE = "template"  # in the names of guests that disks are made from
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Plan:
     deleted: bool = True
     delivery: str = "copy"  # copy | dense | direct (QEMU writes onto the mounted host)
     chain: str = ""  # "" | delta | snapshots
+    levels: int = 1  # deltas on top of each other
+    inner: tuple[str, ...] = ()  # makers of small disks that lie as files in this one's guest
+    template: str = ""  # disks of one template began as the same disk
 
 
 @dataclass
@@ -48,6 +54,7 @@ class Built:
     parent: str | None = None
     snapshots: list[tuple[str, Guest]] = field(default_factory=list)
     own_blocks: NDArray[np.bool_] | None = None
+    inside: str | None = None  # the disk in whose guest this one lies
     guest_known: bool = True  # False: encrypted, or in a chain whose parent nobody here reads
 
     @property
@@ -73,11 +80,16 @@ class Built:
         return self.files[0]
 
 
-def build(plan: Plan, maker: Maker, key: str, guests: Path, out: Path, mounts: bool) -> list[Built]:
+def build(
+    plan: Plan, makers: Mapping[str, Maker], key: str, guests: Path, out: Path, mounts: bool
+) -> list[Built]:
     """Make the disk(s) of `plan`: raw guests in `guests`, containers in the new folder `out`."""
     out.mkdir(parents=True)
+    maker = makers[plan.maker]
     name = f"{plan.name}-base" if plan.chain == "delta" else plan.name
-    guest = make_guest(plan.guest, f"{key}-{name}", guests, mounts)
+    inner = _build_inner(plan, name, makers, key, guests, out, mounts)
+    extra = [(f"vms/{file.name}", file) for one in inner for file in one.files]
+    guest = _make_guest(plan, key, name, guests, mounts, extra)
     base = _build_one(plan, name, maker, guest, key, out)
     if len(base.files) > 1 and maker.format == "qcow2":
         return _with_data_file(base)
@@ -86,8 +98,36 @@ def build(plan: Plan, maker: Maker, key: str, guests: Path, out: Path, mounts: b
     if plan.chain == "snapshots":
         _add_snapshots(base, key, guests)
     if plan.chain != "delta":
-        return [base]
-    return [base, _build_delta(plan, base, key, guests, out)]
+        return [base, *inner]
+    chain = [base]
+    for level in range(1, plan.levels + 1):
+        name = plan.name if level == plan.levels else f"{plan.name}-{level}"
+        chain.append(_build_delta(plan, name, chain[-1], key, guests, out))
+    return chain
+
+
+def _make_guest(
+    plan: Plan, key: str, name: str, guests: Path, mounts: bool, extra: Sequence[tuple[str, Path]]
+) -> Guest:
+    """The guest of a plan: its own, or what its template became."""
+    if not plan.template:
+        return make_guest(plan.guest, f"{key}-{name}", guests, mounts, extra)
+    shared = f"{key}-{TEMPLATE}-{plan.template}"
+    template = Guest(plan.guest, shared, guests / f"{shared}.raw", guests / f"{shared}.volume", mounts)
+    if not template.raw.exists():
+        template = make_guest(plan.guest, shared, guests, mounts)
+    return evolve(template, f"{key}-{name}", guests)
+
+
+def _build_inner(
+    plan: Plan, name: str, makers: Mapping[str, Maker], key: str, guests: Path, out: Path, mounts: bool
+) -> list[Built]:
+    """The disks that lie in this one's guest."""
+    found: list[Built] = []
+    for number, maker in enumerate(plan.inner):
+        small = Plan(f"{name}-inner-{number}", maker, INNER)
+        found += build(small, makers, key, guests, out.with_name(f"{out.name}.inner-{number}"), mounts)
+    return [replace(one, inside=name) for one in found]
 
 
 def _seed(key: str, name: str) -> int:
@@ -164,19 +204,19 @@ def _add_snapshots(built: Built, key: str, guests: Path) -> None:
     check_reads_back(built, built.guest.raw)
 
 
-def _build_delta(plan: Plan, base: Built, key: str, guests: Path, out: Path) -> Built:
+def _build_delta(plan: Plan, name: str, base: Built, key: str, guests: Path, out: Path) -> Built:
     """A child of `base` that holds what changed since."""
     maker = base.maker
     if not isinstance(maker, QemuMaker):
         raise CorpusError(f"{maker.format}/{maker.variant}: no delta without QEMU")
-    guest, writes = _later(base.guest, plan.name, key, guests)
-    path = out / f"{plan.name}{maker.extension}"
+    guest, writes = _later(base.guest, name, key, guests)
+    path = out / f"{name}{maker.extension}"
     options = maker.words(path.stem)
     backing = ("-b", base.main.name, "-F", maker.driver)
     run("qemu-img", "create", "-q", "-f", maker.driver, *options, *backing, path.name, cwd=out)
     write_all(path, maker.driver, guest.raw, writes)
     built = Built(
-        plan, plan.name, maker, f"{maker.variant}-delta", "random", guest, path, [path], base.virtual_size, base.name
+        plan, name, maker, f"{maker.variant}-delta", "random", guest, path, [path], base.virtual_size, base.name
     )
     check_reads_back(built, guest.raw)
     built.own_blocks = _own_blocks(built)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -14,13 +15,19 @@ from pathlib import Path
 from . import fiemap
 from .fat import Fat
 from .loops import loop_device, mounted
+from .nbd import random_writes
 from .ntfs import Ntfs
 from .partitions import seeded_uuid, volume_offset, volume_size, write_table
-from .sparse import new_sparse
+from .sparse import new_sparse, nonzero_runs, pieces
 from .tools import CorpusError, run
 from .truth import Extent
 
-APPEND = (16 << 10, 512 << 10)  # bytes of one append while files grow together, least and most
+APPENDS = (64 << 10, 256 << 10, 1 << 20)  # mean bytes of one append while files grow together: one for a host
+SYNC = 0.05  # chance that a random write is made durable at once
+SIGMA = 1.0  # of the lognormal sizes of appends
+
+
+STEADY, STEADY_MOST = 128 << 10, 4 << 20  # bytes; Btrfs has block groups of their own for smaller and larger extents
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class HostSpec:
 
     kind: str
     table: str = "none"
+    options: str = ""  # of the mount
+    offline: bool = False  # filled by the tools of the file system though mounts are possible
 
     @property
     def mount_kind(self) -> str:
@@ -70,9 +79,21 @@ class Host:
         """Copy one file onto the host in one go; `dense` writes zeros where the source has holes."""
         raise NotImplementedError
 
+    def put_steadily(self, source: Path, path: str, dense: bool) -> None:
+        """Copy one file run after run, each brought to its place before the next is written."""
+        raise CorpusError(f"{self.spec.kind}: files cannot be written piece by piece here")
+
+    def put_preallocated(self, source: Path, path: str, dense: bool) -> None:
+        """Copy one file into space that was asked for in advance; unless `dense`, its holes are made at the end."""
+        raise CorpusError(f"{self.spec.kind}: no space can be asked for in advance here")
+
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Copy several files at once by small appends in turn."""
         raise CorpusError(f"{self.spec.kind}: files cannot grow together here")
+
+    def grow_thin(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
+        """Fill several files at once by writes in random order, holes kept."""
+        raise CorpusError(f"{self.spec.kind}: files cannot be written in random order here")
 
     def remove(self, path: str) -> None:
         """Delete one file."""
@@ -81,6 +102,15 @@ class Host:
     def locate(self, path: str) -> list[Extent]:
         """Extents of one file in bytes of the image."""
         raise NotImplementedError
+
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file that is there now."""
+        return []
+
+    @property
+    def tool_target(self) -> str:
+        """How the tools of the file system name the volume as it is now."""
+        return f"{self.image}?offset={self.offset}"
 
 
 class MountedHost(Host):
@@ -103,7 +133,7 @@ class MountedHost(Host):
         """Mount."""
         self.device = self._open.enter_context(loop_device(self.image, self.offset, self.size))
         self._root = self._open.enter_context(
-            mounted(self.device, self.spec.mount_kind, self.image.with_suffix(".host"))
+            mounted(self.device, self.spec.mount_kind, self.image.with_suffix(".host"), self.spec.options)
         )
 
     def close(self) -> None:
@@ -133,8 +163,39 @@ class MountedHost(Host):
         target.parent.mkdir(parents=True, exist_ok=True)
         run("cp", f"--sparse={'never' if dense else 'always'}", source, target)
 
+    def put_steadily(self, source: Path, path: str, dense: bool) -> None:
+        """Copy run after run, each brought to its place before the next is written."""
+        size = source.stat().st_size
+        with self._at(path).open("xb") as file, source.open("rb") as here:
+            for start, end in [(0, size)] if dense else _steady_runs(source, size):
+                for at in range(start, end, STEADY_MOST):
+                    here.seek(at)
+                    file.seek(at)
+                    file.write(here.read(min(STEADY_MOST, end - at)))
+                    file.flush()
+                    os.fdatasync(file.fileno())
+            file.truncate(size)
+
+    def put_preallocated(self, source: Path, path: str, dense: bool) -> None:
+        """Write into space asked for in advance; its unused parts become holes, where the file system can punch."""
+        if self.spec.kind == "ntfs":
+            self.put(source, path, dense=True)
+            return
+        target, end = self._at(path), 0
+        with target.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, source.stat().st_size)
+            for at, block in pieces(source):
+                for start, stop in [(0, len(block))] if dense else nonzero_runs(block):
+                    file.seek(at + start)
+                    file.write(block[start:stop])
+                    if not dense and at + start > end:
+                        file.flush()
+                        run("fallocate", "--punch-hole", "-o", str(end), "-l", str(at + start - end), target)
+                    end = at + stop
+
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Append to a file drawn by lot, and make that durable, until all are whole."""
+        mean = rng.choice(APPENDS)
         with contextlib.ExitStack() as stack:
             growing = []
             for source, path in sources:
@@ -142,13 +203,32 @@ class MountedHost(Host):
                 growing.append((stack.enter_context(source.open("rb")), stack.enter_context(self._at(path).open("wb"))))
             while growing:
                 pair = rng.choice(growing)
-                block = pair[0].read(rng.randrange(*APPEND) // 4096 * 4096)
+                block = pair[0].read(lognormal(rng, mean))
                 if not block:
                     growing.remove(pair)
                     continue
                 pair[1].write(block)
                 pair[1].flush()
                 os.fsync(pair[1].fileno())
+
+    def grow_thin(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
+        """Files of full size from the start, written where they hold data, in random order and in turn."""
+        with contextlib.ExitStack() as stack:
+            writes = []
+            for source, path in sources:
+                self._at(path).parent.mkdir(parents=True, exist_ok=True)
+                target = stack.enter_context(self._at(path).open("wb"))
+                target.truncate(source.stat().st_size)
+                pair = stack.enter_context(source.open("rb")), target
+                writes += [(pair, at, length) for at, length in random_writes(source, rng)]
+            rng.shuffle(writes)
+            for (here, target), at, length in writes:
+                here.seek(at)
+                target.seek(at)
+                target.write(here.read(length))
+                target.flush()
+                if rng.random() < SYNC:
+                    os.fsync(target.fileno())
 
     def remove(self, path: str) -> None:
         """Unlink."""
@@ -165,6 +245,22 @@ class MountedHost(Host):
         if self.spec.kind == "btrfs":
             extents = fiemap.through_chunks(extents, fiemap.btrfs_chunks(self.device))
         return [(file_offset, at + self.offset, length, mark) for file_offset, at, length, mark in extents]
+
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file that is there now."""
+        if self.spec.kind == "ntfs":
+            return Ntfs(self.image, self.offset).contents()
+        found = []
+        for folder, _, names in os.walk(self._at(".")):
+            for name in names:
+                path = str(Path(folder, name).relative_to(self._at(".")))
+                found += [(at, length) for _, at, length, mark in self.locate(path) if mark != "inline"]
+        return sorted(found)
+
+    @property
+    def tool_target(self) -> str:
+        """The device, whose cache is newer than the image."""
+        return self.device or super().tool_target
 
 
 class OfflineFat(Host):
@@ -200,45 +296,54 @@ class OfflineFat(Host):
         return Fat(self.image, self.offset).extents(path)
 
 
-class OfflineExt4(Host):
-    """An ext4 host, filled by debugfs: what is left where nobody may mount."""
+class OfflineExt(Host):
+    """An ext3 or ext4 host, filled by debugfs: what is left where nobody may mount.
+
+    It takes block after block as they come, with an ext3's indirect blocks among them, as Linux did when ext3 had a
+    driver of its own."""
 
     def __init__(self, spec: HostSpec, image: Path, size: int, key: str) -> None:
         super().__init__(spec, image, size, key)
-        kind = _mkfs(HostSpec("ext4", spec.table), random.Random(f"host {key}"))
+        kind = _mkfs(spec if spec.kind == "ext3" else HostSpec("ext4", spec.table), random.Random(f"host {key}"))
         run(*kind, "-E", f"offset={self.offset}", image, f"{self.size // 1024}k")
+        self._paths: list[str] = []
 
     def _debugfs(self, *commands: str) -> str:
-        target = f"{self.image}?offset={self.offset}"
-        return run("debugfs", "-w", "-f", "-", target, stdin="".join(command + "\n" for command in commands))
+        return run("debugfs", "-w", "-f", "-", self.tool_target, stdin="".join(command + "\n" for command in commands))
 
     def put(self, source: Path, path: str, dense: bool) -> None:
-        """Copy with debugfs, which keeps holes."""
+        """Copy with debugfs, which makes a hole of every block of zeros."""
         parts = path.split("/")
         folders = ["mkdir " + "/".join(parts[:depth]) for depth in range(1, len(parts))]
         self._debugfs(*folders, f"write {source} {path}")
+        self._paths.append(path)
 
     def remove(self, path: str) -> None:
         """Unlink with debugfs."""
         self._debugfs(f"rm {path}")
+        self._paths.remove(path)
 
     def locate(self, path: str) -> list[Extent]:
         """Extents as debugfs lists them."""
         said = self._debugfs(f"stat {path}")
         size = int(re.search(r"Size: (\d+)", said)[1])  # type: ignore[index]
         found: list[Extent] = []
-        listed = said.split("EXTENTS:", 1)[1] if "EXTENTS:" in said else ""
-        for first, last, block in re.findall(r"\((\d+)(?:-(\d+))?\):(\d+)", listed):
+        listed = re.split(r"\n(?:EXTENTS|BLOCKS):", said, maxsplit=1)[1:]
+        for first, last, block in re.findall(r"\((\d+)(?:-(\d+))?\):(\d+)", "".join(listed)):
             start, length = int(first) * 4096, (int(last or first) - int(first) + 1) * 4096
             found.append((start, self.offset + int(block) * 4096, min(length, size - start), ""))
         return found
+
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file that was put here and is not removed."""
+        return sorted((at, length) for path in self._paths for _, at, length, _ in self.locate(path))
 
 
 def new_host(spec: HostSpec, image: Path, size: int, key: str, mounts: bool) -> Host:
     """An empty host of this kind on the new file `image`; without `mounts`, ext4 stands in where it must."""
     if spec.kind == "fat32":
         return OfflineFat(spec, image, size, key)
-    return MountedHost(spec, image, size, key) if mounts else OfflineExt4(spec, image, size, key)
+    return MountedHost(spec, image, size, key) if mounts and not spec.offline else OfflineExt(spec, image, size, key)
 
 
 def _mkfs(spec: HostSpec, rng: random.Random) -> list[str]:
@@ -255,6 +360,24 @@ def _mkfs(spec: HostSpec, rng: random.Random) -> list[str]:
         "exfat": ["mkfs.exfat"],
     }
     return words[spec.kind]
+
+
+def lognormal(rng: random.Random, mean: float) -> int:
+    """A size of whole 4 KiB blocks, lognormal with this mean in bytes."""
+    return max(1, round(rng.lognormvariate(math.log(mean / 4096) - SIGMA**2 / 2, SIGMA))) * 4096
+
+
+def _steady_runs(source: Path, size: int) -> list[tuple[int, int]]:
+    """(start, end) of runs that hold all non-zero data of `source`, none shorter than STEADY."""
+    runs: list[tuple[int, int]] = []
+    for at, block in pieces(source, STEADY):
+        for start, end in nonzero_runs(block, STEADY):
+            start, end = min(at + start, max(0, size - STEADY)), at + end
+            if runs and start <= runs[-1][1]:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+    return runs
 
 
 def _sync_file(path: Path) -> None:

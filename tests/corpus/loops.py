@@ -28,13 +28,13 @@ def loop_device(path: Path, offset: int = 0, size: int = 0) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mounted(device: str, kind: str, at: Path) -> Iterator[Path]:
+def mounted(device: str, kind: str, at: Path, options: str = "") -> Iterator[Path]:
     """`device` mounted on the new directory `at`."""
     at.mkdir(parents=True, exist_ok=True)
     if kind in FUSE:
         run(FUSE[kind], device, at)
     else:
-        run("mount", "-t", kind, device, at)
+        run("mount", "-t", kind, *(("-o", options) if options else ()), device, at)
     try:
         yield at
     finally:

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import bare, decoys, payload
-from .containers import discover
-from .disks import Built, Plan, build
-from .hosts import Host, HostSpec, new_host
+from .containers import discover, qemu_name
+from .disks import TEMPLATE, Built, Plan, build
+from .harm import harm
+from .hosts import Host, HostSpec, lognormal, new_host
+from .lay import lay_of
 from .partitions import MIB
-from .scenes import SCENES, Scene
+from .ran import run_guests
+from .scene import ALL, DELETED, Scene, host_for, plans_for
+from .scenes import SCENES
 from .sparse import sha256
 from .survival import matches, recoverable_blocks
 from .tools import CorpusError, NeedsRoot, no_mounts_because, run
-from .truth import IMAGE, ORIGINALS, Disk, HostFile, Snapshot, describe_guest, write_truth
-from .wipe import wipe
+from .truth import IMAGE, ORIGINALS, Disk, Extent, HostFile, Snapshot, describe_guest, write_truth
+from .wipe import Area, between_files, wipe, without
 
 SMALLEST_HOST = 256 * MIB  # bytes
 HEADROOM = {"xfs": 1.25, "btrfs": 1.6}  # size of a host over that of its files, where above the usual
 OLD_FILE = (16, 19.5)  # size of a file that ages a host, least and most, as powers of two
+REUSED = 0.1  # share of the freed bytes that later files take
+REUSING_FILE = 256 << 10  # bytes of such a file on average
 FULL = 16 * MIB  # bytes left free when a host counts as full
 BACKGROUND = 3 * MIB  # bytes of other files before, between and behind the disks
 
@@ -37,6 +44,11 @@ class Placed:
 
     built: Built
     files: list[HostFile]
+
+    @property
+    def deleted(self) -> bool | None:
+        """Whether its files are to be deleted; None for a disk inside a guest, of which no host says so."""
+        return None if self.built.inside else self.built.plan.deleted
 
 
 def make(name: str, out: Path, seed: int = 1, originals: bool = True) -> Path:
@@ -61,8 +73,11 @@ class _Making:
     """One run of `make`."""
 
     def __init__(self, scene: Scene, out: Path, work: Path, seed: int, originals: bool) -> None:
-        self.scene, self.out, self.work, self.originals = scene, out, work, originals
+        self.scene = replace(scene, host=host_for(scene, seed))
+        self.out, self.work, self.originals = out, work, originals
         self.seed, self.key = seed, f"{scene.name}-{seed}"
+        self.plans = plans_for(scene, seed)
+        self.debris: list[Area] = []
         self.image = out / IMAGE
         self.makers = discover()
         self.guests, self.stage = out / ORIGINALS, work / "stage"
@@ -89,13 +104,17 @@ class _Making:
             head["host"] = None
         else:
             disks, wiped = self._on_host(self.scene.host)
-            head["host"] = {"kind": self.scene.host.kind, "table": self.scene.host.table, "wiped_bytes": wiped}
-        for volume in self.guests.glob("*.volume"):
-            volume.unlink()
+            head["host"] = {
+                "kind": self.scene.host.kind, "table": self.scene.host.table, "wiped_bytes": wiped,
+                "wiped": self.scene.wiped,
+            }  # fmt: skip
+        for pattern in ("*.volume", f"*-{TEMPLATE}-*.raw"):
+            for left in self.guests.glob(pattern):
+                left.unlink()
         write_truth(self.out, head, disks)
 
     def _build(self, plan: Plan, out: Path) -> list[Built]:
-        return build(plan, self.makers[plan.maker], self.key, self.guests, out, self.mounts)
+        return build(plan, self.makers, self.key, self.guests, out, self.mounts)
 
     # without a host
 
@@ -104,13 +123,15 @@ class _Making:
         if self.scene.decoys:
             bare.write_pieces(self.image, decoys.pieces(rng), rng)
             return []
-        built = [one for plan in self.scene.plans for one in self._build(plan, self.stage / plan.name)]
-        extents = bare.lay_out(self.image, [file for one in built for file in one.files], self.scene.cut, rng)
+        built = [one for plan in self.plans for one in self._build(plan, self.stage / plan.name)]
+        laid = [file for one in built if not one.inside for file in one.files]
+        extents = bare.lay_out(self.image, laid, self.scene.cut, rng, self.scene.unit)
         placed = []
         for one in built:
             files = [self._host_file(one, file, None) for file in one.files]
             for file, row in zip(one.files, files, strict=True):
-                row.extents = extents[file]
+                row.extents = extents.get(file, [])
+                row.lay = lay_of(row.extents).to_json()
             placed.append(Placed(one, files))
         return [self._truth(one, None, "bare") for one in placed]
 
@@ -120,26 +141,33 @@ class _Making:
         direct = self._writes_directly(spec)
         built = {
             plan.name: self._build(plan, self.stage / plan.name)
-            for plan in self.scene.plans
+            for plan in self.plans
             if not (direct and plan.delivery == "direct")
         }
         host = new_host(spec, self.image, self._host_size(spec, built), self.key, self.mounts)
         host.open()
         try:
             doomed = list(self._background(host, "before", 2 * BACKGROUND))
-            if self.scene.together:
-                files = [file for group in built.values() for one in group for file in one.files]
-                self._age(host, sum(file.stat().st_size for file in files) + FULL + len(self.scene.plans) * BACKGROUND)
+            if self.scene.roomy:
+                self._start_volume(host)
+            if self.scene.together or self.scene.ran:
+                files = sum(file.stat().st_size for _, file in self._on_it(built))
+                files += sum(plan.guest.size for plan in self.plans) if self.scene.ran else 0
+                self._age(host, files + FULL + len(self.plans) * BACKGROUND)
             if self.scene.decoys:
                 doomed += self._put_decoys(host)
             built = self._put_disks(host, built, doomed)
             host.sync()
-            placed = [self._locate(host, one) for group in built.values() for one in group]
+            contents = host.contents()
+            between = between_files(host, contents)
+            placed = [self._locate(host, one, contents, between) for group in built.values() for one in group]
             if self.scene.remount:
                 host.close()
                 host.open()
+            if self.scene.reuse:
+                self._fill(host)
             for one in placed:
-                if one.built.plan.deleted:
+                if one.deleted:
                     for row in one.files:
                         host.remove(row.host_path)
             for path in doomed[::3] if not self.scene.decoys else doomed:
@@ -147,14 +175,24 @@ class _Making:
             if self.scene.reused:
                 host.sync()
                 list(self._background(host, "after", 6 * BACKGROUND))
+            if self.scene.reuse:
+                between += self._reuse(host, sum(row.size for one in placed for row in one.files))
         finally:
             host.close()
-        kept = [extent for one in placed for row in one.files for extent in row.extents]
-        wiped = wipe(self.image, spec, host.offset, kept) if self.scene.wiped else 0
-        return [self._truth(one, one.built.plan.deleted, self._delivered(one)) for one in placed], wiped
+        self._clear(contents + between)
+        kept = [extent for one in placed for row in one.files for extent in row.extents if not self.scene.reuse]
+        wiped = self._wipe(host, kept, between) if self.scene.wiped else 0
+        if self.scene.harm:
+            files = [row for one in placed for row in one.files]
+            harm(self.image, files, self.scene.harm, random.Random(f"harm {self.key}"))
+        return [self._truth(one, one.deleted, self._delivered(one)) for one in placed], wiped
+
+    def _wipe(self, host: Host, kept: list[Extent], between: list[Area]) -> int:
+        everything = self.scene.wiped == ALL
+        return wipe(self.image, host.spec, host.offset, kept, between if everything else [], everything)
 
     def _delivered(self, one: Placed) -> str:
-        if self.scene.together:
+        if self.scene.together or self.scene.ran:
             return "grown"
         asked = one.built.plan.delivery
         assert self.scene.host is not None
@@ -162,12 +200,16 @@ class _Making:
 
     def _writes_directly(self, spec: HostSpec) -> bool:
         """Whether QEMU can write onto the host; FAT32 is never mounted."""
-        return self.mounts and not self.scene.together and spec.kind != "fat32"
+        return self.mounts and not self.scene.together and spec.kind != "fat32" and not spec.offline
 
     def _host_size(self, spec: HostSpec, built: dict[str, list[Built]]) -> int:
         """Bytes for the image: the files, room for the file system, and some free space."""
-        total = 4 * len(self.scene.plans) * BACKGROUND + (decoys.BUDGET if self.scene.decoys else 0)
-        for plan in self.scene.plans:
+        if self.scene.roomy:
+            return self.scene.roomy
+        if self.scene.ran:
+            return (4 * sum(plan.guest.size for plan in self.plans) + 64 * MIB) // MIB * MIB
+        total = 4 * len(self.plans) * BACKGROUND + (decoys.BUDGET if self.scene.decoys else 0)
+        for plan in self.plans:
             if plan.name not in built:
                 total += plan.guest.volume_mib * MIB
             for one in built.get(plan.name, []):
@@ -181,26 +223,98 @@ class _Making:
         """Bring all disks onto the host; return them in the plans' order, with their files in the stage."""
         rng = random.Random(f"grow {self.key}")
         if self.scene.together:
-            host.grow(
-                [(file, self._path(one, file)) for group in built.values() for one in group for file in one.files], rng
+            (host.grow_thin if self.scene.thin else host.grow)(
+                [(file, self._path(one, file)) for one, file in self._on_it(built)], rng
             )
         done: dict[str, list[Built]] = {}
-        for plan in self.scene.plans:
+        for plan in self.plans:
             if plan.name in built:
                 done[plan.name] = built[plan.name]
                 if not self.scene.together:
-                    for one in built[plan.name]:
-                        for file in one.files:
-                            host.put(file, self._path(one, file), plan.delivery == "dense")
+                    for one, file in self._on_it({plan.name: built[plan.name]}):
+                        self._put(host, file, self._path(one, file), plan.delivery == "dense")
             else:
                 assert host.root is not None
-                there = host.root / "vms" / plan.name
-                there.parent.mkdir(exist_ok=True)
-                made = self._build(plan, there)
-                run("cp", "-r", "--sparse=always", there, self.stage / plan.name)
-                done[plan.name] = [one.moved(there, self.stage / plan.name) for one in made]
+                done[plan.name] = self._build_there(host, plan)
             doomed += self._background(host, f"beside-{plan.name}", BACKGROUND)
+        if self.scene.ran:
+            self._run_guests(host, done)
         return done
+
+    def _run_guests(self, host: Host, built: dict[str, list[Built]]) -> None:
+        """Boot all guests on their containers, and take over what they became."""
+        assert host.root is not None
+        on_it = [(one, file, host.root / self._path(one, file)) for one, file in self._on_it(built)]
+        cache = "writeback" if host.spec.kind == "ntfs" else "none"
+        run_guests(
+            [(there, str(one.driver), one.guest.spec.kind, one.guest.key) for one, _, there in on_it], self.work, cache
+        )
+        for one, file, there in on_it:
+            run("cp", "--sparse=always", there, file)
+            run("qemu-img", "convert", "-O", "raw", qemu_name(str(one.driver), file), one.guest.raw)
+            one.written = "ran"
+
+
+    def _build_there(self, host: Host, plan: Plan) -> list[Built]:
+        """QEMU writes the container onto the host; the stage gets a copy."""
+        assert host.root is not None
+        there = host.root / "vms" / plan.name
+        there.parent.mkdir(exist_ok=True)
+        if self.scene.roomy:
+            host.sync()
+        made = self._build(plan, there)
+        run("cp", "-r", "--sparse=always", there, self.stage / plan.name)
+        done = [one.moved(there, self.stage / plan.name) for one in made]
+        if self.scene.roomy:
+            for one in done:
+                for file in one.files:
+                    if self._is_broken(host, self._path(one, file)):
+                        self._put(host, file, self._path(one, file), dense=False)
+        return done
+
+    def _start_volume(self, host: Host) -> None:
+        """Fill the first small block group of a Btrfs, which would break what comes next."""
+        if host.root is not None and host.spec.kind == "btrfs":
+            for number in range(10):
+                (host.root / f"first-{number}.dat").write_bytes(payload.noise(random.Random(f"{self.key}"), MIB))
+                host.sync()
+
+    def _put(self, host: Host, file: Path, path: str, dense: bool) -> None:
+        """Copy a file onto the host; on a roomy one until the host does not break it, at last preallocated."""
+        if not self.scene.roomy:
+            host.put(file, path, dense)
+            return
+        ways = (host.put, host.put_steadily, host.put_preallocated, *[host.put] * 5) if host.root else (host.put,)
+        for put in ways:
+            host.sync()  # else the kernel writes several files out in turn, and they break
+            put(file, path, dense)
+            if not self._is_broken(host, path):
+                return
+        raise CorpusError(f"{self.scene.name}: the host breaks {path}")
+
+    def _is_broken(self, host: Host, path: str) -> bool:
+        """Whether a file lies in fragments; if so it is removed, and its bytes are to go too."""
+        host.sync()
+        extents = host.locate(path)
+        contents = host.contents()
+        lay = lay_of(extents, contents, between_files(host, contents))
+        if not lay.jumps and not lay.gaps:
+            return False
+        self.debris += [(at, length) for _, at, length, mark in extents if mark != "inline"]
+        host.remove(path)
+        return True
+
+    def _clear(self, contents: Sequence[Area]) -> None:
+        """Zero what broken copies left, or an image would hold the same disk twice."""
+        for at, length in without(self.debris, contents):
+            with self.image.open("r+b") as file:
+                file.seek(at)
+                file.write(bytes(length))
+
+    @staticmethod
+    def _on_it(built: dict[str, list[Built]]) -> list[tuple[Built, Path]]:
+        """The files that lie on the host itself, with their disks."""
+        return [(one, file) for group in built.values() for one in group if not one.inside for file in one.files]
 
     @staticmethod
     def _path(one: Built, file: Path) -> str:
@@ -227,13 +341,42 @@ class _Making:
         (host.root / "old").mkdir()
         while host.free() > FULL:
             paths.append(host.root / "old" / f"{len(paths):04d}.dat")
-            paths[-1].write_bytes(payload.noise(rng, int(2 ** rng.uniform(*OLD_FILE))))
+            paths[-1].write_bytes(payload.stretch(rng, int(2 ** rng.uniform(*OLD_FILE))))
         host.sync()
         rng.shuffle(paths)
         while host.free() < needed and paths:
             paths.pop().unlink()
             if len(paths) % 16 == 0:
                 host.sync()
+
+    def _fill(self, host: Host) -> None:
+        """Take the space that is free, so that later files can only go where the deleted ones were."""
+        assert host.root is not None
+        rng, folder = random.Random(f"fill {self.key}"), host.root / "filler"
+        folder.mkdir()
+        keep = (FULL if host.spec.kind == "btrfs" else MIB) + 4096
+        with contextlib.suppress(OSError):  # full before we thought so
+            for number in range(10**4):
+                if (size := min(4 * MIB, host.free() - keep)) <= 0:
+                    break
+                (folder / f"{number}.dat").write_bytes(payload.stretch(rng, size))
+        host.sync()
+
+    def _reuse(self, host: Host, freed: int) -> list[Area]:
+        """Files that take a share of the freed blocks; what the host holds for itself while they are there."""
+        assert host.root is not None
+        rng, folder, made = random.Random(f"reuse {self.key}"), host.root / "later", 0
+        host.sync()
+        folder.mkdir()
+        while made < freed * REUSED:
+            size = min(lognormal(rng, REUSING_FILE), int(freed * REUSED) - made + 4096)
+            (folder / f"{made}.dat").write_bytes(payload.stretch(rng, size))
+            made += size
+        host.sync()
+        areas = between_files(host, host.contents())
+        if self.scene.reuse == DELETED:
+            shutil.rmtree(folder)
+        return areas
 
     def _put_decoys(self, host: Host) -> list[str]:
         """Put the decoys onto the host as files; every second one is to be deleted."""
@@ -252,12 +395,16 @@ class _Making:
         role = "descriptor" if file == one.opened and file != one.main else "container"
         return HostFile(path or file.name, role, file.stat().st_size, sha256(file))
 
-    def _locate(self, host: Host, one: Built) -> Placed:
+    def _locate(self, host: Host, one: Built, contents: list[Area], between: list[Area]) -> Placed:
         """Ask the host where the files lie, and read them there to be sure."""
         files = []
         for file in one.files:
-            row = self._host_file(one, file, self._path(one, file))
+            row = self._host_file(one, file, f"{one.inside}/{file.name}" if one.inside else self._path(one, file))
+            if one.inside:
+                files.append(row)
+                continue
             row.extents = host.locate(row.host_path)
+            row.lay = lay_of(row.extents, contents, between).to_json()
             resident = not row.extents and row.size <= 4096
             if not resident and not matches(self.image, file, row.extents):
                 raise CorpusError(f"{self.scene.name}: {row.host_path} does not lie where the host says")
@@ -278,7 +425,7 @@ class _Making:
             np.save(self.out / own, one.own_blocks)
         disk = Disk(
             one.name, one.maker.format, one.variant, one.driver, one.written, delivered, deleted, one.encrypted,
-            one.guest_known, one.parent, guest, own, snapshots, placed.files, one.files.index(one.main),
+            one.guest_known, one.parent, one.inside, guest, own, snapshots, placed.files, one.files.index(one.main),
         )  # fmt: skip
         self._check_survival(placed, disk)
         for file in one.files:

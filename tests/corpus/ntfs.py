@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from .tools import CorpusError
 from .truth import Extent
 
-_DATA, _LIST_END = 0x80, 0xFFFFFFFF
+_DATA, _INDEX, _LIST_END = 0x80, 0xA0, 0xFFFFFFFF
 MFT, MIRROR, LOG, BITMAP, BOOT = 0, 1, 2, 6, 7  # record numbers of the volume's own files
+FIRST_USER_RECORD = 24
 
 Run = tuple[int, int, int]  # first VCN, LCN or -1 for a hole, clusters
 
 
 class Ntfs:
-    """An NTFS volume at byte `start` of an image. The image is opened and closed per read."""
+    """An NTFS volume at byte `start` of an image. The MFT is read once, when it is first asked for."""
 
     def __init__(self, image: Path, start: int) -> None:
         self.image, self.start = image, start
+        self._table = b""
         boot = self._read(0, 512)
         if boot[3:11] != b"NTFS    ":
             raise CorpusError(f"{image.name}: no NTFS boot sector at {start}")
@@ -39,12 +42,12 @@ class Ntfs:
 
     def record(self, number: int) -> bytes:
         """One FILE record with its fixups undone."""
+        if not self._table:  # read once: a host that has aged has thousands of records
+            self._table = b"".join(self._read(lcn * self.cluster, count * self.cluster) for _, lcn, count in self.mft)
         at = number * self.record_size
-        for vcn, lcn, count in self.mft:
-            inside = at - vcn * self.cluster
-            if 0 <= inside < count * self.cluster:
-                return self._fixed(self._read(lcn * self.cluster + inside, self.record_size))
-        raise CorpusError(f"{self.image.name}: no MFT record {number}")
+        if at + self.record_size > len(self._table):
+            raise CorpusError(f"{self.image.name}: no MFT record {number}")
+        return self._fixed(self._table[at : at + self.record_size])
 
     def _fixed(self, record: bytes) -> bytes:
         if record[:4] != b"FILE":
@@ -55,15 +58,15 @@ class Ntfs:
             fixed[number * 512 - 2 : number * 512] = record[at + 2 * number : at + 2 * number + 2]
         return bytes(fixed)
 
-    def _data_of(self, record: bytes) -> list[tuple[list[Run], int]]:
-        """(runs, real size or 0) of the unnamed non-resident $DATA attributes in one record."""
+    def _data_of(self, record: bytes, wanted: int = _DATA) -> list[tuple[list[Run], int]]:
+        """(runs, real size or 0) of the non-resident attributes `wanted` in one record; of $DATA the unnamed ones."""
         found: list[tuple[list[Run], int]] = []
         at = struct.unpack_from("<H", record, 0x14)[0]
         while at + 8 <= len(record):
             kind, length = struct.unpack_from("<II", record, at)
             if kind == _LIST_END or length == 0:
                 break
-            if kind == _DATA and record[at + 8] == 1 and record[at + 9] == 0:
+            if kind == wanted and record[at + 8] == 1 and (wanted != _DATA or record[at + 9] == 0):
                 vcn = struct.unpack_from("<Q", record, at + 16)[0]
                 runs_at = struct.unpack_from("<H", record, at + 32)[0]
                 size = struct.unpack_from("<Q", record, at + 48)[0] if vcn == 0 else 0
@@ -109,6 +112,30 @@ class Ntfs:
             if lcn >= 0 and length > 0:
                 found.append((vcn * self.cluster, self.start + lcn * self.cluster, length, ""))
         return found
+
+    def _records(self) -> Iterator[tuple[int, bytes]]:
+        """(number, bytes) of every record that is in use."""
+        for number in range(sum(count for _, _, count in self.mft) * self.cluster // self.record_size):
+            try:
+                record = self.record(number)
+            except CorpusError:
+                continue
+            if struct.unpack_from("<H", record, 0x16)[0] & 1:
+                yield number, record
+
+    def _areas(self, record: bytes, wanted: int) -> list[tuple[int, int]]:
+        runs = [run for found, _ in self._data_of(record, wanted) for run in found]
+        return [(self.start + lcn * self.cluster, count * self.cluster) for _, lcn, count in runs if lcn >= 0]
+
+    def contents(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the content of every file but the volume's own."""
+        own = range(FIRST_USER_RECORD)
+        return sorted(area for number, record in self._records() if number not in own
+                      for area in self._areas(record, _DATA))  # fmt: skip
+
+    def index_areas(self) -> list[tuple[int, int]]:
+        """(image_offset, length) of the index blocks of all directories."""
+        return [area for _, record in self._records() for area in self._areas(record, _INDEX)]
 
     def own_areas(self) -> list[tuple[int, int]]:
         """(image_offset, length) of boot sectors, $MFT, its mirror, $LogFile and $Bitmap."""

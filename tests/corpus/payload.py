@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import os
@@ -77,6 +78,19 @@ def files(key: str, budget: int) -> Iterator[Named]:
         content = content[: max(budget - made, SMALLEST)]
         made += len(content)
         yield name, content
+
+
+def stretch(rng: random.Random, size: int) -> bytes:
+    """`size` bytes of ordinary content: machine files one after the other, now and then random bytes."""
+    parts, made = list[bytes](), 0
+    while made < size:
+        content = noise(rng, rng.randrange(4096, 1 << 18))
+        if rng.random() < 0.9 and (machine := machine_files()):
+            with contextlib.suppress(OSError):
+                content = rng.choice(machine).read_bytes()
+        parts.append(content)
+        made += len(content)
+    return b"".join(parts)[:size]
 
 
 def generated(rng: random.Random, number: int) -> Named:

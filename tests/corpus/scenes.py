@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from . import hard
 from .containers import QemuMaker, discover, external
 from .disks import Plan
-from .guests import GuestSpec
 from .hosts import HostSpec
+from .scene import DELIVERIES, GUESTS, HEADS, Scene, fit, slug, widened
 
 MIXED = (  # six disks of six formats: the ordinary population of a host
     "vmdk/monolithicSparse",
@@ -25,48 +26,14 @@ GROUPS = {
     "qcow2": ("qcow2",),
     "others": ("vdi", "qcow", "qed", "parallels", "raw"),
 }
-GUESTS = (  # guest file systems in turn; volume sizes that their mkfs accepts
-    GuestSpec("ext4", "gpt", 24),
-    GuestSpec("ntfs", "mbr", 24),
-    GuestSpec("xfs", "gpt", 32),
-    GuestSpec("fat32", "mbr", 40),
-    GuestSpec("ext4", "none", 20),
-    GuestSpec("btrfs", "gpt", 32),
-)
-WIDE_MIB = 2 * 1024 + 96  # a disk that needs two extent files of 2 GiB
-DELIVERIES = ("copy", "dense", "copy", "direct")
-
-
-@dataclass(frozen=True)
-class Scene:
-    """How one image is made. `cut` is the mean fragment of a bare image in bytes (0: containers stay whole)."""
-
-    name: str
-    about: str
-    host: HostSpec | None
-    plans: tuple[Plan, ...]
-    together: bool = False  # containers grow at the same time, by appends in turn
-    remount: bool = True  # unmounted and mounted again between writing and deleting
-    wiped: bool = False
-    reused: bool = False  # later files take some of the freed space
-    offline: bool = False  # made without mounts even where they are possible
-    cut: int = 0
-    decoys: bool = False
-
-
 def _plans(keys: Sequence[str], live_every: int = 4, deliveries: Sequence[str] = DELIVERIES) -> tuple[Plan, ...]:
     """One disk per maker; every `live_every`-th (0: none) stays live."""
-    makers = discover()
     plans = []
     for number, key in enumerate(keys):
-        maker, guest = makers[key], GUESTS[number % len(GUESTS)]
-        if isinstance(maker, QemuMaker) and maker.wide:
-            guest = replace(guest, disk_mib=WIDE_MIB, table="gpt")
-        delivery = deliveries[number % len(deliveries)]
-        if guest.disk_mib or not isinstance(maker, QemuMaker):  # too wide to be written out, or not QEMU's to write
-            delivery = "copy"
+        guest = widened(key, GUESTS[number % len(GUESTS)])
+        delivery = fit(key, guest, deliveries[number % len(deliveries)])
         deleted = not live_every or number % live_every != live_every - 1
-        plans.append(Plan(key.replace("/", "-").lower(), key, guest, deleted, delivery))
+        plans.append(Plan(slug(key), key, guest, deleted, delivery))
     return tuple(plans)
 
 
@@ -179,11 +146,11 @@ def _all() -> dict[str, Scene]:
             scene,
             name=scene.name.replace("-contiguous", "") + "-wiped",
             about=f"{scene.about}; the host's own metadata zeroed",
-            wiped=True,
+            wiped=HEADS,
         )
         for scene in scenes
     ]
-    named = {scene.name: scene for scene in (*scenes, *wiped, *_bare_scenes(), *_special_scenes())}
+    named = {scene.name: scene for scene in (*scenes, *wiped, *_bare_scenes(), *_special_scenes(), *hard.scenes())}
     return dict(sorted(named.items()))
 
 

@@ -115,8 +115,9 @@ def match(states: list[State], found: list[Recovered]) -> dict[int, int]:
             pairs[number] = other
 
     for number, other in every:
-        if number in active and found[other].file_sha256 in container_sums(states[number].disk):
-            pair(number, other)
+        sums = container_sums(states[number].disk)
+        if number in active and len(sums) == 1 and found[other].file_sha256 in sums:
+            pair(number, other)  # of several files one is not the disk
     ranked = []
     for number, other in every:
         state, one = states[number], found[other]
@@ -156,8 +157,12 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
         "format": disk["format"],
         "variant": disk["variant"],
         "deleted": disk["deleted"],
+        "intact": disk["intact"],
+        "inside": disk["inside"],
+        "lay": disk["lay"],
         "found": one is not None,
         "wanted_bytes": wanted * BLOCK,
+        "harmed_bytes": sum(length for file in disk["files"] for _, length in file["harmed"]),
     }
     if one is None:
         return {**result, "exact": False, "recall": 0.0 if disk["guest_known"] else None, "wrong_by_grade": {}}
@@ -169,7 +174,8 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
         and one.row["virtual_size"] == state.virtual_size
         and len(one.hashes) == len(state.hashes)
     )
-    by_bytes = state.snapshot is None and one.file_sha256 in container_sums(disk)
+    sums = container_sums(disk)
+    by_bytes = state.snapshot is None and len(sums) == 1 and one.file_sha256 in sums
     several = len(disk["files"]) > 1 or disk["own_blocks"] is not None
     loose = disk["guest_known"] and (several or state.snapshot is not None)
     result.update(
@@ -184,17 +190,25 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
         deleted_right=disk["deleted"] is None or one.row["deleted"] == disk["deleted"],
         recall=_share(int((equal & state.wanted).sum()), wanted) if disk["guest_known"] else None,
         wrong_output_bytes=agreement(state, one.hashes)[1] * BLOCK,
-        wrong_by_grade=wrong_by_grade(state, one.row["disk_id"], case, image, folder),
+        wrong_by_grade=wrong_by_grade(state, one.row, case, image, folder),
+        wanted_by_grade=wanted_by_grade(state, case.extents[one.row["disk_id"]]),
+        harmed_unsaid_bytes=harmed_unsaid(disk, case.extents[one.row["disk_id"]]),
     )
     return result
 
 
-def wrong_by_grade(state: State, disk_id: str, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept)."""
-    tally: dict[str, dict[str, int]] = defaultdict(lambda: {"claimed": 0, "wrong": 0, "unchecked": 0})
-    container = folder / ORIGINALS / Path(state.disk["host_path"]).name
+def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept).
+
+    Of a disk in several files the container rows are checked against the file of their size, if there is one."""
+    tally: dict[str, dict[str, int]] = defaultdict(
+        lambda: {"claimed": 0, "wrong": 0, "wrong_blocks": 0, "unchecked": 0}
+    )
+    files = state.disk["files"]
+    alike = [file for file in files if file["size"] == found["container_size"]] if len(files) > 1 else [state.disk]
+    container = folder / ORIGINALS / Path(alike[0]["host_path"]).name if len(alike) == 1 else None
     with image.open("rb") as source:
-        for row in case.extents[disk_id]:
+        for row in case.extents[found["disk_id"]]:
             if row["grade"] in ("missing", "parent"):
                 continue
             original = container if row["space"] == "container" else state.raw
@@ -214,16 +228,51 @@ def wrong_by_grade(state: State, disk_id: str, case: Case, image: Path, folder: 
                         sums["unchecked"] += row["length"] - at
                         break
                     right.seek(row["offset"] + at)
-                    sums["wrong"] += differing(block.ljust(length, b"\0"), right.read(length).ljust(length, b"\0"))
+                    wrong, blocks = differing(block.ljust(length, b"\0"), right.read(length).ljust(length, b"\0"))
+                    sums["wrong"] += wrong
+                    sums["wrong_blocks"] += blocks
                     at += length
     return dict(tally)
 
 
-def differing(left: bytes, right: bytes) -> int:
-    """How many bytes differ between two blocks of one length."""
+def differing(left: bytes, right: bytes) -> tuple[int, int]:
+    """How many bytes differ between two stretches of one length, and in how many of their blocks."""
     if left == right:
+        return 0, 0
+    wrong = np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)
+    blocks = np.logical_or.reduceat(wrong, np.arange(0, len(wrong), BLOCK))
+    return int(wrong.sum()), int(blocks.sum())
+
+
+GRADES = ("missing", "guessed", "supported", "proven", "zero", "parent")  # a block counts as the first that touches it
+
+
+def wanted_by_grade(state: State, rows: list[Row]) -> dict[str, int]:
+    """Recoverable bytes by what the case says of their blocks; what no row covers is missing."""
+    said = np.full(len(state.hashes), len(GRADES), np.uint8)
+    for row in rows:
+        if row["space"] == "guest":
+            part = said[row["offset"] // BLOCK : -(-(row["offset"] + row["length"]) // BLOCK)]
+            np.minimum(part, GRADES.index(row["grade"]), out=part)
+    said[said == len(GRADES)] = 0
+    counts = np.bincount(said[state.wanted], minlength=len(GRADES)) * BLOCK
+    return {grade: int(count) for grade, count in zip(GRADES, counts.tolist(), strict=True) if count}
+
+
+def harmed_unsaid(disk: Row, rows: list[Row]) -> int:
+    """Bytes that were harmed where they lay, which the case gives out as content of the container all the same.
+
+    Of a disk in several files nothing is counted."""
+    if len(disk["files"]) > 1:
         return 0
-    return int((np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)).sum())
+    total = 0
+    for row in rows:
+        if row["space"] != "container" or row["grade"] in ("missing", "parent") or row["image_offset"] is None:
+            continue
+        start, end = row["offset"], row["offset"] + row["length"]
+        for at, length in disk["files"][0]["harmed"]:
+            total += max(0, min(end, at + length) - max(start, at))
+    return total
 
 
 def _share(part: int, whole: int) -> float:

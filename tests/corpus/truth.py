@@ -21,13 +21,15 @@ Extent = tuple[int, int, int, str]  # file_offset, image_offset, length in bytes
 
 @dataclass
 class HostFile:
-    """One file of a disk as it lay on the host; `extents` do not cover holes."""
+    """One file of a disk as it lay on the host; `extents` do not cover holes, `lay` counts breaks (see lay.py)."""
 
     host_path: str
     role: str  # "container", or "descriptor" for the text beside it
     size: int
     sha256: str
     extents: list[Extent] = field(default_factory=list)
+    lay: dict[str, Any] = field(default_factory=dict)
+    harmed: list[tuple[int, int]] = field(default_factory=list)  # file_offset, length overwritten where it lay
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Disk:
     encrypted: bool
     guest_known: bool  # False: no content is compared, the disk counts by its files
     parent: str | None
+    inside: str | None  # the disk in whose guest this one lies; its own files have no place in the image then
     guest: GuestTruth
     own_blocks: str | None  # .npy of bool per 4 KiB: what a delta holds itself; None: all of it
     snapshots: list[Snapshot]
@@ -75,7 +78,7 @@ class Disk:
         row = asdict(self)
         row.update(row.pop("guest"))
         main = row["files"][self.main]
-        row["host_path"], row["extents"] = main["host_path"], main["extents"]
+        row["host_path"], row["extents"], row["lay"] = main["host_path"], main["extents"], main["lay"]
         row["container_size"], row["container_sha256"] = main["size"], main["sha256"]
         return row
 
