@@ -203,7 +203,7 @@ LAUNCHER = """
 import json, os, sys, time
 begun = time.perf_counter()
 quiet = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
 _, status, used = os.wait4(pid, 0)
 print(json.dumps({"status": os.waitstatus_to_exitcode(status), "peak_kib": used.ru_maxrss,
                   "cpu": used.ru_utime + used.ru_stime, "wall": time.perf_counter() - begun}))
@@ -221,7 +221,7 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """Two programs, run in turn: how many times faster ours is, by medians."""
+    """Two jobs of whole programs, run in turn: how many times faster ours is, by medians."""
 
     ours: list[Child]
     theirs: list[Child]
@@ -235,10 +235,9 @@ class Race:
         return median(c.wall for c in self.theirs) / median(c.wall for c in self.ours)
 
     def note(self) -> str:
-        """Both medians, so that a ratio of children can be checked by hand."""
-        words = (f"{median(c.wall for c in side):.2f} s ({median(c.cpu for c in side):.2f} s CPU)"
-                 for side in (self.ours, self.theirs))
-        return " against ".join(words)
+        """The medians of both, so that a ratio of programs can be checked by hand."""
+        return " against ".join(f"{median(c.cpu for c in side):.2f} s CPU ({median(c.wall for c in side):.2f} s)"
+                                for side in (self.ours, self.theirs))
 
 
 def race(benchmark: Any, ours: Callable[[], Child], theirs: Callable[[], Child], rounds: int = 3) -> Race:
@@ -246,10 +245,17 @@ def race(benchmark: Any, ours: Callable[[], Child], theirs: Callable[[], Child],
     result = Race([], [])
     theirs()
     ours()
-    benchmark.pedantic(lambda: result.ours.append(ours()), setup=lambda: result.theirs.append(theirs()),
+    benchmark.pedantic(lambda: result.ours.append(ours()), setup=lambda: result.theirs.append(theirs()) or None,
                        rounds=rounds, iterations=1)
     benchmark.extra_info.update(ours=[asdict(c) for c in result.ours], theirs=[asdict(c) for c in result.theirs])
     return result
+
+
+def here(function: Callable[[], object]) -> Child:
+    """A job that runs in this process, measured as a child is; its peak is not known."""
+    timed = Timed()
+    timed.run(function)
+    return Child(0, timed.cpu[0], timed.wall[0])
 
 
 def need(name: str, program: str) -> str:

@@ -1,4 +1,4 @@
-"""Host images for the benches: real file systems, full of files, on which virtual disks grew in pieces and were deleted.
+"""Host images for the benches: real file systems, full of files, on which disks grew in pieces and were deleted.
 
 Made with the corpus's loop mounts, so they take root; `why_not` says why they cannot be made here.
 """

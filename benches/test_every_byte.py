@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.makers.vdi import MAKERS
 from vmcarve.source import ImageSource, open_image
 from vmcarve.sweeper import Sweep, sweep_image
 
@@ -43,21 +44,18 @@ def test_noise(benchmark: Any, noise_image: ImageSource) -> None:
 
 
 def test_against_ripgrep(benchmark: Any, noise_image: ImageSource, scratch: Path) -> None:
-    """The whole command against ripgrep with the same literals."""
+    """The sweep against ripgrep with the same literals."""
     name = "every byte of noise / ripgrep, CPU time"
     if absent():
         not_measured(name, ABSENT)
     program = need(name, "rg")
-    image = noise_image.path
-    argv = (program, *ripgrep(scratch), image)
-    result = race(benchmark, lambda: sweeping(image, scratch, "--align", 1), lambda: run_child(*argv, ends=(0, 1)))
+    argv = (program, *ripgrep(scratch), noise_image.path)
+    result = race(benchmark, lambda: sweeping(noise_image, align=1), lambda: run_child(*argv, ends=(0, 1)))
     record(benchmark, name, result.cpu, goal=1.5, note=result.note())
 
 
 def test_odd_places(benchmark: Any, scratch: Path) -> None:
     """A container at an odd offset is found, and it is found once."""
-    from tests.makers.vdi import MAKERS
-
     name = "disks found at odd offsets"
     if absent():
         not_measured(name, ABSENT)
