@@ -34,7 +34,7 @@ FORMATS = (  # of the disks, in turn: qemu-img's driver, its options, the usual 
     ("vpc", ("-o", "subformat=dynamic,force_size=on"), "vhd"),
     ("qcow2", ("-c",), "qcow2"),
 )
-APPEND = (64 << 10, 1 << 20)  # bytes of one append while disks grow in turn, least and most
+APPEND = 1 << 20  # bytes of one append while disks grow in turn, at most; a sixteenth of it at least
 OLD = (16, 22)  # sizes of the files that fill the host first, as powers of two
 LIVE = ("/usr/lib", "/usr/share", "/usr/bin")  # real files of the machine: what a host is full of
 
@@ -65,7 +65,7 @@ def container(folder: Path, number: int, mib: int) -> Path:
     rng = np.random.default_rng([17, number])
     files, raw = folder / f"files-{number}", folder / f"raw-{number}"
     files.mkdir(parents=True)
-    left = int(mib * MIB * 0.8)
+    left = int(mib * MIB * 0.7)
     while left > 0:
         n = min(left, int(2 ** rng.uniform(12, 22)))
         half = rng.bytes(n // 2)  # text and noise in turn: compressed disks have something to do
@@ -73,7 +73,8 @@ def container(folder: Path, number: int, mib: int) -> Path:
         left -= n
     with raw.open("wb") as f:
         f.truncate(mib * MIB)
-    run("mkfs.ext4", "-q", "-F", "-d", files, raw)
+    journal = () if mib >= 32 else ("-O", "^has_journal")  # on a small one it would leave no room for files
+    run("mkfs.ext4", "-q", "-F", *journal, "-d", files, raw)
     shutil.rmtree(files)
     driver, words, extension = FORMATS[number % len(FORMATS)]
     out = folder / f"disk-{number:02d}.{extension}"
@@ -83,15 +84,25 @@ def container(folder: Path, number: int, mib: int) -> Path:
     return out
 
 
-def with_deleted_disks(folder: Path, kind: str, mib: int, count: int, seed: int = 1) -> HostImage:
-    """A host of `mib` MiB that is full of files; `count` disks took two fifths of it in pieces, and were deleted."""
+def with_deleted_disks(folder: Path, kind: str, mib: int, count: int, *, append: int = APPEND,
+                       seed: int = 1) -> HostImage:
+    """A host of `mib` MiB that is full of files; `count` disks took two fifths of it in turn, and were deleted.
+
+    append: bytes of one append at most, which decides into how many pieces the disks fall; 0: one disk after the other,
+    on a host that no older files broke up.
+    """
     rng = random.Random(seed)
     each = max(4, mib * 2 // 5 // count)
     disks = [container(folder, n, each) for n in range(count)]
     image = _empty(folder / f"{kind}.img", kind, mib)
     with loop_device(image) as device, mounted(device, kind, folder / "mnt") as root:
-        _age(root, sum(p.stat().st_blocks * 512 for p in disks) + mib * MIB // 16, rng)
-        _grow(root, disks, rng)
+        if append:
+            _age(root, sum(p.stat().st_blocks * 512 for p in disks) + mib * MIB // 16, rng)
+            _grow(root, disks, rng, append)
+        else:
+            for path in disks:
+                run("cp", "--sparse=always", path, root / path.name)
+            _age(root, 0, rng)
         os.sync()
         for path in disks:
             (root / path.name).unlink()
@@ -153,12 +164,12 @@ def _age(root: Path, needed: int, rng: random.Random) -> None:
             os.sync()
 
 
-def _grow(root: Path, disks: list[Path], rng: random.Random) -> None:
+def _grow(root: Path, disks: list[Path], rng: random.Random, append: int) -> None:
     """Copies the disks by appends in turn; room is taken at each append, so that their pieces interleave."""
     growing = [(path.open("rb"), (root / path.name).open("wb", buffering=0)) for path in disks]
     while growing:
         pair = rng.choice(growing)
-        block = pair[0].read(rng.randrange(*APPEND) // 4096 * 4096)
+        block = pair[0].read(max(4096, rng.randrange(append // 16, append) // 4096 * 4096))
         if not block:
             growing.remove(pair)
             pair[0].close()

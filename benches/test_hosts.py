@@ -16,7 +16,7 @@ from vmcarve.sweeper import Sweep, sweep_image
 from .common import MIB, READ, SIZE_MIB, compare, not_measured, page_buffer, read_all, record
 from .images import MAKERS, full_of_files, why_not
 
-SIZE = max(256, SIZE_MIB)  # MiB: smaller ones are mostly a file system's own first blocks
+SIZE = max(320, SIZE_MIB)  # MiB: mkfs.xfs takes no smaller one
 HEADERS = ("qcow2.header", "vmdk.header", "vdi.header")  # of the live disks that lie on each host
 
 
