@@ -15,6 +15,7 @@ import pytest
 from vmcarve.source import ImageSource, open_image
 
 from . import common
+from .goals import unanswered
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     write("")
     for what, figure, goal, verdict, note in [("what", "figure", "goal", "", ""), *rows]:
         write(f"{what:{widths[0]}}  {figure:>{widths[1]}}  {goal:>{widths[2]}}  {verdict:{widths[3]}}  {note}".rstrip())
+    for goal in unanswered([r.name for r in common.RECORDS]):
+        write(f"not in this run: {goal.text}")
     write(run_facts()["machine"])
 
 
