@@ -172,3 +172,32 @@ def print_disk(case: Case, disk_id: str, *, as_json: bool = False) -> None:
             print(f"    {e['offset']:#14x} {e['length']:#12x} {e['grade']:<9}{place}  {e['rule']}")
         if len(extents) > 40:
             print(f"    ... {len(extents) - 40} more (extents.arrow has them all)")
+
+
+def print_bench(found: dict[str, Any]) -> None:
+    """What `vmcarve bench` measured: speeds, the bottleneck, what to set."""
+    speeds = found["bytes_per_second"]
+
+    def by_count(rates: dict[str, int], noun: str) -> str:
+        parts = [f"{n} {noun}{'s' if n != '1' else ''} {size_text(rate)}/s" for n, rate in rates.items()]
+        return ", ".join(parts)
+
+    spins = {True: ", says that it spins", False: ", says that it does not spin", None: ""}[found["rotational"]]
+    cached = found["in_memory"]
+    facts = [
+        ("source", f"{found['kind']} of {size_text(found['size'])}{spins}"),
+        ("in memory", None if cached is None else f"{cached:.0%} of it before this"),
+        ("read", by_count(speeds["buffered"], "reader")),
+        ("unbuffered", by_count(speeds["direct"], "reader") or f"not possible here: {speeds['direct_refused']}"),
+        ("from memory", f"{size_text(speeds['memory'])}/s"),
+        ("sweep", by_count(speeds["sweep_cold"], "thread")),
+        ("in memory", by_count(speeds["sweep"], "thread")),
+        ("bottleneck", {"device": "the source", "cpu": "the CPU", "memory": "memory"}[found["bottleneck"]]
+         + f"; the sweep reaches {found['sweep_reaches']:.0%} of it: all of the image in {found['sweep_seconds']:g} s"),
+    ]
+    print(_clean(found["image"]))
+    for name, value in facts:
+        if value:
+            print(f"  {name:<11} {value}")
+    for n, line in enumerate(found["advice"]):
+        print(f"  {'set' if n == 0 else '':<11} {line}")
