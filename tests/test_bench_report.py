@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,12 @@ def test_lines_that_nobody_measured_are_named() -> None:
     left = unanswered(answered)
     assert len(GOALS) - len(left) == 4
     assert not any("threads" in goal.text or "peak" in goal.text for goal in left)
+
+
+def test_workflows_use_make_targets_that_exist() -> None:
+    """What CI services run is what .ci/run runs: a target that was renamed would fail there alone."""
+    root = Path(report.__file__).parents[1]
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text("utf-8"), re.MULTILINE))
+    used = {target for path in (root / ".github/workflows").glob("*.yml")
+            for target in re.findall(r"\bmake ([a-z-]+)", path.read_text("utf-8"))}
+    assert {"lint", "bench-gate", "test", "bench"} <= used <= targets
