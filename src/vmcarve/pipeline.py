@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,13 +22,15 @@ from .assemble.chains import link
 from .assemble.state import HostView
 from .case import Case, image_identity, make_folder, open_case, write_json
 from .errors import UsageError, VmcarveError
-from .export import needed, write_container, write_raw
+from .export import Output, needed, write_container, write_raw
 from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
 from .sweeper import sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
+
+WRITERS = 4  # disks written at the same time at most: more make a spinning disk seek
 
 Report = Callable[[str, int, int], None]
 """report(stage, done, total): stage "sweep" counts bytes, "verify" and "write" count disks and bytes."""
@@ -237,18 +241,29 @@ def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], opti
                            source=str(folder))
     written: dict[str, tuple[str, str | None]] = {}
     done = 0
-    for d in chosen:
+    stop = threading.Event()
+
+    def one(d: Verified) -> Output:
         c = d.item.container
         path = folder / "disks" / _file_name(d)
         if d.is_file:
-            output = write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
-                                     digest=options.digest)
-        else:
-            output = write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest)
-        written[d.disk_id] = (f"disks/{path.name}", output.sha256)
-        done += needed(d.rows)
-        if report is not None:
-            report("write", done, total)
+            return write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
+                                   digest=options.digest, stop=stop)
+        return write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest,
+                         stop=stop)
+
+    with ThreadPoolExecutor(min(options.threads, WRITERS), thread_name_prefix="write") as pool:
+        try:
+            for d, output in zip(chosen, [pool.submit(one, d) for d in chosen], strict=True):
+                result = output.result()
+                written[d.disk_id] = (f"disks/{result.path.name}", result.sha256)
+                done += needed(d.rows)
+                if report is not None:
+                    report("write", done, total)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return written
 
 
