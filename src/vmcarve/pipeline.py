@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from .assemble import Assembled, assemble_image
@@ -89,7 +90,8 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
         started = time.monotonic()
         written = _write(sources, folder, disks, options, report) if options.write else {}
         info["seconds"]["write"] = round(time.monotonic() - started, 3)
-        write(folder / "extents.arrow", _extent_rows(disks), EXTENTS)
+        with writer(folder / "extents.arrow", EXTENTS) as out:
+            out.write_table(_extents(disks))
         write(folder / "files.arrow", files, FILES)
         write(folder / "disks.arrow", [_disk_row(d, disks, written) for d in disks], DISKS)
         for i, s in enumerate(sources):
@@ -345,14 +347,31 @@ def _image_runs(rows: list[tuple[Any, ...]]) -> list[tuple[int, int | None]]:
     return out
 
 
-def _extent_rows(disks: list[Verified]) -> list[dict[str, object]]:
+def _extents(disks: list[Verified]) -> pa.Table:
+    """The rows of all maps, column by column: a dict per row would cost more than everything else about it."""
+    rows = [row for d in disks for part in (d.container_rows, d.guest_rows) for row in part]
     names = ("offset", "length", "image_offset", "container_offset", "encoding", "stored", "grade", "rule")
-    rows: list[dict[str, object]] = []
-    for d in disks:
-        for space, part in (("container", d.container_rows), ("guest", d.guest_rows)):
-            rows += [{"disk_id": d.disk_id, "space": space, "source": d.item.source,
-                      **dict(zip(names, r, strict=True))} for r in part]
-    return rows
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    parts = [(d, space, len(part)) for d in disks
+             for space, part in (("container", d.container_rows), ("guest", d.guest_rows))]
+    counts = np.array([count for *_, count in parts], np.int64)
+
+    def repeated(values: list[Any], kind: pa.DataType) -> pa.Array:
+        return pa.array(values, kind).take(pa.array(np.repeat(np.arange(len(parts)), counts)))
+
+    arrays = {
+        "disk_id": repeated([d.disk_id for d, *_ in parts], pa.string()),
+        "space": repeated([space for _, space, _ in parts], pa.string()),
+        "source": repeated([d.item.source for d, *_ in parts], pa.int32()),
+    }
+    made = []
+    for f in EXTENTS:
+        column = arrays.get(f.name)
+        text = pa.types.is_dictionary(f.type)
+        if column is None:
+            column = pa.array(columns.get(f.name, ()), pa.string() if text else f.type)
+        made.append(column.dictionary_encode() if text else column)
+    return pa.Table.from_arrays(made, schema=EXTENTS)
 
 
 def program_version() -> str:
