@@ -6,22 +6,14 @@ import json
 import os
 import sys
 import time
-from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from .case import Case
 from .model import GRADES
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 WORDS = {"sweep": "sweeping", "assemble": "assembling", "verify": "verifying", "write": "writing"}
 
@@ -30,6 +22,8 @@ class Progress:
     """A `report` for the pipeline, as a context. On a terminal a bar, else a line when a stage ends."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # here: `vmcarve list` does without
+
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -38,8 +32,17 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            self._bars = Bars(TextColumn("{task.description:<11}"), BarColumn(), DownloadColumn(binary_units=True),
-                              TransferSpeedColumn(), TimeRemainingColumn(), console=self._console)
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._bars = Progress(TextColumn("{task.description:<11}"), BarColumn(), DownloadColumn(binary_units=True),
+                                  TransferSpeedColumn(), TimeRemainingColumn(), console=self._console)
             self._bars.start()
         return self
 
@@ -91,6 +94,9 @@ def _state(row: dict[str, Any]) -> str:
 
 def print_disks(case: Case) -> None:
     """The table at the end of a recovery."""
+    from rich.console import Console
+    from rich.table import Table
+
     rows = case.disks()
     if not rows:
         print("no virtual disks found")
