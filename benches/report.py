@@ -82,8 +82,10 @@ def draw(facts: dict[str, Any], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     pages: dict[str, str] = {}
     ratios = [r for r in records(facts) if r.unit in PLOTTED and r.figure is not None and r.figure > 0]
-    if ratios:
-        pages["ratios.svg"] = plots.bars("how many times as fast as the limit or the peer (mark: the goal)", ratios)
+    for name, title, at_most in (("faster", "how many times as fast as the limit or the peer (mark: the goal)", False),
+                                 ("longer", "how many times as long as the least (mark: the most)", True)):
+        if group := [r for r in ratios if r.at_most == at_most]:
+            pages[f"{name}.svg"] = plots.bars(title, group)
     for name, group in series(facts).items():
         pages[f"{name.replace(' ', '-')}.svg"] = plots.lines(name, group)
     for name, text in pages.items():

@@ -1,4 +1,7 @@
-"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone."""
+"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone.
+
+What opens a disk is imported when one is opened: a list of disks should be there at once.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from .disk import VirtualDisk
 from .errors import UsageError, VmcarveError
-from .filemap import FileMap, FileView
-from .model import DATA, ENCODING_NAMES, HOLE, LOST, MISSING, PARENT, PLAIN, UNALLOCATED, ZERO, GuestMap
-from .source import ImageSource, open_image
 from .tables import pc, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .disk import VirtualDisk
+    from .filemap import FileView
+    from .source import ImageSource
+
 
 
 def make_folder(path: Path, resume: bool = False) -> Path:
@@ -82,6 +88,8 @@ class Case:
 
     def image(self, index: int) -> ImageSource:
         """The evidence image that a `source` column names."""
+        from .source import open_image
+
         return open_image(self.info["images"][index]["path"])
 
 
@@ -108,6 +116,12 @@ def open_disk(case: Case | str | os.PathLike[str], disk_id: str) -> VirtualDisk:
 
 
 def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
+    import numpy as np
+
+    from .disk import VirtualDisk
+    from .filemap import FileMap, FileView
+    from .model import DATA, ENCODING_NAMES, PARENT, PLAIN, GuestMap
+
     rows = _columns(case.map(row["disk_id"], "guest"))
     image = case.image(row["source"])
     own = _columns(case.map(row["disk_id"], "container"))
@@ -131,6 +145,8 @@ def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
 
 def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
     """The columns of a map as arrays: numbers as int64 with -1 for null, texts as objects that rows share."""
+    import numpy as np
+
     out: dict[str, npt.NDArray[Any]] = {}
     for f in table.schema:
         column = table[f.name].combine_chunks()
@@ -164,6 +180,10 @@ class _Both:
 
 def _states(rows: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.uint8]:
     """What each row of a guest's map is to a GuestMap: from its grade, or its rule where no image byte is told."""
+    import numpy as np
+
+    from .model import DATA, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO
+
     grade = rows["grade"]
     nowhere = (rows["image_offset"] < 0) & (rows["encoding"] == "plain")
     states = np.full(len(grade), DATA, np.uint8)
