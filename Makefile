@@ -9,9 +9,12 @@ DEMO_OUT ?= demo-case
 DEMO_PACKAGES := qemu-utils e2fsprogs fdisk python3-venv python3-dev gcc
 TEST_PACKAGES := $(DEMO_PACKAGES) xfsprogs btrfs-progs ntfs-3g dosfstools exfatprogs exfat-fuse mtools sleuthkit gdisk \
 	cryptsetup-bin lvm2 xz-utils valgrind testdisk
+# What the benches compare with; whatever the machine's archive does not have is "not measured" in the table.
+PEERS := testdisk scalpel foremost ripgrep
+BENCH_OUT ?= bench-out.json
 SOURCES := setup.py pyproject.toml $(wildcard ext/*)
 
-.PHONY: demo test lint bench bench-recall bench-gate clean build packages-demo packages-test
+.PHONY: demo test lint bench bench-report bench-recall bench-gate clean build packages-demo packages-test packages-bench
 
 build: $(VENV)/.built
 
@@ -45,6 +48,11 @@ packages-demo:
 packages-test:
 	$(call install,$(TEST_PACKAGES))
 
+packages-bench: packages-test
+	@for p in $(PEERS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$p >/dev/null 2>&1 || \
+	echo "$$p cannot be installed here: the table says so"; done
+
 demo: packages-demo build
 	rm -rf $(DEMO_OUT)
 	$(BIN)/vmcarve demo --out $(DEMO_OUT)
@@ -57,8 +65,15 @@ lint: build $(VENV)/.lint
 	PATH="$(BIN):$$PATH" $(BIN)/cython-lint ext
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: packages-test build $(VENV)/.test
-	$(BIN)/python -m pytest -q benches --benchmark-only --benchmark-json=bench-out.json $(PYTEST_ARGS)
+# One table, bench-out.json (pytest-benchmark's, with the table in it), bench-summary.json (flat, for a CI), the plots.
+# PYTEST_ARGS="-k noise" runs a part; VMCARVE_BENCH_MIB and others (docs/performance.md) set the sizes.
+bench: packages-bench build $(VENV)/.test
+	$(BIN)/python -m pytest -q benches --benchmark-only --benchmark-json=$(BENCH_OUT) $(PYTEST_ARGS)
+	$(BIN)/python -m benches.report $(BENCH_OUT) --plots docs/plots --summary $(BENCH_OUT:.json=)-summary.json
+
+# Puts the table of the last run into docs/performance.md.
+bench-report:
+	$(BIN)/python -m benches.report $(BENCH_OUT) --write docs/performance.md
 
 # Takes some hours and some GiB below TMPDIR; docs/results.md is its output. RECALL_ARGS=--quick takes minutes.
 bench-recall: packages-test build $(VENV)/.test

@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 
 from vmcarve.model import SECTOR
 from vmcarve.source import ImageSource
@@ -32,10 +34,11 @@ ROUNDS = int(os.environ.get("VMCARVE_BENCH_ROUNDS", "7"))
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line of the table. figure: in `unit`; goal: what it should be at least (or, where `at_most`, at most)."""
+    """One line of the table. figure: in `unit`, None where it was not measured (`note` says why); goal: what it should
+    be at least (or, where `at_most`, at most)."""
 
     name: str
-    figure: float
+    figure: float | None
     unit: str = "×"
     goal: float | None = None
     at_most: bool = False
@@ -43,12 +46,37 @@ class Record:
 
     @property
     def verdict(self) -> str:
+        if self.figure is None:
+            return "not measured"
         if self.goal is None:
             return ""
         return "ok" if (self.figure <= self.goal if self.at_most else self.figure >= self.goal) else "short"
 
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """what, figure, goal, verdict, note: the same for the terminal and for docs/performance.md."""
+        unit = self.unit if self.unit in ("", "×") else f" {self.unit}"
+        figure = "" if self.figure is None else f"{_number(self.figure)}{unit}"
+        goal = "" if self.goal is None else f"{'≤' if self.at_most else '≥'} {self.goal:.4g}"
+        return self.name, figure, goal, self.verdict, self.note
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points for a plot: how `y` grows with `x`. A plot has all series of one `plot` name."""
+
+    plot: str
+    line: str
+    x_label: str
+    y_label: str
+    points: list[tuple[float, float]]
+
 
 RECORDS: list[Record] = []
+SERIES: list[Series] = []
 
 
 def record(benchmark: Any, name: str, figure: float, *, unit: str = "×", goal: float | None = None,
@@ -57,6 +85,12 @@ def record(benchmark: Any, name: str, figure: float, *, unit: str = "×", goal: 
     line = Record(name, figure, unit, goal, at_most, note)
     RECORDS.append(line)
     benchmark.extra_info.setdefault("records", []).append({**asdict(line), "verdict": line.verdict})
+
+
+def not_measured(name: str, why: str) -> NoReturn:
+    """A line of the table that says why there is no figure; the bench is skipped."""
+    RECORDS.append(Record(name, None, "", note=why))
+    pytest.skip(why)
 
 
 @dataclass(slots=True)
@@ -168,8 +202,8 @@ def tiled(path: Path, structure: bytes, mib: int) -> int:
 LAUNCHER = """
 import json, os, sys, time
 begun = time.perf_counter()
-quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
+quiet = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
 _, status, used = os.wait4(pid, 0)
 print(json.dumps({"status": os.waitstatus_to_exitcode(status), "peak_kib": used.ru_maxrss,
                   "cpu": used.ru_utime + used.ru_stime, "wall": time.perf_counter() - begun}))
@@ -185,12 +219,59 @@ class Child:
     wall: float
 
 
-def run_child(*argv: object, timeout: float = 3600) -> Child:
-    """Runs a program to its end and measures it; it must end with status 0."""
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Two jobs of whole programs, run in turn: how many times faster ours is, by medians."""
+
+    ours: list[Child]
+    theirs: list[Child]
+
+    @property
+    def cpu(self) -> float:
+        return median(c.cpu for c in self.theirs) / median(c.cpu for c in self.ours)
+
+    @property
+    def wall(self) -> float:
+        return median(c.wall for c in self.theirs) / median(c.wall for c in self.ours)
+
+    def note(self) -> str:
+        """The medians of both, so that a ratio of programs can be checked by hand."""
+        return " against ".join(f"{median(c.cpu for c in side):.2f} s CPU ({median(c.wall for c in side):.2f} s)"
+                                for side in (self.ours, self.theirs))
+
+
+def race(benchmark: Any, ours: Callable[[], Child], theirs: Callable[[], Child], rounds: int = 3) -> Race:
+    """Theirs, ours, theirs, ours ... after one of each that is not counted and warms the page cache."""
+    result = Race([], [])
+    theirs()
+    ours()
+    benchmark.pedantic(lambda: result.ours.append(ours()), setup=lambda: result.theirs.append(theirs()) or None,
+                       rounds=rounds, iterations=1)
+    benchmark.extra_info.update(ours=[asdict(c) for c in result.ours], theirs=[asdict(c) for c in result.theirs])
+    return result
+
+
+def here(function: Callable[[], object]) -> Child:
+    """A job that runs in this process, measured as a child is; its peak is not known."""
+    timed = Timed()
+    timed.run(function)
+    return Child(0, timed.cpu[0], timed.wall[0])
+
+
+def need(name: str, program: str) -> str:
+    """The program's path; without it the record `name` says so and the bench is skipped."""
+    path = shutil.which(program)
+    if path is None:
+        not_measured(name, f"{program} is not installed")
+    return path
+
+
+def run_child(*argv: object, timeout: float = 3600, ends: tuple[int, ...] = (0,)) -> Child:
+    """Runs a program to its end and measures it; it must end with a status of `ends`. Its output goes nowhere."""
     done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *map(str, argv)], capture_output=True, text=True,
                           timeout=timeout, check=True)
     took = json.loads(done.stdout)
-    assert took["status"] == 0, f"{argv} ended with {took['status']}: {done.stderr}"
+    assert took["status"] in ends, f"{argv} ended with {took['status']}: {done.stderr}"
     return Child(took["peak_kib"] * 1024, took["cpu"], took["wall"])
 
 

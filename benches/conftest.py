@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vmcarve.source import ImageSource, open_image
 
 from . import common
+from .goals import unanswered
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,19 +27,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.benchmark(group=item.path.stem))
 
 
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: object, output_json: dict[str, Any]) -> None:
+    """The table, the series and the machine go into pytest-benchmark's own file: benches/report.py reads them there."""
+    output_json["vmcarve"] = run_facts()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table: figures are medians of this run; `goal` is what issue and design ask for."""
     if not common.RECORDS:
         return
+    rows = [r.cells() for r in common.RECORDS]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
     write = terminalreporter.write_line
-    width = max(len(r.name) for r in common.RECORDS)
     write("")
-    write(f"{'what':{width}}  {'figure':>10}  {'goal':>10}  ")
-    for r in common.RECORDS:
-        goal = "" if r.goal is None else f"{'≤' if r.at_most else '≥'} {r.goal:.4g}"
-        write(f"{r.name:{width}}  {r.figure:>7.2f} {r.unit:<3}  {goal:>9}  {r.verdict:5}  {r.note}".rstrip())
-    write(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
-          f"images of {common.SIZE_MIB} MiB, {common.ROUNDS} rounds, load {os.getloadavg()[0]:.1f}")
+    for what, figure, goal, verdict, note in [("what", "figure", "goal", "", ""), *rows]:
+        write(f"{what:{widths[0]}}  {figure:>{widths[1]}}  {goal:>{widths[2]}}  {verdict:{widths[3]}}  {note}".rstrip())
+    for goal in unanswered([r.name for r in common.RECORDS]):
+        write(f"not in this run: {goal.text}")
+    write(run_facts()["machine"])
+
+
+def run_facts() -> dict[str, Any]:
+    """What benches/report.py makes its pages of."""
+    return {
+        "machine": machine(),
+        "records": [{**asdict(r), "verdict": r.verdict} for r in common.RECORDS],
+        "series": [asdict(s) for s in common.SERIES],
+    }
+
+
+def machine() -> str:
+    """Where the figures come from, in one line."""
+    cpu = re.search(r"model name\s*:\s*(.+)", _text("/proc/cpuinfo"))
+    memory = re.search(r"MemTotal:\s*(\d+)", _text("/proc/meminfo"))
+    words = [
+        f"{os.cpu_count()} CPUs ({cpu[1].strip() if cpu else platform.machine()})",
+        f"{int(memory[1]) / (1 << 20):.0f} GiB of memory" if memory else "",
+        f"{platform.system()} {platform.release().split('-')[0]}",
+        f"Python {platform.python_version()}",
+        f"images of {common.SIZE_MIB} MiB",
+        f"{common.ROUNDS} rounds",
+        f"load {os.getloadavg()[0]:.1f}",
+    ]
+    return ", ".join(w for w in words if w)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 @pytest.fixture(scope="session")

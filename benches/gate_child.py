@@ -1,4 +1,9 @@
-"""What the gate counts: run under callgrind with instrumentation off; switches it on around the part that counts."""
+"""What the gate counts: run under callgrind with counting off; switches it on around each part, and dumps it by name.
+
+    python -m benches.gate_child FOLDER NAME...     NAME: kernel.<stem of ext/>, sweep.<image in FOLDER>
+
+Prints one line "NAME MIB" for each. VMCARVE_GATE_SLOW=NAME does the work of that one twice.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +12,23 @@ import mmap
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from vmcarve._ext.first_look import first_look
-from vmcarve.model import SECTOR, Signature
 from vmcarve.source import open_image
 from vmcarve.sweeper import sweep_image
-from vmcarve.sweeper.table import Entry, compile_table
 
-from .common import MIB, noise, page_buffer
+from .common import MIB
+from .kernels import WORKLOADS
 
-KERNEL_MIB, SWEEP_MIB = 16, 32
-START, STOP = 0x4354_0004, 0x4354_0005  # callgrind.h: START_INSTRUMENTATION, STOP_INSTRUMENTATION
+# callgrind.h: what a client may ask
+START, STOP, ZERO, DUMP_AT = 0x4354_0004, 0x4354_0005, 0x4354_0001, 0x4354_0003
 # valgrind.h, amd64-linux: rax = the request's address, rdx = 0, then the rotations that valgrind knows a request by;
 # outside valgrind they do nothing
 REQUEST = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db 4889d0 c3")
 
 
-class Instrumentation:
+class Counting:
     """Callgrind's counting, switched from inside: what comes before (imports, some 10^9 instructions) varies."""
 
     def __init__(self) -> None:
@@ -37,46 +39,43 @@ class Instrumentation:
         at = ctypes.addressof(ctypes.c_char.from_buffer(self._code))
         self._call = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(at)
 
-    def __enter__(self) -> None:
+    def count(self, name: str, call: Callable[[], object]) -> None:
+        """One call, counted and dumped under `name`."""
+        self._ask(ZERO)
         self._ask(START)
-
-    def __exit__(self, *_: object) -> None:
+        call()
         self._ask(STOP)
+        text = ctypes.create_string_buffer(name.encode())
+        self._ask(DUMP_AT, ctypes.addressof(text))
 
-    def _ask(self, request: int) -> None:
-        words = (ctypes.c_long * 6)(request)
+    def _ask(self, request: int, argument: int = 0) -> None:
+        words = (ctypes.c_long * 6)(request, argument)
         self._call(ctypes.addressof(words))
 
 
-def kernel() -> int:
-    """first_look over random bytes with 64 magics at 8 places: a table of its own, so that new formats do not count."""
-    places = (0, 3, 54, 56, 64, 82, 257, 502)
-    rng = np.random.default_rng(1)
-    magics = [rng.bytes(8) for _ in range(64)]
-    entries = [Entry("x", Signature(m, f"x.{i}", at=places[max(0, i - 56)]), lambda *_: None, None)
-               for i, m in enumerate(magics)]
-    t = compile_table(entries)
-    view = page_buffer(MIB)
-    view[:] = rng.bytes(MIB)
-    buffer = np.frombuffer(view, np.uint8)
-    sectors, found, resume = np.empty(4096, np.int64), np.empty(4096, np.int32), np.zeros(1, np.int64)
-    repeats = KERNEL_MIB * (2 if os.environ.get("VMCARVE_GATE_SLOW") == "kernel" else 1)
-    with Instrumentation():
-        for _ in range(repeats):
-            first_look(buffer, t.probe, t.gate, t.only, t.first, t.next_, t.magic, t.room, sectors, found, resume)
-    assert resume[0] == MIB // SECTOR
-    return KERNEL_MIB
+def sweeping(image: Path) -> tuple[Callable[[], object], float]:
+    """A whole sweep with every signature of the registry, on one thread; the first one imports and fills caches."""
+    source = open_image(image)
+
+    def call() -> None:
+        result = sweep_image(source, 0, lambda _: None, threads=1)
+        assert result.bytes_read == source.size and not result.failed
+
+    call()
+    return call, source.size / MIB
 
 
-def sweep(folder: Path) -> int:
-    """A whole sweep of random bytes with every signature of the registry, on one thread."""
-    with open_image(noise(folder / "noise", SWEEP_MIB)) as source:
-        sweep_image(source, 0, lambda _: None, threads=1)  # the first one imports and fills caches
-        with Instrumentation():
-            result = sweep_image(source, 0, lambda _: None, threads=1)
-        assert result.bytes_read == SWEEP_MIB * MIB
-    return SWEEP_MIB
+def main(folder: Path, names: list[str]) -> None:
+    counting = Counting()
+    for name in names:
+        kind, _, what = name.partition(".")
+        call, mib = WORKLOADS[what]() if kind == "kernel" else sweeping(folder / what)
+        if os.environ.get("VMCARVE_GATE_SLOW") == name:
+            counting.count(name, lambda call=call: (call(), call()))
+        else:
+            counting.count(name, call)
+        print(name, mib)
 
 
 if __name__ == "__main__":
-    print(kernel() if sys.argv[1] == "kernel" else sweep(Path(sys.argv[2])), "MiB")
+    main(Path(sys.argv[1]), sys.argv[2:])

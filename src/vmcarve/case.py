@@ -1,4 +1,7 @@
-"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone."""
+"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone.
+
+What opens a disk is imported when one is opened: a list of disks should be there at once.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from .disk import VirtualDisk
 from .errors import UsageError, VmcarveError
-from .filemap import FileMap, FileView
-from .model import DATA, ENCODING_NAMES, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO, GuestMap
-from .source import ImageSource, open_image
 from .tables import pc, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .disk import VirtualDisk
+    from .filemap import FileView
+    from .source import ImageSource
+
 
 
 def make_folder(path: Path, resume: bool = False) -> Path:
@@ -70,12 +78,18 @@ class Case:
 
     def extents(self, disk_id: str, space: str) -> list[dict[str, Any]]:
         """The map of one disk in one space, offset rising."""
+        return self.map(disk_id, space).to_pylist()
+
+    def map(self, disk_id: str, space: str) -> pa.Table:
+        """The same as a table: a map may have millions of rows."""
         table = self.table("extents")
         mask = pc.and_(pc.equal(table["disk_id"], disk_id), pc.equal(pc.cast(table["space"], pa.string()), space))
-        return table.filter(mask).to_pylist()
+        return table.filter(mask)
 
     def image(self, index: int) -> ImageSource:
         """The evidence image that a `source` column names."""
+        from .source import open_image
+
         return open_image(self.info["images"][index]["path"])
 
 
@@ -102,26 +116,46 @@ def open_disk(case: Case | str | os.PathLike[str], disk_id: str) -> VirtualDisk:
 
 
 def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
-    rows = case.extents(row["disk_id"], "guest")
+    import numpy as np
+
+    from .disk import VirtualDisk
+    from .filemap import FileMap, FileView
+    from .model import DATA, ENCODING_NAMES, PARENT, PLAIN, GuestMap
+
+    rows = _columns(case.map(row["disk_id"], "guest"))
     image = case.image(row["source"])
-    own = case.extents(row["disk_id"], "container")
-    if not own:  # taken out of another container: that one's map leads to encoded runs
-        own = case.extents(row["disk_id"].rsplit(".", 1)[0], "container")
-    container = FileMap.build((e["offset"], e["length"], -1 if e["image_offset"] is None else e["image_offset"],
-                               e["grade"], e["rule"]) for e in own)
+    own = _columns(case.map(row["disk_id"], "container"))
+    if not len(own["offset"]):  # taken out of another container: that one's map leads to encoded runs
+        own = _columns(case.map(row["disk_id"].rsplit(".", 1)[0], "container"))
+    container = FileMap(own["offset"], own["length"], own["image_offset"], own["grade"].tolist(), own["rule"].tolist())
     # plain runs are read from the image directly, encoded ones through the container
-    states = [_state(e) for e in rows]
-    encoded = [ENCODING_NAMES.index(e["encoding"]) for e in rows]
-    place = [-1 if s != DATA else (e["container_offset"] if c else e["image_offset"])
-             for e, s, c in zip(rows, states, encoded, strict=True)]
-    base = image.size
-    shifted = [p + base if s == DATA and c else p for p, s, c in zip(place, states, encoded, strict=True)]
-    guest_map = GuestMap.build([e["offset"] for e in rows], [e["length"] for e in rows], states, shifted, encoded,
-                               [e["stored"] if c else e["length"] for e, c in zip(rows, encoded, strict=True)])
+    states = _states(rows)
+    encoded = np.zeros(len(states), np.uint8)
+    for code, name in enumerate(ENCODING_NAMES):
+        encoded[rows["encoding"] == name] = code
+    inside = (states == DATA) & (encoded != PLAIN)
+    place = np.where(states != DATA, -1, np.where(inside, rows["container_offset"] + image.size, rows["image_offset"]))
+    guest_map = GuestMap.build(rows["offset"], rows["length"], states, place, encoded,
+                               np.where(encoded != PLAIN, rows["stored"], rows["length"]))
     parent = None
-    if row["parent_id"] is not None and depth < 64 and any(e["grade"] == PARENT for e in rows):
+    if row["parent_id"] is not None and depth < 64 and (rows["grade"] == PARENT).any():
         parent = _open(case, case.disk(row["parent_id"]), depth + 1)
     return VirtualDisk(_Both(image, FileView(image, container)), guest_map, parent)
+
+
+def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a map as arrays: numbers as int64 with -1 for null, texts as objects that rows share."""
+    import numpy as np
+
+    out: dict[str, npt.NDArray[Any]] = {}
+    for f in table.schema:
+        column = table[f.name].combine_chunks()
+        if pa.types.is_dictionary(f.type):
+            texts = np.array([*column.dictionary.to_pylist(), None], object)
+            out[f.name] = texts[pc.fill_null(column.indices, len(texts) - 1).to_numpy(zero_copy_only=False)]
+        elif pa.types.is_integer(f.type):
+            out[f.name] = pc.fill_null(column, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return out
 
 
 class _Both:
@@ -144,16 +178,22 @@ class _Both:
                 else self._container.missing(offset - base, length))
 
 
-def _state(e: dict[str, Any]) -> int:
-    if e["grade"] == MISSING:
-        return LOST
-    if e["grade"] == ZERO:
-        return HOLE
-    if e["grade"] == PARENT:
-        return UNALLOCATED
-    if e["image_offset"] is None and e["encoding"] == "plain":
-        return HOLE if e["rule"].startswith("container.") else LOST
-    return DATA
+def _states(rows: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.uint8]:
+    """What each row of a guest's map is to a GuestMap: from its grade, or its rule where no image byte is told."""
+    import numpy as np
+
+    from .model import DATA, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO
+
+    grade = rows["grade"]
+    nowhere = (rows["image_offset"] < 0) & (rows["encoding"] == "plain")
+    states = np.full(len(grade), DATA, np.uint8)
+    if nowhere.any():
+        told = np.array([rule.startswith("container.") for rule in rows["rule"][nowhere].tolist()])
+        states[nowhere] = np.where(told, HOLE, LOST)
+    states[grade == PARENT] = UNALLOCATED
+    states[grade == ZERO] = HOLE
+    states[grade == MISSING] = LOST
+    return states
 
 
 def image_identity(image: ImageSource) -> str:

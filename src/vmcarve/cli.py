@@ -18,6 +18,7 @@ examples:
   vmcarve list case                            what was found, one line a disk
   vmcarve show case vdi-1f400000               one disk: its map, its grades, what is missing and why
   vmcarve export case vdi-1f400000 --to raw --output guest.raw
+  vmcarve bench /dev/sdb                       how fast this source can be swept, and what to set
 
 exit status: 0 done (also when nothing was found), 1 a stated failure, 2 wrong use, 3 done, but part of the image
 could not be read. The evidence is opened read-only, always."""
@@ -92,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("disk", metavar="DISK")
     export.add_argument("--to", required=True, choices=["raw"], metavar="FORMAT", help="raw: the guest disk, sparse")
     export.add_argument("--output", metavar="FILE", help="default: CASE/disks/DISK.export.raw")
+    bench = command("bench", "how fast this source can be swept, what holds it up, and what to set", _bench)
+    bench.add_argument("image", metavar="IMAGE", help="raw image or block device; it is only read")
+    bench.add_argument("--json", action="store_true", help="the same as JSON, speeds in bytes a second")
+    bench.add_argument("--seconds", type=_seconds, default=10.0, metavar="S",
+                       help="how long to measure (default: %(default)g)")
     demo = command("demo", "make a small host image with deleted disks and recover them", _demo)
     demo.add_argument("--out", default="demo-case", metavar="DIR", help="folder, new or empty (default: %(default)s)")
     return parser
@@ -114,6 +120,13 @@ def _threads(text: str) -> int:
     if not 1 <= n <= 256:
         raise argparse.ArgumentTypeError("1 to 256")
     return n
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("0.1 to 3600")
+    return seconds
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -199,6 +212,24 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import bench
+    from .source import open_image
+
+    with open_image(args.image) as source:
+        found = bench(source, args.seconds)
+        bad = [(source.name, r) for r in source.unreadable]
+    if args.json:
+        import json
+
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        from .terminal import print_bench
+
+        print_bench(found)
+    return _told_unreadable(bad, "the speeds are those of the rest")
+
+
 def _demo(args: argparse.Namespace) -> int:
     from .demo import run_demo
 
@@ -207,11 +238,16 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _unreadable(case: Case) -> int:
     bad = [(i["path"], r) for i in case.info["images"] for r in i["unreadable"]]
+    return _told_unreadable(bad, "case.json has them all")
+
+
+def _told_unreadable(bad: list[tuple[str, Any]], more: str) -> int:
+    """One line for the ranges that the medium refused, and the exit status that says that there were some."""
     if not bad:
         return 0
     total = sum(length for _, (_, length) in bad)
     print(f"vmcarve: {bad[0][0]}: {total} bytes in {len(bad)} ranges could not be read, the first at offset "
-          f"{bad[0][1][0]:#x} (case.json has them all)", file=sys.stderr)
+          f"{bad[0][1][0]:#x} ({more})", file=sys.stderr)
     return 3
 
 

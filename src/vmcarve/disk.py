@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections import OrderedDict
 
 import numpy as np
@@ -18,7 +19,8 @@ class VirtualDisk:
     unallocated ranges (zeros without one).
 
     externals: for EXTERNAL runs, (guest_offset, length, Reader) per member file, guest_offset rising. Lost and
-    undecodable ranges read as zeros and count as missing. It closes nothing that it was given.
+    undecodable ranges read as zeros and count as missing. It closes nothing that it was given. Threads may read at the
+    same time.
     """
 
     def __init__(self, container: Reader, guest_map: GuestMap, parent: Reader | None = None,
@@ -28,6 +30,7 @@ class VirtualDisk:
         self._parent = parent
         self._externals = externals or []
         self._cache: OrderedDict[int, bytes | None] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -100,15 +103,17 @@ class VirtualDisk:
         return data if len(data) == n else data[:n].ljust(n, b"\0")
 
     def _cluster(self, i: int) -> bytes | None:
-        if i in self._cache:
-            self._cache.move_to_end(i)
-            return self._cache[i]
+        with self._lock:
+            if i in self._cache:
+                self._cache.move_to_end(i)
+                return self._cache[i]
         m = self.map
         stored = self._container.read(int(m.file_offset[i]), int(m.stored[i]))
         data = decode(stored, int(m.encoding[i]), int(m.length[i]))
-        self._cache[i] = data
-        if len(self._cache) > CACHED_CLUSTERS:
-            self._cache.popitem(last=False)
+        with self._lock:
+            self._cache[i] = data
+            if len(self._cache) > CACHED_CLUSTERS:
+                self._cache.popitem(last=False)
         return data
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from .assemble import Assembled, assemble_image
@@ -20,13 +23,15 @@ from .assemble.chains import link
 from .assemble.state import HostView
 from .case import Case, image_identity, make_folder, open_case, write_json
 from .errors import UsageError, VmcarveError
-from .export import needed, write_container, write_raw
+from .export import Output, needed, write_container, write_raw
 from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
 from .sweeper import sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
+
+WRITERS = 4  # disks written at the same time at most: more make a spinning disk seek
 
 Report = Callable[[str, int, int], None]
 """report(stage, done, total): stage "sweep" counts bytes, "verify" and "write" count disks and bytes."""
@@ -85,7 +90,8 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
         started = time.monotonic()
         written = _write(sources, folder, disks, options, report) if options.write else {}
         info["seconds"]["write"] = round(time.monotonic() - started, 3)
-        write(folder / "extents.arrow", _extent_rows(disks), EXTENTS)
+        with writer(folder / "extents.arrow", EXTENTS) as out:
+            out.write_table(_extents(disks))
         write(folder / "files.arrow", files, FILES)
         write(folder / "disks.arrow", [_disk_row(d, disks, written) for d in disks], DISKS)
         for i, s in enumerate(sources):
@@ -237,18 +243,29 @@ def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], opti
                            source=str(folder))
     written: dict[str, tuple[str, str | None]] = {}
     done = 0
-    for d in chosen:
+    stop = threading.Event()
+
+    def one(d: Verified) -> Output:
         c = d.item.container
         path = folder / "disks" / _file_name(d)
         if d.is_file:
-            output = write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
-                                     digest=options.digest)
-        else:
-            output = write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest)
-        written[d.disk_id] = (f"disks/{path.name}", output.sha256)
-        done += needed(d.rows)
-        if report is not None:
-            report("write", done, total)
+            return write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
+                                   digest=options.digest, stop=stop)
+        return write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest,
+                         stop=stop)
+
+    with ThreadPoolExecutor(min(options.threads, WRITERS), thread_name_prefix="write") as pool:
+        try:
+            for d, output in zip(chosen, [pool.submit(one, d) for d in chosen], strict=True):
+                result = output.result()
+                written[d.disk_id] = (f"disks/{result.path.name}", result.sha256)
+                done += needed(d.rows)
+                if report is not None:
+                    report("write", done, total)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return written
 
 
@@ -330,14 +347,31 @@ def _image_runs(rows: list[tuple[Any, ...]]) -> list[tuple[int, int | None]]:
     return out
 
 
-def _extent_rows(disks: list[Verified]) -> list[dict[str, object]]:
+def _extents(disks: list[Verified]) -> pa.Table:
+    """The rows of all maps, column by column: a dict per row would cost more than everything else about it."""
+    rows = [row for d in disks for part in (d.container_rows, d.guest_rows) for row in part]
     names = ("offset", "length", "image_offset", "container_offset", "encoding", "stored", "grade", "rule")
-    rows: list[dict[str, object]] = []
-    for d in disks:
-        for space, part in (("container", d.container_rows), ("guest", d.guest_rows)):
-            rows += [{"disk_id": d.disk_id, "space": space, "source": d.item.source,
-                      **dict(zip(names, r, strict=True))} for r in part]
-    return rows
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    parts = [(d, space, len(part)) for d in disks
+             for space, part in (("container", d.container_rows), ("guest", d.guest_rows))]
+    counts = np.array([count for *_, count in parts], np.int64)
+
+    def repeated(values: list[Any], kind: pa.DataType) -> pa.Array:
+        return pa.array(values, kind).take(pa.array(np.repeat(np.arange(len(parts)), counts)))
+
+    arrays = {
+        "disk_id": repeated([d.disk_id for d, *_ in parts], pa.string()),
+        "space": repeated([space for _, space, _ in parts], pa.string()),
+        "source": repeated([d.item.source for d, *_ in parts], pa.int32()),
+    }
+    made = []
+    for f in EXTENTS:
+        column = arrays.get(f.name)
+        text = pa.types.is_dictionary(f.type)
+        if column is None:
+            column = pa.array(columns.get(f.name, ()), pa.string() if text else f.type)
+        made.append(column.dictionary_encode() if text else column)
+    return pa.Table.from_arrays(made, schema=EXTENTS)
 
 
 def program_version() -> str:
