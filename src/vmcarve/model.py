@@ -6,6 +6,7 @@ file), `guest_offset` (the disk inside it). All in bytes. docs/tables.md is made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -298,6 +299,8 @@ class HostFile:
     size: bytes, -1 when lost. name: path inside the volume if known, else "". origin: rule that gave the runs, e.g.
     "ext4.inode", "ext4.extent-leaf", "ext4.journal". complete: False when parts of the map are known to be lost.
     certain: False when the runs are inferred (a first cluster and a size, slots behind a leaf's end), not recorded.
+    number: of its inode or record, -1 where that is lost. born, last: it allocated no block before the one and none
+    after the other, by a clock of the volume (Unix seconds, generations); the defaults say that nobody knows.
     """
 
     identity: str  # e.g. "inode 12", "mft 64-3"
@@ -310,6 +313,9 @@ class HostFile:
     times: dict[str, float] = field(default_factory=dict[str, float])  # Unix seconds UTC
     inline: bytes | None = None  # content when it lies inside the metadata itself (at most some KiB)
     certain: bool = True
+    number: int = -1
+    born: float = -math.inf
+    last: float = math.inf
 
 
 class HostVolume(Protocol):

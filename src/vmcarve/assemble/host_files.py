@@ -31,9 +31,8 @@ from ..model import (
 from ..registry import formats
 from .chains import base_name
 from .raw import raw_container
+from .rivals import REUSED, Rivals
 from .state import HostView, State
-
-REUSED = "reused"  # the rule of bytes that somebody else owns by now
 
 
 def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64], *, deleted: bool
@@ -43,12 +42,14 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     What `state.claims` holds is not a deleted file's any more: live files and other deleted ones, and what hosts hold.
     guest_places: image offsets where guest volumes or disks begin, rising.
     """
-    _whole(state, rows, guest_places, deleted)
-    _named_members(state, deleted)
+    rivals = {view.label: Rivals(view.files) for view in state.views} if deleted else {}
+    _whole(state, rows, guest_places, rivals, deleted=deleted)
+    _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)
 
 
-def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64], deleted: bool) -> None:
+def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64],
+           rivals: dict[str, Rivals], *, deleted: bool) -> None:
     """Containers in host files by their own structures.
 
     Deleted files may name the same blocks (an older file's stale map, several remnants of one file): all are opened,
@@ -62,7 +63,9 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
     for view, file in _files(state, deleted):
         modules = _modules_in(file, places, by_offset, sure_only=view.carved)
         has_guest = not view.carved and len(_within(file, guest_places)) > 0
-        opened = _open_host_file(state, file, modules, has_guest, deleted) if modules or has_guest else None
+        if not modules and not has_guest:
+            continue
+        opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
         if opened is not None:
             found.append((_doubt(file, *opened, len(found)), view, file, *opened))
     solved: set[tuple[str, str]] = set()
@@ -87,10 +90,10 @@ def _files(state: State, deleted: bool) -> Iterator[tuple[HostView, HostFile]]:
                 yield view, file
 
 
-def _map_of(state: State, file: HostFile, size: int, deleted: bool) -> FileMap:
-    """A file's map. A deleted one's blocks that others have since are missing."""
+def _map_of(state: State, file: HostFile, size: int, rivals: Rivals | None) -> FileMap:
+    """A file's map. A deleted one's (rivals) without the blocks that others have, or wrote to, since."""
     file_map = FileMap.from_host_file(file, size)
-    return state.claims.rest_of(file_map, REUSED) if deleted else file_map
+    return file_map if rivals is None else rivals.settle(file, state.claims.rest_of(file_map, REUSED))
 
 
 def _unclaimed(state: State, file_map: FileMap) -> FileMap | None:
@@ -109,7 +112,7 @@ def _doubt(file: HostFile, container: Container, file_map: FileMap, order: int) 
     return sum(not c.ok for c in container.checks), lost + missing, 0 if file.complete else 1, order
 
 
-def _named_members(state: State, deleted: bool) -> None:
+def _named_members(state: State, rivals: dict[str, Rivals], *, deleted: bool) -> None:
     """Host files that an assembled container names as holding its bytes, but that show nothing of their own."""
     known = {(item.host or "").split(":")[0] + "|" + base_name(n) for item in state.done for n in item.names[:1]}
     wanted: dict[str, dict[str, Member]] = defaultdict(dict)
@@ -122,7 +125,7 @@ def _named_members(state: State, deleted: bool) -> None:
         member = wanted[view.label].get(name)
         if member is None or f"{view.label}|{name}" in known or file.size < member.file_offset + member.length:
             continue
-        file_map = _map_of(state, file, file.size, deleted)
+        file_map = _map_of(state, file, file.size, rivals.get(view.label))
         if state.taken(file_map):
             continue
         known.add(f"{view.label}|{name}")
@@ -149,11 +152,11 @@ def _archived(state: State, rows: list[tuple[str, Evidence]]) -> None:
                 state.accept(container, file_map, deleted=item.deleted, host=item.host, names=[member.name])
 
 
-def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest: bool, deleted: bool
+def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest: bool, rivals: Rivals | None
                     ) -> tuple[Container, FileMap] | None:
     end = int((file.runs[:, 0] + file.runs[:, 2]).max())
     size = file.size if file.size > 0 else end
-    file_map = _map_of(state, file, size, deleted)
+    file_map = _map_of(state, file, size, rivals)
     view = FileView(state.image, file_map)
     for name in modules:
         container = try_open(formats()[name], view)

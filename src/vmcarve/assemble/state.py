@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,17 +100,26 @@ class Claims:
 
     def rest_of(self, file_map: FileMap, rule: str) -> FileMap:
         """A map without what is claimed: those parts are missing, for the reason `rule`."""
-        rows: list[tuple[int, int, int, str, str]] = []
+        return FileMap.build((f, n, -1 if claimed else p, MISSING if claimed else grade, rule if claimed else why)
+                             for (f, n, p, grade, why), claimed in self._parted(file_map))
+
+    def regraded(self, file_map: FileMap, grade: str, rule: str) -> FileMap:
+        """A map of which the claimed parts have another grade, for the reason `rule`."""
+        return FileMap.build((f, n, p, grade if claimed else old, rule if claimed else why)
+                             for (f, n, p, old, why), claimed in self._parted(file_map))
+
+    def _parted(self, file_map: FileMap) -> Iterator[tuple[tuple[int, int, int, str, str], bool]]:
+        """The rows of a map, cut where claims begin and end, and whether each is claimed."""
         for f, n, p, grade, why in file_map.rows():
             if p < 0:
-                rows.append((f, n, p, grade, why))
+                yield (f, n, p, grade, why), False
                 continue
             at = p
             for start, length in self.free_of(np.array([[p, n]], np.int64)).tolist():
-                rows += [(f + at - p, start - at, -1, MISSING, rule), (f + start - p, length, start, grade, why)]
+                yield (f + at - p, start - at, at, grade, why), True
+                yield (f + start - p, length, start, grade, why), False
                 at = start + length
-            rows.append((f + at - p, p + n - at, -1, MISSING, rule))
-        return FileMap.build(rows)
+            yield (f + at - p, p + n - at, at, grade, why), True
 
     def with_runs(self, runs: npt.NDArray[np.int64], size: int) -> Claims:
         """These claims and runs int64[n, 2] (offset, length) of an image of `size` bytes."""

@@ -203,6 +203,9 @@ class Batch:
             pieces = pieces[pieces[:, 1] < OUR_MAX_BYTES]
         told, whole = finish(pieces)
         out.runs = cut_rows(told, size, -1)
+        made = rows[rows[:, LOGICAL] >= 0, MADE]
+        if len(made):
+            out.number, out.born, out.last = int(self._keys[k, 1]), float(made.min()), float(made.max())
         out.complete = whole and not self._dropped and state is not None and _sums_up(held, size, sector, state)
         return out
 

@@ -8,6 +8,7 @@ number that is one behind.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -247,7 +248,10 @@ class Files:
                 value = part.record.value(part.attribute)
                 return HostFile(identity, name, len(value), deleted, NO_ROWS, origin, True, when, value)
         rows, size, complete = self._map(parts, deleted)
-        return HostFile(identity, name, size, deleted, rows, origin, complete, when)
+        number = records[0].base or records[0].number
+        born, last = when.get("created", -math.inf), max((v for k, v in when.items() if k != "accessed"), default=math.inf)
+        return HostFile(identity, name, size, deleted, rows, origin, complete, when, number=number, born=born,
+                        last=last)
 
     def _listing(self, record: Record) -> frozenset[tuple[int, int]]:
         """(first VCN, record number) of the pieces of $DATA that the record's attribute list names."""

@@ -7,6 +7,7 @@ old copies of inode table blocks (maps of up to 4 extents, sizes), of extent blo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -371,11 +372,16 @@ class ExtVolume:
         told = file.slot if file.slot is not None and file.slot.size else file.copy
         times = dict(told.times) if told is not None else {}
         gone = self._slot(key[0])
+        born, last = times.get("created", -math.inf), math.inf
         if gone is not None and gone.generation == key[1] and gone.links == 0:
             times.update({k: v for k, v in gone.times.items() if k in ("deleted", "created")})
+            # taking the last block away sets the change time, with its fraction; of the deletion only seconds are told
+            born, last = gone.times.get("created", born), max(gone.times["changed"], gone.dtime)
+        elif gone is not None and gone.generation != key[1]:
+            last = gone.times.get("created", last)  # the slot's next life
         identity = f"inode {key[0]} generation {key[1]:08x}"
         size = told.size if told is not None else -1
-        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times)
+        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last)
 
     def _tree_of_copy(self, slot: Slot, seq: int) -> Tree:
         """The map of a journal copy of an inode, judged by the number of blocks that the inode counts.
