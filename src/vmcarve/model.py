@@ -287,7 +287,7 @@ class GuestKind:
 
 
 # --- host file systems ---------------------------------------------------------------------------------------------
-RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, RUN_INLINE = 0, 1, 2, 3
+RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, RUN_INLINE, RUN_REUSED, RUN_CHECKED = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(slots=True)
@@ -296,9 +296,12 @@ class HostFile:
 
     runs int64[n, 4]: file_offset, image_offset (-1 for holes), length in bytes, one of RUN_*; rising and without
     overlap in file_offset; gaps between rows are holes. RUN_UNWRITTEN: allocated but never written (reads as zeros).
+    RUN_REUSED: another file's after it was this one's. RUN_CHECKED: a checksum that the host keeps covers these bytes.
     size: bytes, -1 when lost. name: path inside the volume if known, else "". origin: rule that gave the runs, e.g.
     "ext4.inode", "ext4.extent-leaf", "ext4.journal". complete: False when parts of the map are known to be lost.
     certain: False when the runs are inferred (a first cluster and a size, slots behind a leaf's end), not recorded.
+    settled: what others wrote over since is known from the host's own records, and has rows of RUN_REUSED.
+    check: the runs again, tested against the host's checksums (which reads the content).
     number: of its inode or record, -1 where that is lost. born, last: it allocated no block before the one and none
     after the other, by a clock of the volume (Unix seconds, generations); the defaults say that nobody knows.
     """
@@ -313,6 +316,8 @@ class HostFile:
     times: dict[str, float] = field(default_factory=dict[str, float])  # Unix seconds UTC
     inline: bytes | None = None  # content when it lies inside the metadata itself (at most some KiB)
     certain: bool = True
+    settled: bool = False
+    check: Callable[[], npt.NDArray[np.int64]] | None = None
     number: int = -1
     born: float = -math.inf
     last: float = math.inf

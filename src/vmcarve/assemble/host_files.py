@@ -17,6 +17,7 @@ from ..filemap import FileMap, FileView
 from ..model import (
     LOST,
     MISSING,
+    RUN_CHECKED,
     RUN_DATA,
     SECTOR,
     Container,
@@ -31,7 +32,7 @@ from ..model import (
 from ..registry import formats
 from .chains import base_name
 from .raw import raw_container
-from .rivals import REUSED, Rivals
+from .rivals import CONTESTED, REUSED, Rivals
 from .state import HostView, State
 
 
@@ -92,6 +93,8 @@ def _files(state: State, deleted: bool) -> Iterator[tuple[HostView, HostFile]]:
 
 def _map_of(state: State, file: HostFile, size: int, rivals: Rivals | None) -> FileMap:
     """A file's map. A deleted one's (rivals) without the blocks that others have, or wrote to, since."""
+    if file.check is not None:
+        file.runs, file.check = file.check(), None
     file_map = FileMap.from_host_file(file, size)
     return file_map if rivals is None else rivals.settle(file, state.claims.rest_of(file_map, REUSED))
 
@@ -158,19 +161,33 @@ def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest:
     size = file.size if file.size > 0 else end
     file_map = _map_of(state, file, size, rivals)
     view = FileView(state.image, file_map)
+    opened = _first_that_opens(modules, file, size, view)
+    if opened is None and has_guest:
+        opened = raw_container(view)
+        if opened is not None:
+            return opened, file_map
+        if file_map.grade[0] == MISSING or file_map.rule[0] == CONTESTED:  # no header: whose tables speak for themselves?
+            opened = _first_that_opens([m for m in _by_name(file) if m not in modules], file, size, view)
+    if opened is None:
+        return None
+    if file.size > 0:
+        opened.size = size
+    return opened, file_map if file.size > 0 else file_map.resized(max(opened.size, SECTOR))
+
+
+def _first_that_opens(modules: list[str], file: HostFile, size: int, view: FileView) -> Container | None:
     for name in modules:
         container = try_open(formats()[name], view)
         if container is not None and _agrees(container, size, file.size > 0):
-            if file.size <= 0:
-                file_map = file_map.resized(max(container.size, SECTOR))
-            else:
-                container.size = size
-            return container, file_map
-    if has_guest:
-        container = raw_container(view)
-        if container is not None:
-            return container, file_map
+            return container
     return None
+
+
+def _by_name(file: HostFile) -> list[str]:
+    """The formats that a file's name speaks of; all, where it has none that does."""
+    extension = base_name(file.name).rpartition(".")[2].lower()
+    named = [name for name, fmt in formats().items() if fmt.extension == extension]
+    return named or list(formats())
 
 
 def _agrees(container: Container, size: int, known: bool) -> bool:
@@ -202,7 +219,7 @@ def _modules_in(file: HostFile, places: npt.NDArray[np.int64], by_offset: dict[i
 
 def _within(file: HostFile, places: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """(file_offset, image_offset) of those of `places` (rising image offsets) that lie in a file's runs."""
-    runs = file.runs[(file.runs[:, 3] == RUN_DATA) & (file.runs[:, 1] >= 0)]
+    runs = file.runs[np.isin(file.runs[:, 3], (RUN_DATA, RUN_CHECKED)) & (file.runs[:, 1] >= 0)]
     low, high = np.searchsorted(places, runs[:, 1]), np.searchsorted(places, runs[:, 1] + runs[:, 2])
     out: list[tuple[int, int]] = []
     for i in np.flatnonzero(high > low).tolist():

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..filemap import FileMap
-from ..model import GUESSED, RUN_DATA, HostFile
+from ..model import GUESSED, PROVEN, RUN_CHECKED, RUN_DATA, HostFile
 from .state import Claims
 
 REUSED = "reused"  # the rule of bytes that somebody else wrote over
@@ -27,16 +27,17 @@ class Rivals:
 
     def __init__(self, files: Iterable[HostFile]) -> None:
         self._files = [f for f in files if f.deleted and len(f.runs)]
-        parts = [f.runs[(f.runs[:, 3] == RUN_DATA) & (f.runs[:, 1] >= 0)] for f in self._files]
+        parts = [f.runs[np.isin(f.runs[:, 3], (RUN_DATA, RUN_CHECKED)) & (f.runs[:, 1] >= 0)] for f in self._files]
         rows = np.concatenate([np.empty((0, 4), np.int64), *parts])
         self._owner = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
         self._start, self._end, self._file = rows[:, 1], rows[:, 1] + rows[:, 2], rows[:, 0]
 
     def settle(self, file: HostFile, file_map: FileMap) -> FileMap:
         """A deleted file's map without what later files wrote over; what the order is not known of is a guess."""
-        if not len(self._start) or not len(file_map):
+        if not len(self._start) or not len(file_map) or file.settled:
             return file_map
-        placed = np.flatnonzero(file_map.image_offset >= 0)
+        doubted = np.array([grade != PROVEN for grade in file_map.grade], np.bool_)
+        placed = np.flatnonzero((file_map.image_offset >= 0) & doubted)
         placed = placed[np.argsort(file_map.image_offset[placed], kind="stable")]
         low = file_map.image_offset[placed]
         delta = file_map.file_offset[placed] - low

@@ -109,6 +109,7 @@ INFERRED = ("-slack", "-guess")  # origins of maps that no record states as they
 def candidates(
     identity: str, maps: Iterable[tuple[str, I64, bool]], block_size: int, base: int, name: str = "", size: int = -1,
     times: dict[str, float] | None = None, number: int = -1, born: float = -math.inf, last: float = math.inf,
+    settled: bool = False,
 ) -> Iterator[HostFile]:  # fmt: skip
     """HostFiles of one deleted file, best first: (origin, extent rows, complete); equal maps are given once."""
     seen: list[I64] = []
@@ -118,7 +119,8 @@ def candidates(
             continue
         seen.append(runs)
         yield HostFile(identity, name, size, True, runs, origin, complete, dict(times or {}),
-                       certain=not origin.endswith(INFERRED), number=number, born=born, last=last)
+                       certain=not origin.endswith(INFERRED), settled=settled, number=number, born=born,
+                       last=last)
 
 
 # --- CRC-32C over rows ---------------------------------------------------------------------------------------------

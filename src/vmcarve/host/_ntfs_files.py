@@ -249,9 +249,9 @@ class Files:
                 return HostFile(identity, name, len(value), deleted, NO_ROWS, origin, True, when, value)
         rows, size, complete = self._map(parts, deleted)
         number = records[0].base or records[0].number
-        born, last = when.get("created", -math.inf), max((v for k, v in when.items() if k != "accessed"), default=math.inf)
-        return HostFile(identity, name, size, deleted, rows, origin, complete, when, number=number, born=born,
-                        last=last)
+        last = max((v for k, v in when.items() if k != "accessed"), default=math.inf)
+        return HostFile(identity, name, size, deleted, rows, origin, complete, when, number=number,
+                        born=when.get("created", -math.inf), last=last)
 
     def _listing(self, record: Record) -> frozenset[tuple[int, int]]:
         """(first VCN, record number) of the pieces of $DATA that the record's attribute list names."""

@@ -23,6 +23,7 @@ from . import _ext_journal as journal
 from . import _ext_leaf as leaf
 from . import _ext_super as super_
 from ._blocks import I64, NO_RUNS, Overlay, candidates, inside, merge, subtract, to_runs
+from ._ext_history import NEVER, History
 from ._ext_inode import Slot, Tree
 
 TABLE_BYTES = 4 << 20  # of inode table read at once
@@ -158,6 +159,10 @@ class ExtVolume:
         if sb is not None and (sb.block_size, sb.uuid) == (self.sb.block_size, self.sb.uuid):
             self.sb = sb
         self._groups = super_.Groups(self._reader, self.sb)
+
+    @cached_property
+    def _history(self) -> History:
+        return History(self._reader, self.sb, self._groups, self._log)
 
     @cached_property
     def _log(self) -> journal.Copies:
@@ -381,7 +386,18 @@ class ExtVolume:
             last = gone.times.get("created", last)  # the slot's next life
         identity = f"inode {key[0]} generation {key[1]:08x}"
         size = told.size if told is not None else -1
-        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last)
+        since = self._deleted_in(key)
+        maps = [(origin, self._history.without_reused(rows, since), whole) for origin, rows, whole in maps]
+        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last,
+                              self._history.knows_all_since(since))
+
+    def _deleted_in(self, key: tuple[int, int]) -> int:
+        """The journal's transaction that deleted a file (History.deleted_in)."""
+        place = self._place(key[0])
+        if place is None:
+            return NEVER
+        home, inside = divmod(place - self.offset, self.block_size)
+        return self._history.deleted_in(home, inside // self.sb.inode_size, key[1])
 
     def _tree_of_copy(self, slot: Slot, seq: int) -> Tree:
         """The map of a journal copy of an inode, judged by the number of blocks that the inode counts.
