@@ -166,7 +166,7 @@ def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest:
         opened = raw_container(view)
         if opened is not None:
             return opened, file_map
-        if file_map.grade[0] == MISSING or file_map.rule[0] == CONTESTED:  # no header: whose tables speak for themselves?
+        if file_map.grade[0] == MISSING or file_map.rule[0] == CONTESTED:  # its header may be gone
             opened = _first_that_opens([m for m in _by_name(file) if m not in modules], file, size, view)
     if opened is None:
         return None

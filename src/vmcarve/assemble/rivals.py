@@ -47,7 +47,10 @@ class Rivals:
         touching: dict[int, list[int]] = {}
         for k in np.flatnonzero(last > first).tolist():
             touching.setdefault(int(self._owner[k]), []).append(k)
-        later, unknown = Claims(), Claims()
+        proven, later, unknown = Claims(), Claims(), Claims()
+        for _, n, p, grade, _ in file_map.rows():
+            if p >= 0 and grade == PROVEN:
+                proven.add_range(p, p + n)
         for owner, runs in touching.items():
             other = self._files[owner]
             if other is file or other.identity == file.identity or before(other, file):
@@ -55,8 +58,9 @@ class Rivals:
             if self._is_same(other, owner, runs, file, low, first, delta):
                 continue
             claims = later if before(file, other) and other.certain else unknown
-            for k in runs:
-                claims.add_range(int(self._start[k]), int(self._end[k]))
+            theirs = np.stack((self._start[runs], self._end[runs] - self._start[runs]), axis=1)
+            for a, n in proven.free_of(theirs).tolist():
+                claims.add_range(a, a + n)
         return unknown.regraded(later.rest_of(file_map, REUSED), GUESSED, CONTESTED)
 
     def _is_same(self, other: HostFile, owner: int, runs: list[int], file: HostFile, low: npt.NDArray[np.int64],
