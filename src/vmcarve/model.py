@@ -341,6 +341,13 @@ class HostVolume(Protocol):
         """Every regular file: live ones, then deleted ones with whatever map survives (best candidate first)."""
         ...
 
+    def quiet_since(self) -> float:
+        """By the clock of HostFile.born: all files that had blocks after this time are among `files`.
+
+        Before it, a file may have come and gone whose inode, record or entry another one has now. Asked after `files`.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HostKind:

@@ -43,7 +43,7 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     What `state.claims` holds is not a deleted file's any more: live files and other deleted ones, and what hosts hold.
     guest_places: image offsets where guest volumes or disks begin, rising.
     """
-    rivals = {view.label: Rivals(view.files) for view in state.views} if deleted else {}
+    rivals = {view.label: Rivals(view.files, view.volume.quiet_since) for view in state.views} if deleted else {}
     _whole(state, rows, guest_places, rivals, deleted=deleted)
     _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)

@@ -7,6 +7,7 @@ still gives maps: these are carved.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,9 @@ class CarvedVolume:
 
     def files(self) -> itertools.chain[HostFile]:
         return itertools.chain()
+
+    def quiet_since(self) -> float:
+        return math.inf
 
 
 def find_hosts(image: Reader) -> tuple[list[Spot], list[str]]:

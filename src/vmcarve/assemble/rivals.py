@@ -8,13 +8,15 @@ do not tell, the bytes stay with both, as a guess.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from ..filemap import FileMap
-from ..model import GUESSED, PROVEN, RUN_CHECKED, RUN_DATA, HostFile
+from ..model import GUESSED, PROVEN, RUN_CHECKED, RUN_DATA, SUPPORTED, HostFile
 from .state import Claims
 
 REUSED = "reused"  # the rule of bytes that somebody else wrote over
@@ -25,7 +27,8 @@ SAME = 0.9  # share of a map that must lie at equal distances for two remnants w
 class Rivals:
     """The maps of all deleted files of one volume, whether they are disks or not."""
 
-    def __init__(self, files: Iterable[HostFile]) -> None:
+    def __init__(self, files: Iterable[HostFile], quiet_since: Callable[[], float] = lambda: -math.inf) -> None:
+        self._quiet = cache(quiet_since)
         self._files = [f for f in files if f.deleted and len(f.runs)]
         parts = [f.runs[np.isin(f.runs[:, 3], (RUN_DATA, RUN_CHECKED)) & (f.runs[:, 1] >= 0)] for f in self._files]
         rows = np.concatenate([np.empty((0, 4), np.int64), *parts])
@@ -33,8 +36,16 @@ class Rivals:
         self._start, self._end, self._file = rows[:, 1], rows[:, 1] + rows[:, 2], rows[:, 0]
 
     def settle(self, file: HostFile, file_map: FileMap) -> FileMap:
-        """A deleted file's map without what later files wrote over; what the order is not known of is a guess."""
-        if not len(self._start) or not len(file_map) or file.settled:
+        """A deleted file's map without what later files wrote over; what the order is not known of is a guess.
+
+        So is all of it, when files may have come and gone since, of which nothing is left.
+        """
+        if not len(file_map) or file.settled:
+            return file_map
+        if file.last == math.inf or file.last < self._quiet():
+            file_map = FileMap.build((f, n, p, GUESSED if grade == SUPPORTED else grade, why)
+                                     for f, n, p, grade, why in file_map.rows())
+        if not len(self._start):
             return file_map
         doubted = np.array([grade != PROVEN for grade in file_map.grade], np.bool_)
         placed = np.flatnonzero((file_map.image_offset >= 0) & doubted)

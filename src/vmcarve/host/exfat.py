@@ -198,6 +198,10 @@ class ExfatVolume:
         if not told:
             yield self._file(entry, NO_ROWS, entry.size == 0, "exfat.direntry")
 
+    def quiet_since(self) -> float:
+        """Never: entries and chains of files that came and went may be gone."""
+        return math.inf
+
     # --- directories ---------------------------------------------------------------------------------------------
     def _walk(self) -> Iterator[_Entry]:
         """All files of the tree, breadth first; each directory once, whoever names it."""

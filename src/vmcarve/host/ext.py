@@ -23,7 +23,7 @@ from . import _ext_journal as journal
 from . import _ext_leaf as leaf
 from . import _ext_super as super_
 from ._blocks import I64, NO_RUNS, Overlay, candidates, inside, merge, subtract, to_runs
-from ._ext_history import NEVER, History
+from ._ext_history import FIRST_TIME, NEVER, History
 from ._ext_inode import Slot, Tree
 
 TABLE_BYTES = 4 << 20  # of inode table read at once
@@ -31,6 +31,7 @@ COMPAT_JOURNAL = 0x4
 OUR_MAX_DIRECTORIES = 1 << 20
 OUR_MAX_DIRECTORY_BLOCKS = 1 << 20  # of one volume
 OUR_MAX_DELETED = 1 << 22  # deleted inodes held at once, 12 bytes each
+COMMIT_SECONDS = 5  # Linux commits a journal at least so often
 RESERVED_INODES = 10  # 1..10 belong to the file system itself; 2 is the root directory
 
 
@@ -75,6 +76,7 @@ class ExtVolume:
             self._replay()
         self._tree_budget = max(sb.blocks, 1 << 16)
         self._free: I64 | None = None
+        self._traced: set[tuple[int, int]] = set()
 
     # --- reading ---------------------------------------------------------------------------------------------------
     def _block(self, block: int, count: int = 1) -> bytes:
@@ -292,6 +294,26 @@ class ExtVolume:
             remains.ino.append((bare + first).astype(np.uint32))
             remains.generation.append(table["generation"][bare].astype(np.uint32))
 
+    def quiet_since(self) -> float:
+        """The last birth in an inode, which may have been another file's before, or deletion that left no map.
+
+        Blocks that are freed are not given away before the journal commits: deletions of one moment hide nothing.
+        """
+        out = -math.inf
+        for first, table in self._tables():
+            number = np.arange(len(table), dtype=np.int64) + first
+            used = (table["mode"] != 0) & (number > RESERVED_INODES)
+            if not used.any():
+                continue
+            old = table["crtime"] if "crtime" in (table.dtype.names or ()) else table["ctime"]
+            newest = inodes.slot_of(table[used][int(old[used].argmax())], 0)  # to the second: its fraction is told too
+            out = max(out, newest.times.get("created", newest.times["changed"]))
+            dead = used & (table["links"] == 0) & (table["dtime"] > FIRST_TIME)
+            for i in np.flatnonzero(dead & (table["dtime"] > out + COMMIT_SECONDS)).tolist():
+                if (int(number[i]), int(table["generation"][i])) not in self._traced:
+                    out = max(out, float(table["dtime"][i]) - COMMIT_SECONDS)
+        return out
+
     def _deleted(self, remains: Remains, paths: dirs.Paths, owner_of_block: dict[int, int]) -> Iterator[HostFile]:
         self._read_old_inodes(remains)
         ino = np.concatenate([*remains.ino, np.array([k[0] for k in remains.files], np.uint32)])
@@ -312,6 +334,7 @@ class ExtVolume:
             for group in owned.values():
                 loose[group] = False
             orphans = blocks.take(loose)
+        self._traced = set(remains.files)
         names = self._old_names(remains, paths, owner_of_block)
         used: list[I64] = []
         for key, file in sorted(remains.files.items()):

@@ -14,7 +14,7 @@ from ..model import HostFile, HostKind, HostVolume, Reader
 from ._blocks import merge
 from ._first_look import named
 from ._ntfs_carve import carve
-from ._ntfs_files import Files
+from ._ntfs_files import Files, quiet_since
 from ._ntfs_mft import Mft, find_mft, list_value, to_rows, unnamed_data
 from ._ntfs_record import DATA, IN_USE, VOLUME_NAME, Boot, Record, decode_runs, listed, parse_boot
 from ._ntfs_record import field as column
@@ -66,6 +66,10 @@ class NtfsVolume:
                 low, high = self.offset + start * cluster, self.offset + (start + length) * cluster
                 collected.add(inverted(claimed, low, min(high, end)))
         return collected.result()
+
+    def quiet_since(self) -> float:
+        """When the last file was born in a record that may have been another deleted one's."""
+        return quiet_since(self._mft)
 
     def _end(self) -> int:
         return min(self.offset + self._boot.clusters * self._boot.cluster, self._reader.size)

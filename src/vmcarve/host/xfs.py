@@ -200,6 +200,15 @@ class XfsVolume:
                 seen.add(b)
                 yield from dirs.block_entries(self._reader.read(self.sb.place(b), self.sb.dir_block), self.sb)
 
+    def quiet_since(self) -> float:
+        """The last birth in an inode, which may have been another file's before. What is freed keeps its map itself."""
+        out = -math.inf
+        for _, raw, _ in self._tables():
+            if not self.sb.crc:
+                return math.inf  # version 4 knows no births
+            out = max(out, float(inodes.births(raw).max(initial=-math.inf)))
+        return out
+
     # --- deleted files ---------------------------------------------------------------------------------------------
     def _deleted(
         self, alive: dict[int, tuple[int, bool]], paths: Paths, removed: list[tuple[int, int, str]]
