@@ -301,6 +301,7 @@ class XfsVolume:
             born = times.get("created", born)
         elif (after := self._now(key[0])) is not None and after.generation != key[1]:
             last = after.times.get("created", last)  # the slot's next life
+        last = min(last, self._view.ended.get(key, last))
         identity = f"inode {key[0]} generation {key[1]:08x}" if key[1] >= 0 else f"inode {key[0]}, a former file"
         size = old.size if old is not None else -1
         yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last)
