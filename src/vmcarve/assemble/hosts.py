@@ -157,6 +157,7 @@ def _carve(image: Reader, evidence: pa.Table, offset: int, limit: int, troubles:
 
 def _rows(evidence: pa.Table, kind: HostKind) -> list[Evidence]:
     """The evidence that a host's module confirmed, and what guest modules of its name did."""
-    kinds = pa.array(sorted({s.kind for s in kind.signatures} | {f"{kind.name}.record"}), pa.string())
+    own = {s.kind for s in kind.signatures} | {f"{kind.name}.record", f"{kind.name}.inode"}
+    kinds = pa.array(sorted(own), pa.string())
     table = evidence.filter(pc.is_in(evidence["kind"], value_set=kinds)).slice(0, MAX_CARVED_ROWS)
     return [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")}) for r in table.to_pylist()]

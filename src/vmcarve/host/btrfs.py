@@ -15,6 +15,7 @@ import numpy as np
 
 from ..model import RUN_HOLE, HostFile, HostKind, HostVolume, Reader
 from ._blocks import NO_RUNS, merge, subtract
+from ._btrfs_carve import SIGNATURE, carve, confirm_batch
 from ._btrfs_deleted import Deleted
 from ._btrfs_disk import (
     DATA,
@@ -141,4 +142,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return BtrfsVolume(reader, offset, sb, chunks, whole) if chunks.all else None
 
 
-HOST = HostKind("btrfs", open_volume)
+HOST = HostKind("btrfs", open_volume, carve, (SIGNATURE,), confirm_batch=confirm_batch)
