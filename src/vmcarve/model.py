@@ -354,11 +354,13 @@ class HostKind:
     """What one module of host/ offers. open(reader, offset, limit) -> the volume starting at `offset`, or None.
 
     carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
+    former(reader, offset, limit): the volume that its superblock's copies tell of, whatever begins at `offset` now.
     """
 
     name: str
     open: Callable[[Reader, int, int], HostVolume | None]
     carve: Callable[[Reader, Sequence[Evidence], int, int], Iterable[HostFile]] | None = None
+    former: Callable[[Reader, int, int], HostVolume | None] | None = None
     signatures: tuple[Signature, ...] = ()
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None

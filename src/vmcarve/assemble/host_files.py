@@ -6,8 +6,9 @@ lie inside it, where it states none), and the format has to open what the map gi
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +44,15 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     What `state.claims` holds is not a deleted file's any more: live files and other deleted ones, and what hosts hold.
     guest_places: image offsets where guest volumes or disks begin, rising.
     """
-    rivals = {view.label: Rivals(view.files, view.volume.quiet_since) for view in state.views} if deleted else {}
+    rivals = {view.label: Rivals(view.files, _quiet_since(view)) for view in state.views} if deleted else {}
     _whole(state, rows, guest_places, rivals, deleted=deleted)
     _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)
+
+
+def _quiet_since(view: HostView) -> Callable[[], float]:
+    """Since when nothing came and went unseen on a volume; never where only remains are known."""
+    return (lambda: math.inf) if view.carved else view.volume.quiet_since
 
 
 def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64],
@@ -79,7 +85,7 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
                 continue
             file_map = rest
         solved.add((view.label, file.identity))
-        state.accept(container, file_map, deleted=None if view.carved else file.deleted,
+        state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from ..model import Evidence, HostFile, HostKind, HostVolume, Reader
 from ..registry import hosts
 from ..tables import pc
 from ..verify.guest import describe
-from .state import HostView, inverted
+from .state import HostView, inside, inverted
 
 MAX_FILES = 5_000_000  # ours: files of one volume that are looked at
 MAX_CARVED_ROWS = 1_000_000  # ours: evidence rows of one host kind that carving looks at
@@ -31,13 +31,14 @@ class Spot:
     """Where a host file system begins, or should: its partition, or the whole image.
 
     volume: None where none can be opened. free int64[n, 2] (image_offset, length): what it holds free; None where
-    nobody can tell.
+    nobody can tell. former: volumes that were there before, by copies of their superblocks.
     """
 
     offset: int
     limit: int
     volume: HostVolume | None = None
     free: Int64s | None = None
+    former: list[HostVolume] = field(default_factory=list["HostVolume"])
 
     @property
     def end(self) -> int:
@@ -86,6 +87,9 @@ def find_hosts(image: Reader) -> tuple[list[Spot], list[str]]:
                 spot.free = spot.volume.free()
             except Exception as e:  # a host that breaks our reader must not cost the sweep's finds: they stand alone
                 troubles.append(f"{spot.volume.name} at {offset:#x}: {type(e).__name__}: {e}")
+        known = spot.volume.uuid if spot.volume is not None else ""
+        former = [k.former(image, spot.offset, spot.limit) for k in hosts().values() if k.former is not None]
+        spot.former = [v for v in former if v is not None and v.uuid != known]
         found.append(spot)
     return found, troubles
 
@@ -118,8 +122,11 @@ def read_hosts(image: Reader, spots: list[Spot], evidence: pa.Table) -> tuple[li
     found: list[HostView] = []
     troubles: list[str] = []
     for spot in spots:
+        for volume in spot.former:
+            found += _read_former(volume, troubles)
+        if spot.volume is None or spot.free is not None:
+            found += _carve(image, evidence, spot, troubles)
         if spot.volume is None:
-            found += _carve(image, evidence, spot.offset, spot.limit, troubles)
             continue
         files: list[HostFile] = []
         if spot.free is not None:
@@ -139,18 +146,39 @@ def _open(image: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-def _carve(image: Reader, evidence: pa.Table, offset: int, limit: int, troubles: list[str]) -> list[HostView]:
+def _read_former(volume: HostVolume, troubles: list[str]) -> list[HostView]:
+    """All files of a volume that is no more. What its journal says ends where the new one begins."""
+    try:
+        files = list(itertools.islice(volume.files(), MAX_FILES))
+    except Exception as e:  # as above
+        troubles.append(f"former {volume.name} at {volume.offset:#x}: {type(e).__name__}: {e}")
+        return []
+    for file in files:
+        file.deleted, file.settled = True, False
+    return [HostView(volume, np.empty((0, 2), np.int64), files, carved=True, former=True)] if files else []
+
+
+def _carve(image: Reader, evidence: pa.Table, spot: Spot, troubles: list[str]) -> list[HostView]:
+    """Volumes by loose metadata: of any kind where none can be opened, else such as was there before that one.
+
+    There only what lies in free space counts, and has another identity. A host looks through its own free space itself.
+    """
     found: list[HostView] = []
     for kind in hosts().values():
         if kind.carve is None:
             continue
+        rows = _rows(evidence, kind)
+        if spot.volume is not None and spot.free is not None:
+            known = spot.volume.uuid.replace("-", "")
+            rows = [r for r in rows if inside(spot.free, r.image_offset)
+                    and (r.identity or "").replace("-", "") != known]
         try:
-            files = list(itertools.islice(kind.carve(image, _rows(evidence, kind), offset, limit), MAX_FILES))
+            files = list(itertools.islice(kind.carve(image, rows, spot.offset, spot.limit), MAX_FILES))
         except Exception as e:  # carving is an extra
-            troubles.append(f"{kind.name} carved at {offset:#x}: {type(e).__name__}: {e}")
+            troubles.append(f"{kind.name} carved at {spot.offset:#x}: {type(e).__name__}: {e}")
             continue
         if files:
-            volume = CarvedVolume(kind.name, offset, limit)
+            volume = CarvedVolume(kind.name, spot.offset, spot.limit)
             found.append(HostView(volume, volume.free(), files, carved=True))
     return found
 

@@ -150,11 +150,13 @@ class HostView:
     volume: HostVolume
     free: npt.NDArray[np.int64]
     files: list[HostFile]
-    carved: bool = False  # known by loose metadata only: nothing tells live from deleted, or free from used
+    carved: bool = False  # known by what is left of it only: nothing tells live from deleted, or free from used
+    former: bool = False  # carved, by a copy of its superblock, where another file system was made since
 
     @property
     def label(self) -> str:
-        return f"{self.volume.name}{' (carved)' if self.carved else ''} at {self.volume.offset:#x}"
+        how = " (former)" if self.former else " (carved)" if self.carved else ""
+        return f"{self.volume.name}{how} at {self.volume.offset:#x}"
 
 
 class State:

@@ -142,4 +142,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return BtrfsVolume(reader, offset, sb, chunks, whole) if chunks.all else None
 
 
-HOST = HostKind("btrfs", open_volume, carve, (SIGNATURE,), confirm_batch=confirm_batch)
+HOST = HostKind("btrfs", open_volume, carve, signatures=(SIGNATURE,), confirm_batch=confirm_batch)

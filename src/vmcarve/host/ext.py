@@ -532,7 +532,12 @@ def open_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:
     return ExtVolume(reader, sb, limit) if sb is not None else None
 
 
-HOST = HostKind(
-    name="ext4", open=open_volume, carve=leaf.carve, signatures=(leaf.SIGNATURE,), confirm_batch=leaf.confirm_batch
-)
+def former_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:
+    """The ext2/3/4 volume that was here before something else began at `offset`, by a copy of its superblock."""
+    sb = super_.find_copy(reader, offset, limit)
+    return ExtVolume(reader, sb, limit) if sb is not None else None
+
+
+HOST = HostKind(name="ext4", open=open_volume, carve=leaf.carve, former=former_volume, signatures=(leaf.SIGNATURE,),
+                confirm_batch=leaf.confirm_batch)
 __all__ = ["HOST", "ExtVolume", "open_volume"]

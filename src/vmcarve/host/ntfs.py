@@ -125,8 +125,11 @@ def _boots(reader: Reader, offset: int, limit: int) -> Iterator[Boot]:
     boot = parse_boot(reader.read(offset, BOOT_BYTES))
     if boot is not None:
         yield boot
-    if named(reader, offset) not in ("", "ntfs"):  # formatted anew: the copy is the old volume's
-        return
+    if named(reader, offset) in ("", "ntfs"):  # else formatted anew: the copy is the old volume's
+        yield from _copies(reader, offset, limit)
+
+
+def _copies(reader: Reader, offset: int, limit: int) -> Iterator[Boot]:
     start = max(offset, offset + limit - BACKUP_SEARCH)
     tail = reader.read(start, offset + limit - start)
     at = tail.rfind(b"NTFS    ")
@@ -148,4 +151,13 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("ntfs", open_volume, carve)
+def former_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
+    """The volume that was here before something else began at `offset`, by its backup boot sector."""
+    for boot in _copies(reader, offset, limit):
+        mft = find_mft(reader, boot, offset)
+        if mft is not None:
+            return NtfsVolume(reader, offset, boot, mft)
+    return None
+
+
+HOST = HostKind("ntfs", open_volume, carve, former_volume)
