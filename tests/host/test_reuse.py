@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +193,42 @@ def settled(reader: Reader, files: list[HostFile], name: str, content: bytes) ->
     assert good == 0 and bad > 9, f"{good} blocks of the file are called reused"
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "ntfs"])
+def test_a_birth_after_the_deletion_may_hide_a_file(kind: str, tmp_path: Path) -> None:
+    """Quiet as long as nothing is born in an inode or record that had been another's; then a map is a guess."""
+    host, make_it, mount = {
+        "ext4": (EXT, ("mkfs.ext4", "-q", "-F"), ("mount", "-o", "loop")),
+        "xfs": (XFS, ("mkfs.xfs", "-q", "-f", "--unsupported"), ("mount", "-o", "loop")),
+        "ntfs": (NTFS, ("mkntfs", "-q", "-F", "-Q"), ("ntfs-3g",)),
+    }[kind]
+    if os.geteuid() != 0 or not all(shutil.which(p) for p in (make_it[0], mount[0])):
+        pytest.skip("needs root and the formatter")
+    image = blank(tmp_path / "host.img", 64 * MIB)
+    run(*make_it, image)
+
+    def grades(name: str) -> set[str]:
+        with ImageSource(image) as reader:
+            volume = host.open(reader, 0, reader.size)
+            assert volume is not None
+            files = list(volume.files())
+            old = next(f for f in files if f.deleted and f.name == name and len(f.runs))
+            old.settled = False  # ext4's log would tell more
+            return set(Rivals(files, volume.quiet_since).settle(old, FileMap.from_host_file(old, old.size)).grade)
+
+    with mounted(tmp_path / "mnt", *mount, image) as point:
+        (point / "before.txt").write_bytes(os.urandom(BLOCK))
+        append_in_turns(point, ["gone.img", "kept.img"], 8)
+    with mounted(tmp_path / "mnt", *mount, image) as point:
+        (point / "gone.img").unlink()
+    assert grades("gone.img") <= {SUPPORTED, "zero"}
+    with mounted(tmp_path / "mnt", *mount, image) as point:
+        time.sleep(0.05)
+        (point / "before.txt").unlink()  # so that NTFS uses its record again
+        run("sync", "-f", point)
+        (point / "after.txt").write_bytes(b"x")
+    assert grades("gone.img") <= {GUESSED, MISSING, "zero"}
+
+
 # --- the rule by itself --------------------------------------------------------------------------------------------
 def file(name: str, place: int, blocks: int, *, born: float = -math.inf, last: float = math.inf, number: int = -1,
          certain: bool = True, kind: int = RUN_DATA) -> HostFile:
@@ -227,7 +265,7 @@ def test_what_nobody_can_tell_is_a_guess(other: HostFile) -> None:
 
 def test_remnants_of_one_file_are_no_rivals() -> None:
     """Another remnant without a number, nearly all at the same places: the same file. At other places: another."""
-    mine = file("inode 5", 10, 10, number=5)
+    mine = file("inode 5", 10, 10, last=200, number=5)
     assert outcome(mine, file("extent key 1", 10, 8)) == [(0, 10, SUPPORTED, "host.test")]
     assert outcome(mine, file("extent key 1", 12, 8))[1][2:] == (GUESSED, CONTESTED)
     assert outcome(mine, file("inode 6", 10, 8, number=6))[0][2:] == (GUESSED, CONTESTED)
