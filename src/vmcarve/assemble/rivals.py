@@ -42,7 +42,7 @@ class Rivals:
         """
         if not len(file_map) or file.settled:
             return file_map
-        if file.last == math.inf or file.last < self._quiet():
+        if file.last == math.inf or file.last <= self._quiet():
             file_map = FileMap.build((f, n, p, GUESSED if grade == SUPPORTED else grade, why)
                                      for f, n, p, grade, why in file_map.rows())
         if not len(self._start):
