@@ -109,6 +109,16 @@ def _time(record: np.void, name: str) -> float:
     return int(record[name]) + ((extra & 3) << 32) + min(extra >> 2, 999_999_999) / 1e9
 
 
+def births(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
+    """When the inodes of an array were made, in Unix seconds; their last change where that is not told."""
+    names = table.dtype.names or ()
+    if "crtime" not in names:
+        return table["ctime"].astype(np.float64)
+    changed, made = (table[n] + ((table[f"{n}_extra"] & 3).astype(np.int64) << 32)
+                     + np.minimum(table[f"{n}_extra"] >> 2, 999_999_999) / 1e9 for n in ("ctime", "crtime"))
+    return np.where(table["crtime"] != 0, made, changed)
+
+
 def slots(data: bytes, size: int) -> npt.NDArray[np.void]:
     """The whole slots in `data` as an array of inode_dtype(size)."""
     return np.frombuffer(data, inode_dtype(size), len(data) // size)

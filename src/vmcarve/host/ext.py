@@ -305,9 +305,7 @@ class ExtVolume:
             used = (table["mode"] != 0) & (number > RESERVED_INODES)
             if not used.any():
                 continue
-            old = table["crtime"] if "crtime" in (table.dtype.names or ()) else table["ctime"]
-            newest = inodes.slot_of(table[used][int(old[used].argmax())], 0)  # to the second: its fraction is told too
-            out = max(out, newest.times.get("created", newest.times["changed"]))
+            out = max(out, float(inodes.births(table[used]).max()))
             dead = used & (table["links"] == 0) & (table["dtime"] > FIRST_TIME)
             for i in np.flatnonzero(dead & (table["dtime"] > out + COMMIT_SECONDS)).tolist():
                 if (int(number[i]), int(table["generation"][i])) not in self._traced:
