@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     for p in (recover, sweep):
         p.add_argument("image", nargs="+", metavar="IMAGE", help="raw image or block device")
         p.add_argument("--out", required=True, metavar="CASE", help="folder for the results, new or empty")
+        p.add_argument("--unallocated", action="store_true",
+                       help="only what the host file systems of the image do not hold: deleted disks, no live ones")
         p.add_argument("--resume", action="store_true", help="go on in a case whose sweep was finished")
         p.add_argument("--threads", type=_threads, metavar="N", help="worker threads of the sweep (default: cores)")
     recover.add_argument("--live", action="store_true", help="also write disks that are not deleted on the host")
@@ -133,7 +135,7 @@ def _seconds(text: str) -> float:
 def _options(args: argparse.Namespace) -> Any:
     from .pipeline import Options
 
-    options = Options(resume=args.resume)
+    options = Options(resume=args.resume, unallocated=args.unallocated)
     if args.threads:
         options.threads = args.threads
     if hasattr(args, "live"):

@@ -11,9 +11,12 @@ import numpy.typing as npt
 from .model import (
     GUESSED,
     MISSING,
+    PROVEN,
+    RUN_CHECKED,
     RUN_DATA,
     RUN_HOLE,
     RUN_INLINE,
+    RUN_REUSED,
     RUN_UNWRITTEN,
     SUPPORTED,
     ZERO,
@@ -87,6 +90,10 @@ class FileMap:
                 rows.append((f, n, -1, ZERO, "host.hole" if kind == RUN_HOLE else "host.unwritten"))
             elif kind == RUN_INLINE and p >= 0:
                 rows.append((f, n, p, grade, rule))
+            elif kind == RUN_CHECKED and p >= 0:
+                rows.append((f, n, p, PROVEN, f"{rule}.checksum"))
+            elif kind == RUN_REUSED:
+                rows.append((f, n, -1, MISSING, "reused"))
             else:
                 rows.append((f, n, -1, MISSING, f"{rule}.lost"))
             at = f + n

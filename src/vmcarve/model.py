@@ -6,6 +6,7 @@ file), `guest_offset` (the disk inside it). All in bytes. docs/tables.md is made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -305,7 +306,7 @@ class GuestKind:
 
 
 # --- host file systems ---------------------------------------------------------------------------------------------
-RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, RUN_INLINE = 0, 1, 2, 3
+RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, RUN_INLINE, RUN_REUSED, RUN_CHECKED = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(slots=True)
@@ -314,9 +315,14 @@ class HostFile:
 
     runs int64[n, 4]: file_offset, image_offset (-1 for holes), length in bytes, one of RUN_*; rising and without
     overlap in file_offset; gaps between rows are holes. RUN_UNWRITTEN: allocated but never written (reads as zeros).
+    RUN_REUSED: another file's after it was this one's. RUN_CHECKED: a checksum that the host keeps covers these bytes.
     size: bytes, -1 when lost. name: path inside the volume if known, else "". origin: rule that gave the runs, e.g.
     "ext4.inode", "ext4.extent-leaf", "ext4.journal". complete: False when parts of the map are known to be lost.
     certain: False when the runs are inferred (a first cluster and a size, slots behind a leaf's end), not recorded.
+    settled: what others wrote over since is known from the host's own records, and has rows of RUN_REUSED.
+    check: the runs again, tested against the host's checksums (which reads the content).
+    number: of its inode or record, -1 where that is lost. born, last: it allocated no block before the one and none
+    after the other, by a clock of the volume (Unix seconds, generations); the defaults say that nobody knows.
     """
 
     identity: str  # e.g. "inode 12", "mft 64-3"
@@ -329,6 +335,11 @@ class HostFile:
     times: dict[str, float] = field(default_factory=dict[str, float])  # Unix seconds UTC
     inline: bytes | None = None  # content when it lies inside the metadata itself (at most some KiB)
     certain: bool = True
+    settled: bool = False
+    check: Callable[[], npt.NDArray[np.int64]] | None = None
+    number: int = -1
+    born: float = -math.inf
+    last: float = math.inf
 
 
 class HostVolume(Protocol):
@@ -347,6 +358,13 @@ class HostVolume(Protocol):
 
     def files(self) -> Iterator[HostFile]:
         """Every regular file: live ones, then deleted ones with whatever map survives (best candidate first)."""
+        ...
+
+    def quiet_since(self) -> float:
+        """By the clock of HostFile.born: all files that had blocks after this time are among `files`.
+
+        Before it, a file may have come and gone whose inode, record or entry another one has now. Asked after `files`.
+        """
         ...
 
 
@@ -370,11 +388,13 @@ class HostKind:
 
     carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
     placer(reader, offset, limit): how loose metadata of the volume at `offset` places itself, None without a volume.
+    former(reader, offset, limit): the volume that its superblock's copies tell of, whatever begins at `offset` now.
     """
 
     name: str
     open: Callable[[Reader, int, int], HostVolume | None]
     carve: Callable[[Reader, Sequence[Evidence], int, int], Iterable[HostFile]] | None = None
+    former: Callable[[Reader, int, int], HostVolume | None] | None = None
     signatures: tuple[Signature, ...] = ()
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .assemble import Assembled, assemble_image
+from .assemble import Assembled, Spot, assemble_image, find_hosts, unallocated
 from .assemble.chains import link
 from .assemble.state import HostView
 from .case import Case, image_identity, make_folder, open_case, write_json
@@ -39,9 +39,13 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Options:
-    """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps."""
+    """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps.
+
+    unallocated: look only at what the images' host file systems do not hold; live disks are not found then.
+    """
 
     live: bool = False
+    unallocated: bool = False
     write: bool = True
     digest: bool = True
     resume: bool = False
@@ -56,7 +60,8 @@ def sweep(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str],
     try:
         folder = make_folder(Path(out), options.resume)
         info = _info(sources, options)
-        _sweep(sources, folder, info, options, report)
+        spots = _spots(sources, info) if options.unallocated else None
+        _sweep(sources, folder, info, options, spots, report)
         write_json(folder / "case.json", info)
     finally:
         for s in sources:
@@ -76,13 +81,14 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
     try:
         folder = make_folder(Path(out), options.resume)
         info = _info(sources, options)
+        spots = _spots(sources, info) if options.unallocated else None
         if not (options.resume and _swept(folder, info)):
-            _sweep(sources, folder, info, options, report)
+            _sweep(sources, folder, info, options, spots, report)
             write_json(folder / "case.json", info)
         else:
             info["sweep"] = json.loads((folder / "case.json").read_text(encoding="utf-8"))["sweep"]
         started = time.monotonic()
-        items, files = _assemble(sources, folder, info, report)
+        items, files = _assemble(sources, folder, info, spots, report)
         info["seconds"]["assemble"] = round(time.monotonic() - started, 3)
         started = time.monotonic()
         disks = _verify(sources, items, report)
@@ -129,7 +135,8 @@ def _info(sources: list[ImageSource], options: Options) -> dict[str, Any]:
         "started": _now(),
         "finished": None,
         "complete": False,
-        "options": {"live": options.live, "write": options.write, "hash": options.digest, "threads": options.threads},
+        "options": {"live": options.live, "unallocated": options.unallocated, "write": options.write,
+                    "hash": options.digest, "threads": options.threads},
         "images": [{"path": str(s.path.resolve()), "size": s.size, "identity": image_identity(s), "unreadable": []}
                    for s in sources],
         "hosts": [],
@@ -139,26 +146,43 @@ def _info(sources: list[ImageSource], options: Options) -> dict[str, Any]:
 
 
 def _swept(folder: Path, info: dict[str, Any]) -> bool:
-    """Whether the case already holds the evidence of these very images, by this version."""
+    """Whether the case already holds the evidence of these very images and ranges, by this version."""
     try:
         old = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         same = [(i["size"], i["identity"]) for i in old["images"]] == [
             (i["size"], i["identity"]) for i in info["images"]]
+        same &= old["options"]["unallocated"] == info["options"]["unallocated"]
         return same and old["vmcarve"] == info["vmcarve"] and "sweep" in old and (folder / "evidence.arrow").exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
+def _spots(sources: list[ImageSource], info: dict[str, Any]) -> list[list[Spot]]:
+    """The host volumes of each image, and in the case how much of it no host holds."""
+    out: list[list[Spot]] = []
+    for index, source in enumerate(sources):
+        spots, troubles = find_hosts(source)
+        out.append(spots)
+        info["troubles"] += troubles
+        info["images"][index]["unallocated"] = int(unallocated(source.size, spots)[:, 1].sum())
+    return out
+
+
 def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], options: Options,
-           report: Report | None) -> None:
+           spots: list[list[Spot]] | None, report: Report | None) -> None:
+    """All of each image, or with `spots` what none of these hosts holds."""
     started = time.monotonic()
-    total = sum(s.size for s in sources)
+    ranges = [np.array([[0, s.size]], np.int64) for s in sources]
+    if spots is not None:
+        ranges = [unallocated(s.size, those) for s, those in zip(sources, spots, strict=True)]
+    sizes = [int(r[:, 1].sum()) for r in ranges]
+    total = sum(sizes)
     done = 0
     hits: Counter[str] = Counter()
     confirmed: Counter[str] = Counter()
     with writer(folder / "evidence.arrow", EVIDENCE) as out:
         for index, source in enumerate(sources):
-            base = sum(s.size for s in sources[:index])
+            base = sum(sizes[:index])
 
             def progress(count: int) -> None:
                 nonlocal done
@@ -166,19 +190,21 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
                 if report is not None:
                     report("sweep", min(done, total), total)
 
-            result = sweep_image(source, index, out.write_batch, threads=options.threads, progress=progress)
+            result = sweep_image(source, index, out.write_batch, ranges=ranges[index].tolist(),
+                                 threads=options.threads, progress=progress)
             hits.update(result.hits)
             confirmed.update(result.confirmed)
             info["troubles"] += [f"{kind}: {text}" for kind, text in sorted(result.failed.items())]
-            done = base + source.size
+            done = base + sizes[index]
             if report is not None:
                 report("sweep", done, total)
     info["sweep"] = {"hits": dict(sorted(hits.items())), "confirmed": dict(sorted(confirmed.items()))}
     info["seconds"]["sweep"] = round(time.monotonic() - started, 3)
 
 
-def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], report: Report | None
-              ) -> tuple[list[Assembled], list[dict[str, object]]]:
+def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], spots: list[list[Spot]] | None,
+              report: Report | None) -> tuple[list[Assembled], list[dict[str, object]]]:
+    """With `spots`: only what none of these hosts holds."""
     evidence = read(folder / "evidence.arrow")
     items: list[Assembled] = []
     files: list[dict[str, object]] = []
@@ -186,14 +212,15 @@ def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], re
         if report is not None:
             report("assemble", index, len(sources))
         own = evidence.filter(pc.equal(evidence["source"], pa.scalar(index, pa.int32())))
-        found, hosts, troubles = assemble_image(source, index, own)
+        found, hosts, troubles = assemble_image(source, index, own, None if spots is None else spots[index],
+                                                unallocated_only=spots is not None)
         items += found
         info["hosts"] += [{"image": index, "kind": h.volume.name, "offset": h.volume.offset, "size": h.volume.size,
                            "uuid": h.volume.uuid, "label": h.volume.label, "files": len(h.files),
                            "deleted_files": sum(f.deleted for f in h.files),
                            "free": int(h.free[:, 1].sum()) if len(h.free) else 0} for h in hosts]
         info["troubles"] += troubles
-        files += _companions(index, hosts)
+        files += [f for f in _companions(index, hosts) if spots is None or f["deleted"]]
     link(items)
     return items, files
 

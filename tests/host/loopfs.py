@@ -17,12 +17,25 @@ import numpy.typing as npt
 import pytest
 
 from tests.helpers import run
-from vmcarve.model import RUN_DATA, RUN_UNWRITTEN, HostFile, HostVolume, Reader
+from vmcarve.model import (
+    RUN_CHECKED,
+    RUN_DATA,
+    RUN_HOLE,
+    RUN_INLINE,
+    RUN_REUSED,
+    RUN_UNWRITTEN,
+    HostFile,
+    HostVolume,
+    Reader,
+)
 
 needs_loop = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("filefrag") or not shutil.which("mount"),
     reason="needs root (loop mounts) and filefrag",
 )
+
+
+RUNS = (RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, RUN_INLINE, RUN_REUSED, RUN_CHECKED)
 
 
 @dataclass(slots=True)
@@ -162,7 +175,7 @@ def assert_contract(volume: HostVolume, reader: Reader) -> list[HostFile]:
     for file in files:
         runs = file.runs
         assert runs.dtype == np.int64 and runs.shape[1:] == (4,)
-        assert (runs[:, 2] > 0).all() and (runs[:, 0] >= 0).all() and np.isin(runs[:, 3], (0, 1, 2, 3)).all()
+        assert (runs[:, 2] > 0).all() and (runs[:, 0] >= 0).all() and np.isin(runs[:, 3], RUNS).all()
         assert (runs[1:, 0] >= runs[:-1, 0] + runs[:-1, 2]).all(), "runs overlap in the file"
         placed = runs[:, 1] >= 0
         assert (placed | (runs[:, 3] == 1)).all()

@@ -497,3 +497,28 @@ def test_hostile_nodes(nodes: Nodes, data: st.DataObject) -> None:
     for file in host.files():
         check_file(file, 1 << 62)
         assert not len(file.runs) or (file.runs[:, 3] != RUN_HOLE).sum() < 100000
+
+
+@needs("mkfs.btrfs")
+def test_log_trees_of_a_volume_that_was_not_unmounted(tmp_path: Path) -> None:
+    """What fsync brought to the disk since the last commit is live, and its space is not free."""
+    image, crashed = blank(tmp_path / "host.img", 256 * MIB), tmp_path / "crashed.img"
+    run("mkfs.btrfs", "-q", image)
+    with mounted(tmp_path / "mnt", "mount", "-o", "loop,commit=300", image) as point:
+        (point / "old.img").write_bytes(stamped(1, 0, 1 << 20))
+        run("sync", "-f", point)
+        half = 512 << 10
+        parts = {"new.img": stamped(2, 0, 3 << 20), "old.img": stamped(3, 0, half)}
+        wanted = {**parts, "old.img": parts["old.img"] + stamped(1, half, half)}
+        for name, part in parts.items():
+            with (point / name).open("r+b" if name == "old.img" else "wb", buffering=0) as file:
+                for at in range(0, len(part), 64 << 10):
+                    os.pwrite(file.fileno(), part[at : at + (64 << 10)], at)
+                    os.fsync(file.fileno())
+        crashed.write_bytes(image.read_bytes())
+    with ImageSource(crashed) as reader:
+        volume = HOST.open(reader, 0, reader.size)
+        assert volume is not None
+        live = by_name(volume, deleted=False)
+        assert {name: content(reader, live[name]) for name in wanted} == wanted
+        assert_disjoint(volume.free(), live.values())

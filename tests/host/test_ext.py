@@ -25,8 +25,9 @@ from tests.host.loopfs import (
     write_at_random,
 )
 from vmcarve.checksums import crc32c
+from vmcarve.host._space import joined_rows
 from vmcarve.host.ext import HOST, ExtVolume
-from vmcarve.model import SECTOR, Evidence, HostFile, Reader
+from vmcarve.model import RUN_DATA, RUN_REUSED, SECTOR, Evidence, HostFile, Reader
 from vmcarve.source import BytesReader, ImageSource
 
 MIB = 1 << 20
@@ -58,6 +59,13 @@ def opened(reader: Reader) -> ExtVolume:
     volume = HOST.open(reader, 0, reader.size)
     assert isinstance(volume, ExtVolume)
     return volume
+
+
+def as_data(file: HostFile) -> list[list[int]]:
+    """A file's rows as they were before others wrote over some of them."""
+    runs = file.runs.copy()
+    runs[runs[:, 3] == RUN_REUSED, 3] = RUN_DATA
+    return joined_rows(runs).tolist()
 
 
 def free_by_dumpe2fs(image: Path) -> int:
@@ -315,7 +323,10 @@ def test_a_reused_inode_keeps_its_former_file(tmp_path: Path) -> None:
         assert best(files, "new.img", deleted=False).identity == f"inode {inode}"
         old = best(files, "old.img")
         assert old.identity.startswith(f"inode {inode} generation ")
-        assert old.runs.tolist() == disk.truth["old.img"].runs.tolist()
+        assert as_data(old) == disk.truth["old.img"].runs.tolist()
+        new = best(files, "new.img", deleted=False).runs
+        taken = old.runs[old.runs[:, 3] == RUN_REUSED]
+        assert taken[:, 1:3].tolist() == new[:, 1:3].tolist(), "what the new file has is not the old one's any more"
 
 
 @needs_loop

@@ -65,7 +65,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class Metadata:
-    """Loose metadata of one volume: image_offset int64[n] of the structures, volume_offset int64[n] where they belong."""
+    """Loose metadata of one volume: image_offset int64[n] of structures, volume_offset int64[n] where they belong."""
 
     row: int  # the volume's first structure in Places
     placer: Placer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,15 @@ import numpy.typing as npt
 
 from ..filemap import FileMap, FileView
 from ..model import MISSING, Container, HostFile, HostVolume, Member, Reader
+
+
+def inverted(runs: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """What [0, size) has outside `runs` (int64[n, 2] of offset, length, in any order): the same, rising, merged."""
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    end = np.maximum.accumulate(np.concatenate(([0], np.minimum(runs.sum(axis=1), size))))
+    start = np.concatenate((np.clip(runs[:, 0], 0, size), [size]))
+    gap = start > end
+    return np.stack((end[gap], start[gap] - end[gap]), axis=1)
 
 
 @dataclass(slots=True)
@@ -90,17 +100,34 @@ class Claims:
 
     def rest_of(self, file_map: FileMap, rule: str) -> FileMap:
         """A map without what is claimed: those parts are missing, for the reason `rule`."""
-        rows: list[tuple[int, int, int, str, str]] = []
+        return FileMap.build((f, n, -1 if claimed else p, MISSING if claimed else grade, rule if claimed else why)
+                             for (f, n, p, grade, why), claimed in self._parted(file_map))
+
+    def regraded(self, file_map: FileMap, grade: str, rule: str) -> FileMap:
+        """A map of which the claimed parts have another grade, for the reason `rule`."""
+        return FileMap.build((f, n, p, grade if claimed else old, rule if claimed else why)
+                             for (f, n, p, old, why), claimed in self._parted(file_map))
+
+    def _parted(self, file_map: FileMap) -> Iterator[tuple[tuple[int, int, int, str, str], bool]]:
+        """The rows of a map, cut where claims begin and end, and whether each is claimed."""
         for f, n, p, grade, why in file_map.rows():
             if p < 0:
-                rows.append((f, n, p, grade, why))
+                yield (f, n, p, grade, why), False
                 continue
             at = p
             for start, length in self.free_of(np.array([[p, n]], np.int64)).tolist():
-                rows += [(f + at - p, start - at, -1, MISSING, rule), (f + start - p, length, start, grade, why)]
+                yield (f + at - p, start - at, at, grade, why), True
+                yield (f + start - p, length, start, grade, why), False
                 at = start + length
-            rows.append((f + at - p, p + n - at, -1, MISSING, rule))
-        return FileMap.build(rows)
+            yield (f + at - p, p + n - at, at, grade, why), True
+
+    def with_runs(self, runs: npt.NDArray[np.int64], size: int) -> Claims:
+        """These claims and runs int64[n, 2] (offset, length) of an image of `size` bytes."""
+        own = np.array([self._start, np.array(self._end, np.int64) - self._start], np.int64).T.reshape(-1, 2)
+        both = inverted(inverted(np.concatenate((own, runs)), size), size)
+        out = Claims()
+        out._start, out._end = both[:, 0].tolist(), both.sum(axis=1).tolist()
+        return out
 
     def ranges(self) -> list[tuple[int, int]]:
         """(start, end) of what is claimed, rising."""
@@ -127,8 +154,69 @@ class HostView:
     volume: HostVolume
     free: npt.NDArray[np.int64]
     files: list[HostFile]
-    carved: bool = False  # known by loose metadata only: nothing tells live from deleted, or free from used
+    carved: bool = False  # known by what is left of it only: nothing tells live from deleted, or free from used
+    former: bool = False  # carved, by a copy of its superblock, where another file system was made since
 
     @property
     def label(self) -> str:
-        return f"{self.volume.name}{' (carved)' if self.carved else ''} at {self.volume.offset:#x}"
+        how = " (former)" if self.former else " (carved)" if self.carved else ""
+        return f"{self.volume.name}{how} at {self.volume.offset:#x}"
+
+
+class State:
+    """The claims so far and the disks accepted, with stable ids.
+
+    free, held int64[n, 2]: what no host of the image holds, and what its hosts hold; None where no host tells.
+    """
+
+    def __init__(self, image: Reader, source: int, views: list[HostView],
+                 free: npt.NDArray[np.int64] | None = None) -> None:
+        self.image = image
+        self.source = source
+        self.views = views
+        self.claims = Claims()
+        self.done: list[Assembled] = []
+        self.free = free
+        self.held = None if free is None else inverted(free, image.size)
+        self._ids: set[str] = set()
+
+    def accept(self, container: Container, file_map: FileMap, *, deleted: bool | None, host: str | None,
+               names: Sequence[str] = ()) -> None:
+        """Takes a disk and claims its bytes."""
+        if container.guests:  # an archive leaves its bytes to the disks inside it
+            self.claims.add(file_map)
+        first = next((p for _, _, p, _, _ in file_map.rows() if p >= 0), 0)
+        base = f"{container.format}-{first:x}" if self.source == 0 else f"{container.format}-{self.source}-{first:x}"
+        disk_id, n = base, 2
+        while disk_id in self._ids:
+            disk_id, n = f"{base}-{n}", n + 1
+        self._ids.add(disk_id)
+        all_names = list(dict.fromkeys([*(n for n in names if n), *container.names]))
+        self.done.append(Assembled(disk_id, self.source, container, file_map, deleted, all_names, host))
+
+    def taken(self, file_map: FileMap) -> bool:
+        """Whether somebody owns a byte that the map would claim."""
+        return any(p >= 0 and self.claims.overlap(p, p + n) for _, n, p, _, _ in file_map.rows())
+
+    def deleted_at(self, file_map: FileMap) -> bool | None:
+        """Whether a container without a host file is deleted: where its first byte is held by a host, it is live.
+
+        None when that lies where no host tells.
+        """
+        p = int(file_map.image_offset[0]) if len(file_map) else -1
+        if p < 0 or self.free is None:
+            return None
+        if not inside(self.free, p):
+            return False
+        return True if any(_tells(v) and v.volume.offset <= p < v.volume.offset + v.volume.size
+                           for v in self.views) else None
+
+
+def inside(runs: npt.NDArray[np.int64], at: int) -> bool:
+    """Whether `at` lies in one of runs int64[n, 2] (offset, length; rising, merged)."""
+    i = int(np.searchsorted(runs[:, 0], at, side="right")) - 1
+    return i >= 0 and at < int(runs[i].sum())
+
+
+def _tells(view: HostView) -> bool:
+    return not view.carved and len(view.free) > 0

@@ -6,6 +6,7 @@ Runs are int64[n, 2] (start, length) in one unit; maps of files are int64[n, 4] 
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 
@@ -107,7 +108,8 @@ INFERRED = ("-slack", "-guess")  # origins of maps that no record states as they
 
 def candidates(
     identity: str, maps: Iterable[tuple[str, I64, bool]], block_size: int, base: int, name: str = "", size: int = -1,
-    times: dict[str, float] | None = None,
+    times: dict[str, float] | None = None, number: int = -1, born: float = -math.inf, last: float = math.inf,
+    settled: bool = False,
 ) -> Iterator[HostFile]:  # fmt: skip
     """HostFiles of one deleted file, best first: (origin, extent rows, complete); equal maps are given once."""
     seen: list[I64] = []
@@ -117,7 +119,8 @@ def candidates(
             continue
         seen.append(runs)
         yield HostFile(identity, name, size, True, runs, origin, complete, dict(times or {}),
-                       certain=not origin.endswith(INFERRED))
+                       certain=not origin.endswith(INFERRED), settled=settled, number=number, born=born,
+                       last=last)
 
 
 # --- CRC-32C over rows ---------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..model import RUN_HOLE, RUN_INLINE, HostFile
+from ..model import RUN_DATA, RUN_HOLE, RUN_INLINE, HostFile
 from ._btrfs_disk import Node
 from ._btrfs_items import (
     EXTENT_DATA,
@@ -26,7 +27,8 @@ from ._btrfs_items import (
     times,
     without_overlap,
 )
-from ._space import NO_ROWS, Runs, cut_rows
+from ._btrfs_sums import Piece
+from ._space import NO_ROWS, Runs, cut_rows, joined_rows
 
 OUR_MAX_ROWS = 1 << 19  # extents that we put together at a time (56 bytes each, and as much again to sort them)
 OUR_MAX_INLINE_BYTES = 32 << 20  # contents inside metadata that we hold at a time
@@ -34,6 +36,7 @@ FILE, START, STOP, KIND, LOGICAL, GENERATION, MADE = range(7)  # columns of a ro
 
 Keys = npt.NDArray[np.uint64]
 Finish = Callable[[Runs], tuple[Runs, bool]]  # pieces -> HostFile rows, and whether all could be told
+Test = Callable[[list[Piece]], Runs]  # data pieces -> HostFile rows, tested against checksums (Sums.tested)
 Path = Callable[[int, int, str], str]  # subvolume, parent inode, name -> path
 
 
@@ -156,7 +159,7 @@ class Batch:
         rows = np.unique(np.concatenate(keep)) if keep else np.zeros(0, np.int64)
         return file[rows], generation[rows], inode[rows]
 
-    def files(self, finish: Finish, path: Path, sector: int,
+    def files(self, finish: Finish, test: Test, path: Path, sector: int,
               entries: Mapping[tuple[int, int], tuple[int, int, str]]) -> Iterator[HostFile]:  # fmt: skip
         """Regular files of which a map or the content is left."""
         self._parts.append(np.zeros((0, 7), np.int64))
@@ -167,8 +170,8 @@ class Batch:
         file, generation, inode = self._newest_inodes()
         states = np.searchsorted(file, np.arange(len(self._keys) + 1))
         for k in range(len(self._keys)):
-            mine = slice(int(states[k]), int(states[k + 1]))
-            out = self._file(k, rows[int(edges[k]) : int(edges[k + 1])], generation[mine], inode[mine], finish, sector)
+            mine, its = slice(int(states[k]), int(states[k + 1])), slice(int(edges[k]), int(edges[k + 1]))
+            out = self._file(k, rows[its], generation[mine], inode[mine], finish, test, sector)
             if out is not None:
                 root, number = (int(v) for v in self._keys[k])
                 told = self._names.get(k) or entries.get((root, number))
@@ -176,7 +179,7 @@ class Batch:
                 yield out
 
     def _file(self, k: int, rows: Runs, generation: npt.NDArray[np.int64], inode: npt.NDArray[np.void],
-              finish: Finish, sector: int) -> HostFile | None:  # fmt: skip
+              finish: Finish, test: Test, sector: int) -> HostFile | None:  # fmt: skip
         linked = np.flatnonzero(inode["links"] > 0)
         chosen = int(linked[-1]) if len(linked) else len(inode) - 1
         state: Any = inode[chosen] if chosen >= 0 else None
@@ -189,7 +192,7 @@ class Batch:
         unlinked = generation[inode["links"] == 0]
         if len(unlinked):
             rows = rows[(rows[:, KIND] != RUN_HOLE) | (rows[:, GENERATION] < unlinked[0])]
-        pieces = without_overlap(rows[:, [START, STOP, KIND, LOGICAL]], rows[:, GENERATION])
+        pieces = without_overlap(rows[:, [START, STOP, KIND, LOGICAL, MADE, GENERATION]], rows[:, GENERATION])
         held = pieces[pieces[:, 2] != RUN_HOLE]
         if not len(held):
             return None
@@ -201,10 +204,23 @@ class Batch:
             return out
         if size < 0:
             pieces = pieces[pieces[:, 1] < OUR_MAX_BYTES]
-        told, whole = finish(pieces)
+        told, whole = finish(pieces[:, :4])
         out.runs = cut_rows(told, size, -1)
+        data = pieces[pieces[:, 2] == RUN_DATA]
+        if len(data):
+            out.check = partial(_checked, out.runs, data, size, test)
+        made = rows[rows[:, LOGICAL] >= 0, MADE]
+        if len(made):
+            out.number, out.born, out.last = int(self._keys[k, 1]), float(made.min()), float(made.max())
         out.complete = whole and not self._dropped and state is not None and _sums_up(held, size, sector, state)
         return out
+
+
+def _checked(runs: Runs, data: Runs, size: int, test: Test) -> Runs:
+    """A file's rows with those of its data tested. data: pieces with the generations of extent and leaf behind."""
+    pieces = [Piece(start, logical, end - start, made, seen) for start, end, _, logical, made, seen in data.tolist()]
+    rows = np.concatenate((runs[runs[:, 3] != RUN_DATA], cut_rows(test(pieces), size, -1)))
+    return joined_rows(rows[np.argsort(rows[:, 0], kind="stable")])
 
 
 def _sums_up(held: Runs, size: int, sector: int, state: np.void) -> bool:

@@ -34,6 +34,7 @@ from ._btrfs_items import (
 )
 from ._btrfs_live import Live, is_subvolume
 from ._btrfs_scan import sound_leaves, with_old_chunks
+from ._btrfs_sums import Sums
 from ._space import Runs
 
 OUR_MAX_NAMES = 1 << 20  # names of deleted files and directories
@@ -71,6 +72,7 @@ class Deleted:
         self._chunks, gone = with_old_chunks(reader, base, sb, chunks)
         # Current chunks first: each physical byte is looked at once, as what it is now.
         self._space = [c for c in (*chunks.all, *gone) if c.kind & (METADATA | SYSTEM)]
+        self._sums = Sums(reader, base, sb, self._chunks, self._space)
 
     def __iter__(self) -> Iterator[HostFile]:
         scan = self._scan()
@@ -93,7 +95,7 @@ class Deleted:
             leaf = parse_node(data) if len(data) == self._super.node else None
             if leaf is not None:
                 batch.take(leaf)
-        yield from batch.files(self._finish, self._folders.path, self._super.sector, scan.entries)
+        yield from batch.files(self._finish, self._sums.tested, self._folders.path, self._super.sector, scan.entries)
 
     def _finish(self, pieces: Runs) -> tuple[Runs, bool]:
         return to_rows(pieces, self._chunks, self._base)

@@ -84,6 +84,8 @@ class Super:
     csum: int
     label: str
     system_chunks: bytes
+    log: int = 0  # logical address of the tree of log trees, 0: none
+    log_level: int = 0
 
 
 def parse_super(block: bytes, physical: int) -> Super | None:
@@ -106,7 +108,8 @@ def parse_super(block: bytes, physical: int) -> Super | None:
     label = block[0x12B:0x22B].split(b"\0")[0].decode("utf-8", "replace")
     return Super(fsid, block[0x23B:0x24B] if incompat & METADATA_UUID else fsid, generation, root, block[0xC6],
                  chunk_root, block[0xC7], total, device, sector, node, kind, label,
-                 block[0x32B : 0x32B + system])  # fmt: skip
+                 block[0x32B : 0x32B + system], int.from_bytes(block[0x60:0x68], "little"),
+                 min(block[0xC8], MAX_LEVEL - 1))  # fmt: skip
 
 
 def read_super(reader: Reader, offset: int, limit: int) -> Super | None:

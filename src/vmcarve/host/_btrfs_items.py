@@ -99,11 +99,11 @@ def times(inode: np.void) -> dict[str, float]:
 
 
 def without_overlap(pieces: Runs, rank: Runs) -> Runs:
-    """Pieces (int64[n, 4]) rising and without overlap: of two, the one of higher rank; ties: the later row."""
+    """Pieces (int64[n, 4 or more]) rising and without overlap: of two, the one of higher rank; ties: the later row."""
     start, end, row = newest_wins(pieces[:, 0], pieces[:, 1], rank)
     out = pieces[row]
     moved = np.where(out[:, 3] >= 0, out[:, 3] + start - out[:, 0], -1)
-    return np.stack((start, end, out[:, 2], moved), axis=1)
+    return np.concatenate((start[:, None], end[:, None], out[:, 2:3], moved[:, None], out[:, 4:]), axis=1)
 
 
 def to_rows(pieces: Runs, chunks: Chunks, base: int) -> tuple[Runs, bool]:

@@ -36,6 +36,7 @@ from ._btrfs_items import (
 )
 from ._space import NO_ROWS, Runs, cut_rows
 
+LOG_ID = (1 << 64) - 6
 OUR_MAX_ROOTS = 1 << 16  # subvolumes and snapshots
 OUR_MAX_FOLDERS = 1 << 20  # directories whose names we hold
 OUR_MAX_EXTENTS = 1 << 22  # extents of one file: 16 GiB of nothing but 4 KiB pieces
@@ -72,6 +73,28 @@ def read_roots(trees: Trees, sb: Super) -> tuple[dict[int, Root], dict[int, tupl
                                                     (("<Q", 160), ("<Q", 176), ("<I", 216)))  # fmt: skip
                 roots[number] = Root(number, block, data[238], generation, refs)
     return roots, links
+
+
+def read_logs(trees: Trees, sb: Super) -> dict[int, Root]:
+    """The log trees by subvolume: what was brought to the disk by fsync since the last commit, and is read over it."""
+    logs: dict[int, Root] = {}
+    for leaf in trees.leaves(sb.log, sb.log_level) if sb.log else ():
+        wanted = (leaf.items["id"] == LOG_ID) & (leaf.items["type"] == ROOT_ITEM) if leaf is not None else []
+        for i in np.flatnonzero(wanted).tolist():
+            data = leaf.item(i) if leaf is not None else b""
+            if leaf is not None and len(data) >= 239 and len(logs) < OUR_MAX_ROOTS:
+                generation, block = struct.unpack_from("<Q", data, 160)[0], struct.unpack_from("<Q", data, 176)[0]
+                logs[int(leaf.items["offset"][i])] = Root(LOG_ID, block, data[238], generation, 1)
+    return logs
+
+
+def logged_space(trees: Trees, logs: dict[int, Root]) -> Runs:
+    """Logical addresses of the data that log trees name, which the extent tree does not yet: int64[n, 2]."""
+    parts = [np.zeros((0, 4), np.int64)]
+    parts += [piece for root in logs.values() for file in _of_tree(trees, root) for piece in file.pieces]
+    rows = np.concatenate(parts)
+    rows = rows[rows[:, 3] >= 0]
+    return np.stack((rows[:, 3], rows[:, 1] - rows[:, 0]), axis=1)
 
 
 def is_subvolume(number: int) -> bool:
@@ -134,11 +157,12 @@ class _File:
     inline: bytes | None = None
 
 
-def live_files(trees: Trees, roots: list[Root], folders: Names, base: int) -> Iterator[HostFile]:
+def live_files(trees: Trees, roots: list[Root], folders: Names, base: int, logs: dict[int, Root]
+               ) -> Iterator[HostFile]:
     """Regular files of all subvolumes; a snapshot's file that is the same in every byte's place is told once."""
     told: set[int] = set()
     for root in roots:
-        for file in _of_tree(trees, root):
+        for file in _with_log(trees, root, logs.get(root.id)):
             out = _finished(file, root.id, trees, folders, base)
             if out is None:
                 continue
@@ -148,6 +172,21 @@ def live_files(trees: Trees, roots: list[Root], folders: Names, base: int) -> It
                     continue
                 told.add(key)
             yield out
+
+
+def _with_log(trees: Trees, root: Root, log: Root | None) -> Iterator[_File]:
+    """A subvolume's files as the next mount would find them."""
+    newer = {file.number: file for file in _of_tree(trees, log)} if log is not None else {}
+    for file in _of_tree(trees, root):
+        over = newer.pop(file.number, None)
+        if over is not None:  # of pieces that overlap, the later in this list stays
+            file.pieces += over.pieces
+            file.count += over.count
+            file.broken |= over.broken
+            file.inode = over.inode if over.inode is not None else file.inode
+            file.inline = over.inline if over.inline is not None else file.inline
+        yield file
+    yield from newer.values()
 
 
 def _of_tree(trees: Trees, root: Root) -> Iterator[_File]:

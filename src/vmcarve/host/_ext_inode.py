@@ -42,7 +42,8 @@ def inode_dtype(size: int) -> np.dtype:
         ("block", "V60", 0x28), ("generation", "<u4", 0x64), ("acl", "<u4", 0x68), ("size_high", "<u4", 0x6C),
     ]  # fmt: skip
     if size >= 160:
-        fields += [("crtime", "<i4", 0x90)]
+        fields += [("crtime", "<i4", 0x90), ("ctime_extra", "<u4", 0x84), ("mtime_extra", "<u4", 0x88),
+                   ("atime_extra", "<u4", 0x8C), ("crtime_extra", "<u4", 0x94)]
     return np.dtype({"names": [f[0] for f in fields], "formats": [f[1] for f in fields],
                      "offsets": [f[2] for f in fields], "itemsize": size})  # fmt: skip
 
@@ -87,9 +88,9 @@ class Slot:
 
 def slot_of(record: np.void, ino: int) -> Slot:
     """A Slot of one element of an inode_dtype array."""
-    times = {"accessed": float(record["atime"]), "changed": float(record["ctime"]), "modified": float(record["mtime"])}
+    times = {"accessed": _time(record, "atime"), "changed": _time(record, "ctime"), "modified": _time(record, "mtime")}
     if "crtime" in (record.dtype.names or ()) and record["crtime"]:
-        times["created"] = float(record["crtime"])
+        times["created"] = _time(record, "crtime")
     flags, links, dtime = int(record["flags"]), int(record["links"]), int(record["dtime"])
     if links == 0 and dtime > 1 << 24:  # smaller: the next inode of the orphan list, not a time
         times["deleted"] = float(dtime)
@@ -100,6 +101,22 @@ def slot_of(record: np.void, ino: int) -> Slot:
         bytes(record["block"]), int(record["sectors_low"]) | int(record["sectors_high"]) << 32, int(record["acl"]),
         times, record.tobytes() if flags & FLAG_INLINE else b"",
     )  # fmt: skip
+
+
+def _time(record: np.void, name: str) -> float:
+    """Unix seconds. The extra word of large inodes: 2 bits above the seconds' 32, and 30 of nanoseconds."""
+    extra = int(record[f"{name}_extra"]) if f"{name}_extra" in (record.dtype.names or ()) else 0
+    return int(record[name]) + ((extra & 3) << 32) + min(extra >> 2, 999_999_999) / 1e9
+
+
+def births(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
+    """When the inodes of an array were made, in Unix seconds; their last change where that is not told."""
+    names = table.dtype.names or ()
+    if "crtime" not in names:
+        return table["ctime"].astype(np.float64)
+    changed, made = (table[n] + ((table[f"{n}_extra"] & 3).astype(np.int64) << 32)
+                     + np.minimum(table[f"{n}_extra"] >> 2, 999_999_999) / 1e9 for n in ("ctime", "crtime"))
+    return np.where(table["crtime"] != 0, made, changed)
 
 
 def slots(data: bytes, size: int) -> npt.NDArray[np.void]:

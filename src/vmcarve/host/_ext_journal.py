@@ -83,8 +83,9 @@ class Copies:
     seq: I64
     where: I64
     escaped: npt.NDArray[np.bool_]
-    commits: set[int]
+    commits: dict[int, int]  # sequence -> log block of its commit
     revoked: dict[int, int]  # home block -> highest sequence that revoked it
+    unbroken: int  # every transaction after this one is there whole
 
     def __len__(self) -> int:
         return len(self.home)
@@ -119,21 +120,21 @@ class Copies:
 def no_copies() -> Copies:
     """What a volume without a journal has."""
     none = np.zeros(0, np.int64)
-    return Copies(none, none, none, np.zeros(0, np.bool_), set(), {})
+    return Copies(none, none, none, np.zeros(0, np.bool_), {}, {}, 1 << 62)
 
 
 def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_blocks: int) -> Copies:
     """All copies whose transaction is whole in the log. where int64[log blocks]: image offset of each log block."""
     control: dict[int, tuple[int, int]] = {}  # log block -> (type, sequence)
     descriptors: list[tuple[int, int, list[tuple[int, int]]]] = []
-    commits: set[int] = set()
+    commits: dict[int, int] = {}
     revoked: dict[int, int] = {}
     for at, kind, sequence, block in _control_blocks(reader, where, log, block_size):
         control[at] = (kind, sequence)
         if kind == DESCRIPTOR:
             descriptors.append((at, sequence, parse_tags(block, log.incompat)))
         elif kind == COMMIT:
-            commits.add(sequence)
+            commits[sequence] = at
         elif kind == REVOKE:
             width = 8 if log.wide else 4
             used = min(int.from_bytes(block[12:16], "big"), len(block))
@@ -159,7 +160,24 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
     arrays = [np.array(a, np.int64) for a in (home, seq, place)]
     order = np.lexsort((arrays[1], arrays[0]))
     h, s, w = (a[order] for a in arrays)
-    return Copies(h, s, w, np.array(escaped, np.bool_)[order], commits, revoked)
+    unbroken = _unbroken(log, control, commits)
+    return Copies(h, s, w, np.array(escaped, np.bool_)[order], commits, revoked, unbroken)
+
+
+def _unbroken(log: LogSuper, control: dict[int, tuple[int, int]], commits: dict[int, int]) -> int:
+    """The sequence number after which nothing is lost: each commit follows the one before it, or begins the log anew.
+
+    A clean mount starts at the log's first block again, and runs over what an earlier one wrote last.
+    """
+    if not commits:
+        return 1 << 62
+    sequence = max(commits)
+    while sequence - 1 in commits:
+        behind = log.first + (commits[sequence - 1] + 1 - log.first) % (log.last - log.first)
+        if sequence not in (control.get(behind, (0, -1))[1], control.get(log.first, (0, -1))[1]):
+            break
+        sequence -= 1
+    return sequence
 
 
 def _control_blocks(

@@ -160,14 +160,22 @@ def find(reader: Reader, offset: int, limit: int) -> Super | None:
     primary = parse(data, offset, limit)
     if primary is not None and primary.group == 0 and checksum_ok(data):
         return primary
-    if not _is_other(reader, offset):
-        for bs in (4096, 1024, 2048):
-            for group in (1, 3, 5):
-                backup = _backup(reader, offset, limit, bs, group)
-                if backup is not None:
-                    return backup
+    backup = find_copy(reader, offset, limit) if not _is_other(reader, offset) else None
+    if backup is not None:
+        return backup
     # a primary whose checksum is wrong but whose fields agree is better than nothing
     return primary if primary is not None and primary.group == 0 else None
+
+
+def find_copy(reader: Reader, offset: int, limit: int) -> Super | None:
+    """A backup at its place in group 1, 3, 5, 7 or 9, whatever the volume begins with."""
+    limit = min(limit, reader.size - offset)
+    for bs in (4096, 1024, 2048):
+        for group in (1, 3, 5, 7, 9):
+            backup = _backup(reader, offset, limit, bs, group)
+            if backup is not None:
+                return backup
+    return None
 
 
 def _is_other(reader: Reader, offset: int) -> bool:

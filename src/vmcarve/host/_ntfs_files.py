@@ -8,6 +8,7 @@ number that is one behind.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..model import HostFile, Reader
-from ._ntfs_mft import Table, list_value, to_rows, unnamed_data
+from ._ntfs_mft import Mft, Table, list_value, to_rows, unnamed_data
 from ._ntfs_record import (
     COMPRESSED,
     DATA,
@@ -24,6 +25,7 @@ from ._ntfs_record import (
     END,
     IN_USE,
     REFERENCE,
+    STANDARD,
     Attribute,
     Boot,
     FileName,
@@ -32,10 +34,12 @@ from ._ntfs_record import (
     decode_runs,
     listed,
     times,
+    unix,
 )
 from ._ntfs_record import field as column
 from ._space import NO_ROWS, Runs, claimed_once, cut_rows
 
+RESERVED = 24  # records below are the volume's own, and number their lives otherwise
 FIRST_USER_RECORD = 16  # 0 to 15 are the volume's own files and their reserve
 ROOT = 5
 OUR_MAX_EXTENSIONS = 1 << 22  # extension records of a volume that we remember (24 bytes each)
@@ -105,6 +109,33 @@ def _extensions(parts: list[tuple[Runs, ...]]) -> Extensions:
     order = np.lexsort((number, sequence, base))
     return Extensions(number[order], base[order], sequence[order], in_use[order].astype(np.bool_),
                       np.zeros(len(order), np.bool_))  # fmt: skip
+
+
+def quiet_since(table: Mft) -> float:
+    """When the last file was born in a record that had been another's, of which nothing is left (Unix seconds).
+
+    A record's sequence number counts its lives: one in use that says 1, or a deleted one that says 2, hides none.
+    """
+    created = np.zeros(table.slots)
+    hides = np.zeros(table.slots, np.bool_)
+    owner = np.arange(table.slots)
+    for batch in table.batches():
+        records, good = batch.records, batch.usable > 0
+        n = np.arange(len(records))
+        first = column(records, 20, "<u2").astype(np.int64)
+        first = np.where(first + 24 <= records.shape[1], first, 0)
+        kind = records[n[:, None], first[:, None] + np.arange(4)].view("<u4")[:, 0]
+        value = first + records[n[:, None], first[:, None] + np.arange(20, 22)].view("<u2")[:, 0]
+        told = good & (kind == STANDARD) & (records[n, first + 8] == 0) & (value + 8 <= records.shape[1])
+        value = np.where(told, value, 0)
+        ticks = records[n[:, None], value[:, None] + np.arange(8)].view("<u8")[:, 0]
+        slots = slice(batch.slot, batch.slot + len(records))
+        created[slots] = np.where(told, unix(ticks), 0.0)
+        in_use = (column(records, 22, "<u2") & IN_USE) != 0
+        hides[slots] = good & (column(records, 16, "<u2") > np.where(in_use, 1, 2)) & (batch.numbers >= RESERVED)
+        base = (column(records, 32, "<u8") & REFERENCE).astype(np.int64)
+        owner[slots] = np.where((base > 0) & (base < table.slots), base, batch.numbers)
+    return float(created[owner[hides]].max(initial=-math.inf))
 
 
 def following(sequence: int) -> int:
@@ -247,7 +278,10 @@ class Files:
                 value = part.record.value(part.attribute)
                 return HostFile(identity, name, len(value), deleted, NO_ROWS, origin, True, when, value)
         rows, size, complete = self._map(parts, deleted)
-        return HostFile(identity, name, size, deleted, rows, origin, complete, when)
+        number = records[0].base or records[0].number
+        last = max((v for k, v in when.items() if k != "accessed"), default=math.inf)
+        return HostFile(identity, name, size, deleted, rows, origin, complete, when, number=number,
+                        born=when.get("created", -math.inf), last=last)
 
     def _listing(self, record: Record) -> frozenset[tuple[int, int]]:
         """(first VCN, record number) of the pieces of $DATA that the record's attribute list names."""

@@ -257,13 +257,18 @@ def best_name(record: Record) -> FileName | None:
     return best
 
 
+def unix(ticks: Any) -> Any:
+    """Unix seconds of NTFS times: 100 ns since 1601, one or an array."""
+    return ticks / 10**7 - FILETIME_EPOCH
+
+
 def times(record: Record) -> dict[str, float]:
     """$STANDARD_INFORMATION's times as Unix seconds."""
     for attribute in record.attributes:
         if attribute.kind == STANDARD and attribute.resident and attribute.size >= 32:
             ticks = struct.unpack_from("<4Q", record.value(attribute))
             names = ("created", "modified", "changed", "accessed")
-            return {k: v / 10**7 - FILETIME_EPOCH for k, v in zip(names, ticks, strict=True) if 0 < v < 1 << 62}
+            return {k: float(unix(v)) for k, v in zip(names, ticks, strict=True) if 0 < v < 1 << 62}
     return {}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ..model import RUN_DATA, RUN_UNWRITTEN, Reader
+from ..model import RUN_CHECKED, RUN_DATA, RUN_REUSED, RUN_UNWRITTEN, Reader
 from ._blocks import NO_RUNS, clear_bits, merge
 
 Runs = npt.NDArray[np.int64]
@@ -136,7 +136,7 @@ def joined_rows(rows: Runs) -> Runs:
     if len(rows) < 2:
         return rows
     end = rows[:, 0] + rows[:, 2]
-    placed = (rows[:, 3] == RUN_DATA) | (rows[:, 3] == RUN_UNWRITTEN)
+    placed = np.isin(rows[:, 3], (RUN_DATA, RUN_UNWRITTEN, RUN_REUSED, RUN_CHECKED))
     follows = np.where(placed[1:] & (rows[1:, 1] >= 0), rows[1:, 1] == rows[:-1, 1] + rows[:-1, 2], rows[:-1, 1] < 0)
     first = np.concatenate(([True], ~((rows[1:, 0] == end[:-1]) & (rows[1:, 3] == rows[:-1, 3]) & follows)))
     start = np.flatnonzero(first)

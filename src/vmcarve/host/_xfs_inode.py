@@ -91,6 +91,15 @@ def _time(data: bytes, at: int, order: str, big: bool) -> float:
     return seconds + min(nanoseconds, 999_999_999) / 1e9
 
 
+def births(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """When inodes of version 3 (uint8[n, inode size]) were made, in Unix seconds; those never used are left out."""
+    big = np.ascontiguousarray(raw[:, 120:128]).view(">u8")[:, 0] & FLAG2_BIGTIME > 0
+    stamp = np.ascontiguousarray(raw[:, 144:152])
+    whole, parts = stamp.view(">u8")[:, 0], stamp.view(">u4").astype(np.int64)
+    seconds = parts[:, 0] - (parts[:, 0] >> 31 << 32) + np.minimum(parts[:, 1], 999_999_999) / 1e9
+    return np.where(big, whole / 1e9 - BIGTIME_EPOCH, seconds)[(raw[:, 4] == 3) & (whole > 0)]
+
+
 def parse_inode(data: bytes, ino: int) -> Inode | None:
     """An inode of the disk with its data fork; where forkoff was reset on deletion, all that follows the core."""
     inode = parse_core(data, ino, ">")

@@ -47,7 +47,8 @@ class LogView:
     """The log's last word on files that had content, on names, and on the blocks of btrees and directories.
 
     files: (inode, generation) -> its last state with content; roots: the logged btree root of those in btree format;
-    names: inode -> (lsn, directory, name), rising in lsn; current: last logged state since the tail, when unclean.
+    names: inode -> (lsn, directory, name), rising in lsn; current: last logged state since the tail, when unclean;
+    ended: (inode, generation) -> when its last name was taken away (Unix seconds).
     """
 
     files: dict[tuple[int, int], Inode] = field(default_factory=dict[tuple[int, int], Inode])
@@ -56,6 +57,7 @@ class LogView:
     blocks: dict[int, Logged] = field(default_factory=dict[int, Logged])
     current: dict[int, Inode] = field(default_factory=dict[int, Inode])
     current_roots: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    ended: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     held: int = 0
     named: int = 0
 
@@ -79,6 +81,9 @@ def read_log(log: Log, sb: Super) -> LogView:
             if inode is None or isinstance(item, BufferItem):
                 continue
             (dying.discard if inode.size else dying.add)(item.ino)
+            if inode.links == 0:
+                life = inode.generation - (inode.mode == 0) & 0xFFFFFFFF  # freeing an inode adds one
+                view.ended.setdefault((item.ino, life), inode.times["changed"])
             if inode.directory and item.fields & FIELD_LOCAL and local.get(item.ino) != item.fork:
                 local[item.ino] = item.fork
                 for entry in dirs.short_entries(item.fork, len(item.fork), sb):

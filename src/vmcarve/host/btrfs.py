@@ -2,11 +2,11 @@
 
 One device of a volume is read: chunks whose bytes are split over several devices (RAID0, 10, 5, 6) cannot be, and
 files in them are told without those parts. Compressed extents are not raw bytes of a file and have no rows.
-Not done: the log tree of a volume that was not unmounted (its files are told as of the last commit).
 """
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..model import RUN_HOLE, HostFile, HostKind, HostVolume, Reader
 from ._blocks import NO_RUNS, merge, subtract
+from ._btrfs_carve import SIGNATURE, carve, confirm_batch
 from ._btrfs_deleted import Deleted
 from ._btrfs_disk import (
     DATA,
@@ -27,7 +28,7 @@ from ._btrfs_disk import (
     read_super,
 )
 from ._btrfs_items import EXTENT_ITEM, EXTENT_TREE, METADATA_ITEM, OUR_MAX_BYTES, Names
-from ._btrfs_live import Root, is_subvolume, live_files, read_roots, survey
+from ._btrfs_live import Root, is_subvolume, live_files, logged_space, read_logs, read_roots, survey
 from ._btrfs_placer import placer
 from ._btrfs_scan import with_old_chunks
 from ._first_look import named
@@ -88,6 +89,7 @@ class BtrfsVolume:
                 length = np.where(items["type"] == EXTENT_ITEM, items["offset"], self._super.node)
                 sane = length < OUR_MAX_BYTES
                 used.add(np.stack((items["id"][sane], length[sane]), axis=1).astype(np.int64))
+        used.add(logged_space(trees, read_logs(trees, self._super)))
         physical = self._claimed() if lost else NO_RUNS
         for chunk in self._chunks.all if len(physical) else ():
             for at in chunk.copies:
@@ -103,6 +105,10 @@ class BtrfsVolume:
             claimed.add(rows[:, [1, 2]] - [self.offset, 0])
         return claimed.result()
 
+    def quiet_since(self) -> float:
+        """Never: leaves of all generations but the last may be gone. Checksums of data tell (HostFile.check)."""
+        return math.inf
+
     def _subvolumes(self, trees: Trees) -> tuple[list[Root], Names]:
         roots, links = read_roots(trees, self._super)
         folders = Names()
@@ -113,14 +119,14 @@ class BtrfsVolume:
         trees = self._trees()
         roots, folders = self._subvolumes(trees)
         survey(trees, roots, folders)
-        yield from live_files(trees, roots, folders, self.offset)
+        yield from live_files(trees, roots, folders, self.offset, read_logs(trees, self._super))
 
     def files(self) -> Iterator[HostFile]:
         """Live files of all subvolumes, then files that only old leaves tell of."""
         trees = self._trees()
         roots, folders = self._subvolumes(trees)
         live = survey(trees, roots, folders)
-        yield from live_files(trees, roots, folders, self.offset)
+        yield from live_files(trees, roots, folders, self.offset, read_logs(trees, self._super))
         yield from Deleted(self._reader, self.offset, self._super, self._chunks, live, folders)
 
 
@@ -137,4 +143,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return BtrfsVolume(reader, offset, sb, chunks, whole) if chunks.all else None
 
 
-HOST = HostKind("btrfs", open_volume, placer=placer)
+HOST = HostKind("btrfs", open_volume, carve, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer)

@@ -8,6 +8,7 @@ the chain survives where the driver leaves the table alone (Linux, Windows: UNVE
 from __future__ import annotations
 
 import datetime
+import math
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -177,8 +178,10 @@ class ExfatVolume:
 
     def _file(self, entry: _Entry, rows: Runs, whole: bool, origin: str) -> HostFile:
         rows = cut_rows(rows, entry.size, entry.valid)
-        return HostFile(f"entry {entry.at:#x}", entry.path, entry.size, entry.deleted, rows, origin, whole, entry.times,
-                        certain=origin != "exfat.direntry")
+        when = entry.times
+        last = max((when[k] for k in ("created", "modified") if k in when), default=math.inf)
+        return HostFile(f"entry {entry.at:#x}", entry.path, entry.size, entry.deleted, rows, origin, whole, when,
+                        certain=origin != "exfat.direntry", born=when.get("created", -math.inf), last=last)
 
     def _deleted(self, entry: _Entry) -> Iterator[HostFile]:
         if entry.in_one_piece:
@@ -194,6 +197,10 @@ class ExfatVolume:
             yield self._file(entry, rows, whole and entry.sound, "exfat.direntry")
         if not told:
             yield self._file(entry, NO_ROWS, entry.size == 0, "exfat.direntry")
+
+    def quiet_since(self) -> float:
+        """Never: entries and chains of files that came and went may be gone."""
+        return math.inf
 
     # --- directories ---------------------------------------------------------------------------------------------
     def _walk(self) -> Iterator[_Entry]:

@@ -7,6 +7,7 @@ old copies of inode table blocks (maps of up to 4 extents, sizes), of extent blo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from . import _ext_journal as journal
 from . import _ext_leaf as leaf
 from . import _ext_super as super_
 from ._blocks import I64, NO_RUNS, Overlay, candidates, inside, merge, subtract, to_runs
+from ._ext_history import FIRST_TIME, NEVER, History
 from ._ext_inode import Slot, Tree
 from ._ext_placer import placer
 
@@ -30,6 +32,7 @@ COMPAT_JOURNAL = 0x4
 OUR_MAX_DIRECTORIES = 1 << 20
 OUR_MAX_DIRECTORY_BLOCKS = 1 << 20  # of one volume
 OUR_MAX_DELETED = 1 << 22  # deleted inodes held at once, 12 bytes each
+COMMIT_SECONDS = 5  # Linux commits a journal at least so often
 RESERVED_INODES = 10  # 1..10 belong to the file system itself; 2 is the root directory
 
 
@@ -74,6 +77,7 @@ class ExtVolume:
             self._replay()
         self._tree_budget = max(sb.blocks, 1 << 16)
         self._free: I64 | None = None
+        self._traced: set[tuple[int, int]] = set()
 
     # --- reading ---------------------------------------------------------------------------------------------------
     def _block(self, block: int, count: int = 1) -> bytes:
@@ -158,6 +162,10 @@ class ExtVolume:
         if sb is not None and (sb.block_size, sb.uuid) == (self.sb.block_size, self.sb.uuid):
             self.sb = sb
         self._groups = super_.Groups(self._reader, self.sb)
+
+    @cached_property
+    def _history(self) -> History:
+        return History(self._reader, self.sb, self._groups, self._log)
 
     @cached_property
     def _log(self) -> journal.Copies:
@@ -287,6 +295,24 @@ class ExtVolume:
             remains.ino.append((bare + first).astype(np.uint32))
             remains.generation.append(table["generation"][bare].astype(np.uint32))
 
+    def quiet_since(self) -> float:
+        """The last birth in an inode, which may have been another file's before, or deletion that left no map.
+
+        Blocks that are freed are not given away before the journal commits: deletions of one moment hide nothing.
+        """
+        out = -math.inf
+        for first, table in self._tables():
+            number = np.arange(len(table), dtype=np.int64) + first
+            used = (table["mode"] != 0) & (number > RESERVED_INODES)
+            if not used.any():
+                continue
+            out = max(out, float(inodes.births(table[used]).max()))
+            dead = used & (table["links"] == 0) & (table["dtime"] > FIRST_TIME)
+            for i in np.flatnonzero(dead & (table["dtime"] > out + COMMIT_SECONDS)).tolist():
+                if (int(number[i]), int(table["generation"][i])) not in self._traced:
+                    out = max(out, float(table["dtime"][i]) - COMMIT_SECONDS)
+        return out
+
     def _deleted(self, remains: Remains, paths: dirs.Paths, owner_of_block: dict[int, int]) -> Iterator[HostFile]:
         self._read_old_inodes(remains)
         ino = np.concatenate([*remains.ino, np.array([k[0] for k in remains.files], np.uint32)])
@@ -307,6 +333,7 @@ class ExtVolume:
             for group in owned.values():
                 loose[group] = False
             orphans = blocks.take(loose)
+        self._traced = set(remains.files)
         names = self._old_names(remains, paths, owner_of_block)
         used: list[I64] = []
         for key, file in sorted(remains.files.items()):
@@ -372,11 +399,27 @@ class ExtVolume:
         told = file.slot if file.slot is not None and file.slot.size else file.copy
         times = dict(told.times) if told is not None else {}
         gone = self._slot(key[0])
+        born, last = times.get("created", -math.inf), math.inf
         if gone is not None and gone.generation == key[1] and gone.links == 0:
             times.update({k: v for k, v in gone.times.items() if k in ("deleted", "created")})
+            # taking the last block away sets the change time, with its fraction; of the deletion only seconds are told
+            born, last = gone.times.get("created", born), max(gone.times["changed"], gone.dtime)
+        elif gone is not None and gone.generation != key[1]:
+            last = gone.times.get("created", last)  # the slot's next life
         identity = f"inode {key[0]} generation {key[1]:08x}"
         size = told.size if told is not None else -1
-        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times)
+        since = self._deleted_in(key)
+        maps = [(origin, self._history.without_reused(rows, since), whole) for origin, rows, whole in maps]
+        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last,
+                              self._history.knows_all_since(since))
+
+    def _deleted_in(self, key: tuple[int, int]) -> int:
+        """The journal's transaction that deleted a file (History.deleted_in)."""
+        place = self._place(key[0])
+        if place is None:
+            return NEVER
+        home, inside = divmod(place - self.offset, self.block_size)
+        return self._history.deleted_in(home, inside // self.sb.inode_size, key[1])
 
     def _tree_of_copy(self, slot: Slot, seq: int) -> Tree:
         """The map of a journal copy of an inode, judged by the number of blocks that the inode counts.
@@ -488,8 +531,12 @@ def open_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:
     return ExtVolume(reader, sb, limit) if sb is not None else None
 
 
-HOST = HostKind(
-    name="ext4", open=open_volume, carve=leaf.carve, signatures=(leaf.SIGNATURE,), confirm_batch=leaf.confirm_batch,
-    placer=placer,
-)
+def former_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:
+    """The ext2/3/4 volume that was here before something else began at `offset`, by a copy of its superblock."""
+    sb = super_.find_copy(reader, offset, limit)
+    return ExtVolume(reader, sb, limit) if sb is not None else None
+
+
+HOST = HostKind(name="ext4", open=open_volume, carve=leaf.carve, former=former_volume, signatures=(leaf.SIGNATURE,),
+                confirm_batch=leaf.confirm_batch, placer=placer)
 __all__ = ["HOST", "ExtVolume", "open_volume"]

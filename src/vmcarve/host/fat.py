@@ -9,6 +9,7 @@ writes 0xE5 over the first character of its entries and zeroes its chain: first 
 from __future__ import annotations
 
 import datetime
+import math
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -108,6 +109,10 @@ class FatVolume:
                                certain=False)
         if not told:
             yield HostFile(identity, entry.name, entry.size, True, NO_ROWS, "fat.direntry", not entry.size, entry.times)
+
+    def quiet_since(self) -> float:
+        """Never: entries and chains of files that came and went may be gone."""
+        return math.inf
 
     # --- directories ---------------------------------------------------------------------------------------------
     def _root(self) -> _Folder:

@@ -14,7 +14,7 @@ from ..model import HostFile, HostKind, HostVolume, Reader
 from ._blocks import merge
 from ._first_look import named
 from ._ntfs_carve import carve
-from ._ntfs_files import Files
+from ._ntfs_files import Files, quiet_since
 from ._ntfs_mft import Mft, find_mft, list_value, to_rows, unnamed_data
 from ._ntfs_placer import placer
 from ._ntfs_record import DATA, IN_USE, VOLUME_NAME, Boot, Record, decode_runs, listed, parse_boot
@@ -67,6 +67,10 @@ class NtfsVolume:
                 low, high = self.offset + start * cluster, self.offset + (start + length) * cluster
                 collected.add(inverted(claimed, low, min(high, end)))
         return collected.result()
+
+    def quiet_since(self) -> float:
+        """When the last file was born in a record that may have been another deleted one's."""
+        return quiet_since(self._mft)
 
     def _end(self) -> int:
         return min(self.offset + self._boot.clusters * self._boot.cluster, self._reader.size)
@@ -122,8 +126,11 @@ def _boots(reader: Reader, offset: int, limit: int) -> Iterator[Boot]:
     boot = parse_boot(reader.read(offset, BOOT_BYTES))
     if boot is not None:
         yield boot
-    if named(reader, offset) not in ("", "ntfs"):  # formatted anew: the copy is the old volume's
-        return
+    if named(reader, offset) in ("", "ntfs"):  # else formatted anew: the copy is the old volume's
+        yield from _copies(reader, offset, limit)
+
+
+def _copies(reader: Reader, offset: int, limit: int) -> Iterator[Boot]:
     start = max(offset, offset + limit - BACKUP_SEARCH)
     tail = reader.read(start, offset + limit - start)
     at = tail.rfind(b"NTFS    ")
@@ -145,4 +152,13 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("ntfs", open_volume, carve, placer=placer)
+def former_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
+    """The volume that was here before something else began at `offset`, by its backup boot sector."""
+    for boot in _copies(reader, offset, limit):
+        mft = find_mft(reader, boot, offset)
+        if mft is not None:
+            return NtfsVolume(reader, offset, boot, mft)
+    return None
+
+
+HOST = HostKind("ntfs", open_volume, carve, former_volume, placer=placer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,6 +201,15 @@ class XfsVolume:
                 seen.add(b)
                 yield from dirs.block_entries(self._reader.read(self.sb.place(b), self.sb.dir_block), self.sb)
 
+    def quiet_since(self) -> float:
+        """The last birth in an inode, which may have been another file's before. What is freed keeps its map itself."""
+        out = -math.inf
+        for _, raw, _ in self._tables():
+            if not self.sb.crc:
+                return math.inf  # version 4 knows no births
+            out = max(out, float(inodes.births(raw).max(initial=-math.inf)))
+        return out
+
     # --- deleted files ---------------------------------------------------------------------------------------------
     def _deleted(
         self, alive: dict[int, tuple[int, bool]], paths: Paths, removed: list[tuple[int, int, str]]
@@ -285,12 +295,23 @@ class XfsVolume:
         # the log's whole map is the newest, a btree is newer than a list in its inode; then whichever maps most
         maps.sort(key=lambda m: (not m[2], RANK.index(m[0]) if m[2] else 0, -int(m[1][:, 2].sum())))
         times = dict(old.times) if old is not None else {}
+        born, last = times.get("created", -math.inf), math.inf
         if slot is not None and slot.mode == 0:
             times.update({"created": slot.times["created"]} if "created" in slot.times else {})
-            times["deleted"] = slot.times["changed"]
+            times["deleted"] = last = slot.times["changed"]
+            born = times.get("created", born)
+        elif (after := self._now(key[0])) is not None and after.generation != key[1]:
+            last = after.times.get("created", last)  # the slot's next life
+        last = min(last, self._view.ended.get(key, last))
         identity = f"inode {key[0]} generation {key[1]:08x}" if key[1] >= 0 else f"inode {key[0]}, a former file"
         size = old.size if old is not None else -1
-        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times)
+        yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last)
+
+    def _now(self, ino: int) -> Inode | None:
+        """What the disk holds in an inode's place."""
+        place = self.sb.inode_place(ino)
+        data = self._reader.read(place, self.sb.inode_size) if place is not None else b""
+        return inodes.parse_inode(data, ino) if len(data) == self.sb.inode_size else None
 
     def _version(
         self, block: int, owner: int, first: dict[int, BmbtBlock], last: dict[int, BmbtBlock]

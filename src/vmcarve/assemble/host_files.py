@@ -1,0 +1,234 @@
+"""Containers that a host's metadata, or what is left of it, gives the map of.
+
+A map alone is no container: a structure that the sweep confirmed has to state the very place where the map puts it (or
+lie inside it, where it states none), and the format has to open what the map gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Damaged
+from ..filemap import FileMap, FileView
+from ..model import (
+    LOST,
+    MISSING,
+    RUN_CHECKED,
+    RUN_DATA,
+    SECTOR,
+    Container,
+    Evidence,
+    Format,
+    GuestDisk,
+    GuestMap,
+    HostFile,
+    Member,
+    Reader,
+)
+from ..registry import formats
+from .chains import base_name
+from .raw import raw_container
+from .rivals import CONTESTED, REUSED, Rivals
+from .state import HostView, State
+
+
+def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64], *, deleted: bool
+               ) -> None:
+    """Takes the disks of live files, or of deleted ones (those of carved hosts, of which nobody tells, among them).
+
+    What `state.claims` holds is not a deleted file's any more: live files and other deleted ones, and what hosts hold.
+    guest_places: image offsets where guest volumes or disks begin, rising.
+    """
+    rivals = {view.label: Rivals(view.files, _quiet_since(view)) for view in state.views} if deleted else {}
+    _whole(state, rows, guest_places, rivals, deleted=deleted)
+    _named_members(state, rivals, deleted=deleted)
+    _archived(state, rows)
+
+
+def _quiet_since(view: HostView) -> Callable[[], float]:
+    """Since when nothing came and went unseen on a volume; never where only remains are known."""
+    return (lambda: math.inf) if view.carved else view.volume.quiet_since
+
+
+def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64],
+           rivals: dict[str, Rivals], *, deleted: bool) -> None:
+    """Containers in host files by their own structures.
+
+    Deleted files may name the same blocks (an older file's stale map, several remnants of one file): all are opened,
+    and the soundest takes them; the others keep what it leaves.
+    """
+    by_offset: dict[int, list[tuple[str, Evidence]]] = defaultdict(list)
+    for module, e in rows:
+        by_offset[e.image_offset].append((module, e))
+    places = np.array(sorted(by_offset), np.int64)
+    found: list[tuple[tuple[int, int, int, int], HostView, HostFile, Container, FileMap]] = []
+    for view, file in _files(state, deleted):
+        modules = _modules_in(file, places, by_offset, sure_only=view.carved)
+        has_guest = not view.carved and len(_within(file, guest_places)) > 0
+        if not modules and not has_guest:
+            continue
+        opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
+        if opened is not None:
+            found.append((_doubt(file, *opened, len(found)), view, file, *opened))
+    solved: set[tuple[str, str]] = set()
+    for _, view, file, container, file_map in sorted(found, key=lambda f: (f[1].carved, f[0])):
+        if (view.label, file.identity) in solved:
+            continue
+        if deleted:
+            rest = _unclaimed(state, file_map)
+            if rest is None:
+                continue
+            file_map = rest
+        solved.add((view.label, file.identity))
+        state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
+                     host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _files(state: State, deleted: bool) -> Iterator[tuple[HostView, HostFile]]:
+    """The files with a map that are live, or those that are not known to be."""
+    for view in state.views:
+        for file in view.files:
+            if len(file.runs) and (file.deleted or view.carved) == deleted:
+                yield view, file
+
+
+def _map_of(state: State, file: HostFile, size: int, rivals: Rivals | None) -> FileMap:
+    """A file's map. A deleted one's (rivals) without the blocks that others have, or wrote to, since."""
+    if file.check is not None:
+        file.runs, file.check = file.check(), None
+    file_map = FileMap.from_host_file(file, size)
+    return file_map if rivals is None else rivals.settle(file, state.claims.rest_of(file_map, REUSED))
+
+
+def _unclaimed(state: State, file_map: FileMap) -> FileMap | None:
+    """A map without what sounder files took meanwhile. None when its first byte, or most of it, is theirs."""
+    found = state.claims.rest_of(file_map, REUSED)
+    kept, whole = (sum(n for _, n, p, _, _ in m.rows() if p >= 0) for m in (found, file_map))
+    if kept == whole:
+        return file_map
+    return None if kept * 2 < whole or len(found) == 0 or found.rule[0] == REUSED else found
+
+
+def _doubt(file: HostFile, container: Container, file_map: FileMap, order: int) -> tuple[int, int, int, int]:
+    """What speaks against a container read through a file's map, least first: failed checks, lost and missing bytes."""
+    lost = sum(int(g.map.length[g.map.state == LOST].sum()) for g in container.guests)
+    missing = sum(n for _, n, _, grade, _ in file_map.rows() if grade == MISSING)
+    return sum(not c.ok for c in container.checks), lost + missing, 0 if file.complete else 1, order
+
+
+def _named_members(state: State, rivals: dict[str, Rivals], *, deleted: bool) -> None:
+    """Host files that an assembled container names as holding its bytes, but that show nothing of their own."""
+    known = {(item.host or "").split(":")[0] + "|" + base_name(n) for item in state.done for n in item.names[:1]}
+    wanted: dict[str, dict[str, Member]] = defaultdict(dict)
+    for item in state.done:
+        for member in item.container.members if item.host else []:
+            if member.length > 0 and member.kind not in ("zero", "tar"):
+                wanted[item.host.split(":")[0]][base_name(member.name)] = member  # type: ignore[union-attr]
+    for view, file in _files(state, deleted):
+        name = base_name(file.name) if file.name else ""
+        member = wanted[view.label].get(name)
+        if member is None or f"{view.label}|{name}" in known or file.size < member.file_offset + member.length:
+            continue
+        file_map = _map_of(state, file, file.size, rivals.get(view.label))
+        if state.taken(file_map):
+            continue
+        known.add(f"{view.label}|{name}")
+        container = Container("raw", "flat extent", file.size, [GuestDisk(file.size, GuestMap.flat(file.size))],
+                              extension="raw")
+        state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
+                     names=[file.name])
+
+
+def _archived(state: State, rows: list[tuple[str, Evidence]]) -> None:
+    """Disks inside archives whose map a host gave: each is read through the archive's map."""
+    begins = {e.image_offset: m for m, e in rows if e.container_offset == 0}
+    for item in [i for i in state.done if not i.container.guests]:
+        for member in item.container.members:
+            parts = item.map.cut(member.file_offset, member.length)
+            module = begins.get(parts[0][2]) if parts else None
+            if module is None or state.claims.holds(parts[0][2]):
+                continue
+            shift = member.file_offset
+            file_map = FileMap.build((f - shift, n, p, grade, rule) for f, n, p, grade, rule in parts)
+            container = try_open(formats()[module], FileView(state.image, file_map))
+            if container is not None and container.guests:
+                container.size = member.length
+                state.accept(container, file_map, deleted=item.deleted, host=item.host, names=[member.name])
+
+
+def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest: bool, rivals: Rivals | None
+                    ) -> tuple[Container, FileMap] | None:
+    end = int((file.runs[:, 0] + file.runs[:, 2]).max())
+    size = file.size if file.size > 0 else end
+    file_map = _map_of(state, file, size, rivals)
+    view = FileView(state.image, file_map)
+    opened = _first_that_opens(modules, file, size, view)
+    if opened is None and has_guest:
+        opened = raw_container(view)
+        if opened is not None:
+            return opened, file_map
+        if file_map.grade[0] == MISSING or file_map.rule[0] == CONTESTED:  # its header may be gone
+            opened = _first_that_opens([m for m in _by_name(file) if m not in modules], file, size, view)
+    if opened is None:
+        return None
+    if file.size > 0:
+        opened.size = size
+    return opened, file_map if file.size > 0 else file_map.resized(max(opened.size, SECTOR))
+
+
+def _first_that_opens(modules: list[str], file: HostFile, size: int, view: FileView) -> Container | None:
+    for name in modules:
+        container = try_open(formats()[name], view)
+        if container is not None and _agrees(container, size, file.size > 0):
+            return container
+    return None
+
+
+def _by_name(file: HostFile) -> list[str]:
+    """The formats that a file's name speaks of; all, where it has none that does."""
+    extension = base_name(file.name).rpartition(".")[2].lower()
+    named = [name for name, fmt in formats().items() if fmt.extension == extension]
+    return named or list(formats())
+
+
+def _agrees(container: Container, size: int, known: bool) -> bool:
+    """A container that needs far more bytes than its file has is somebody else's (a stale map, or a nested disk)."""
+    return not known or container.size <= size + 64 * 1024 or container.size <= size * 1.05
+
+
+def try_open(fmt: Format, view: Reader) -> Container | None:
+    """The container that `view` begins, or None when it is none of this format."""
+    try:
+        return fmt.open(view)
+    except Damaged:
+        return None
+
+
+def _modules_in(file: HostFile, places: npt.NDArray[np.int64], by_offset: dict[int, list[tuple[str, Evidence]]],
+                *, sure_only: bool = False) -> list[str]:
+    """Formats to try on a file: those whose evidence states the very place where it lies, then the others inside it."""
+    sure: list[str] = []
+    maybe: list[str] = []
+    for here, at in _within(file, places):
+        for module, e in by_offset[at]:
+            if e.container_offset == here:
+                sure.append(module)
+            elif e.container_offset is None:
+                maybe.append(module)
+    return list(dict.fromkeys(sure if sure_only else [*sure, *maybe]))
+
+
+def _within(file: HostFile, places: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(file_offset, image_offset) of those of `places` (rising image offsets) that lie in a file's runs."""
+    runs = file.runs[np.isin(file.runs[:, 3], (RUN_DATA, RUN_CHECKED)) & (file.runs[:, 1] >= 0)]
+    low, high = np.searchsorted(places, runs[:, 1]), np.searchsorted(places, runs[:, 1] + runs[:, 2])
+    out: list[tuple[int, int]] = []
+    for i in np.flatnonzero(high > low).tolist():
+        delta = int(runs[i, 0] - runs[i, 1])
+        out += [(at + delta, at) for at in places[low[i] : high[i]].tolist()]
+    return out
