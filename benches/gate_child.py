@@ -63,7 +63,8 @@ def kernel() -> int:
     repeats = KERNEL_MIB * (2 if os.environ.get("VMCARVE_GATE_SLOW") == "kernel" else 1)
     with Instrumentation():
         for _ in range(repeats):
-            first_look(buffer, t.probe, t.gate, t.only, t.first, t.next_, t.magic, t.room, sectors, found, resume)
+            resume[0] = 0
+            first_look(t.look, buffer, sectors, found, resume)
     assert resume[0] == MIB // SECTOR
     return KERNEL_MIB
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import struct
 import zlib
@@ -236,6 +238,10 @@ class BadMedium(ImageSource):
         self.refused = 0
         self.system_preadv = os.preadv
 
+    @property
+    def plain_fd(self) -> int:
+        return -1  # the kernel's own pread would not fail: every read goes through Python
+
     def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         if fd == self.fd:
             end = offset + sum(len(b) for b in buffers)
@@ -264,6 +270,35 @@ def test_unreadable_sectors_become_ranges(bad: set[int], plants: list[tuple[int,
     assert sorted(rows) == plain(bytes(data))
     assert noted == bad
     assert source.refused < 100 * len(bad), "a bad sector must not be asked for without end"
+
+
+def test_an_error_of_the_system_becomes_a_range(tmp_path: Path) -> None:
+    """EIO that pread itself gives, as a bad disk would: our own memory with a page taken out, read as an image."""
+    page = mmap.PAGESIZE
+    area = mmap.mmap(-1, 16 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    body = structure(SPARSE[0], 9)
+    wanted: list[Row] = []
+    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    for where in (0, 4 * page + 512, 6 * page - 512, 7 * page, 16 * page - 512):
+        area[where : where + 512] = body
+        wanted.append(("t.head", at + where, 9, None))
+    libc = ctypes.CDLL(None)
+    assert libc.munmap(ctypes.c_void_p(at + 6 * page), ctypes.c_size_t(page)) == 0
+    try:
+        (tmp_path / "i").write_bytes(b"")
+        with open_image(tmp_path / "i") as source, settled(8 * page, 16 * page), \
+                mock.patch.object(source, "_size", at + len(area)):
+            memory = os.open("/proc/self/mem", os.O_RDONLY)
+            os.dup2(memory, source.fd)
+            os.close(memory)
+            rows, _ = swept(source, ranges=[(at, len(area))], threads=1)
+            assert source.unreadable == [(at + 6 * page, page)]
+    finally:
+        libc.mmap.restype = ctypes.c_void_p  # whole again, for whoever frees it
+        fixed, private_anonymous, read_write = 0x10, 0x22, 3
+        libc.mmap(ctypes.c_void_p(at + 6 * page), ctypes.c_size_t(page), read_write, private_anonymous | fixed, -1,
+                  ctypes.c_long(0))
+    assert rows == wanted
 
 
 def test_a_confirm_that_raises_is_told(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ SUPER, INODE = "xfs.superblock", "xfs.inode"
 INODE_SIZES = (512, 1024, 2048)  # of version 3 inodes; mkfs.xfs makes 512
 SIGNATURES = (
     Signature(b"XFSB", SUPER),
-    Signature(b"IN", INODE, dense=True, size=INODE_SIZES[-1]),
+    # version 3, and a format of at most 5
+    Signature(b"IN", INODE, dense=True, size=INODE_SIZES[-1], also=(4, b"\xff\xf8", b"\x03\0")),
 )
 V5 = 5
 META_UUID = 0x4  # sb_features_incompat: structures carry sb_meta_uuid instead

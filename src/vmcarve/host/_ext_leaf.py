@@ -31,7 +31,8 @@ from ._ext_inode import (
 
 KIND = "ext4.extent-leaf"
 # blocks are multiples of 1 KiB from the volume's start, which itself may be any sector (63 on old disks)
-SIGNATURE = Signature(b"\x0a\xf3", KIND, dense=True, size=4096)
+# eh_entries and eh_max at most 5460 (64 KiB blocks), eh_depth at most 5
+SIGNATURE = Signature(b"\x0a\xf3", KIND, dense=True, size=4096, also=(2, b"\0\xe0\0\xe0\xf8\xff", bytes(6)))
 BLOCK_SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BY_LIMIT = {entry_limit(bs): bs for bs in BLOCK_SIZES}
 OUR_MAX_EXTENT_BLOCKS = 1 << 20  # described at once: 40 MiB

@@ -57,6 +57,11 @@ class ImageSource:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def plain_fd(self) -> int:
+        """The file descriptor whose pread gives the image's bytes as they are, -1 where only `readinto` can."""
+        return self.fd
+
     def readinto(self, offset: int, buffer: memoryview) -> int:
         """Fills `buffer` from image_offset `offset`; returns the bytes filled (short only at the end)."""
         want = max(0, min(len(buffer), self._size - offset))

@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .._ext.first_look import first_look
+from .._ext.first_look import read_and_look
+from ..blocks import Blocks
 from ..model import SECTOR, Evidence, EvidenceBatch
 from ..source import ImageSource
 from .fold import EvidenceRows
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
-RANGE = 8 << 20  # bytes a task; evidence is handed on in this order
-CHUNK = 1 << 20  # bytes a read: smaller ones cost more calls than the cache saves (benches/test_sweep.py)
+RANGE = 32 << 20  # bytes a task; evidence is handed on in this order
+PIECE = 256 << 10  # bytes a read, looked at while they are in the second-level cache (benches/test_sweep.py)
+CHUNK = 1 << 20  # bytes that are confirmed together, once a piece has a hit
 HITS = 4096  # hits a kernel call hands back before it is called again
 CACHE_PAGE = 64 << 10
 
@@ -64,15 +66,21 @@ def sweep_image(
             local.worker = _Worker(source, table)
         return local.worker.sweep(start, end), end - start
 
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="sweep") as pool:
+    if threads <= 1:
+        worker = _Worker(source, table)
+        for start, end in tasks:
+            _finish((worker.sweep(start, end), end - start), result, out, progress)
+        out.flush()
+        return result
+    with ThreadPoolExecutor(threads, thread_name_prefix="sweep") as pool:
         waiting: deque[Future[tuple[_Found, int]]] = deque()
         try:
             for start, end in tasks:
                 waiting.append(pool.submit(work, start, end))
                 if len(waiting) > 2 * threads + 2:
-                    _finish(waiting.popleft(), result, out, progress)
+                    _finish(waiting.popleft().result(), result, out, progress)
             while waiting:
-                _finish(waiting.popleft(), result, out, progress)
+                _finish(waiting.popleft().result(), result, out, progress)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -180,27 +188,26 @@ class _Worker:
         self._buffer = np.frombuffer(self._view, np.uint8)
         self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)
         self._magics = np.empty(len(self._sectors), np.int32)
-        self._resume = np.zeros(1, np.int64)
-        self._windows: dict[int, npt.NDArray[np.uint8]] = {}
-        self._at = self._length = self._filled = 0
+        self._at = self._filled = 0  # image offset of the buffer's first byte, and how many bytes are there
 
     def sweep(self, start: int, end: int) -> _Found:
         """What begins in [start, end)."""
-        t, found = self._table, _Found()
-        for at in range(start, end, CHUNK):
-            self._at, self._length = at, min(CHUNK, end - at)
-            looked = self._filled = self._source.readinto(at, self._view[: self._length])
-            self._reader.show(at, self._view[:looked])
-            done = 0
-            while done < looked // SECTOR:
-                n = first_look(self._buffer[done * SECTOR : looked], t.probe, t.gate, t.only, t.first, t.next_,
-                               t.magic, t.room, self._sectors, self._magics, self._resume)
-                if n:
-                    self._confirm(found, self._sectors[:n] + done, self._magics[:n])
-                done += int(self._resume[0])
-        return found
+        found, piece, chunk = _Found(), min(PIECE, CHUNK), self._buffer[:CHUNK]
+        state = np.array([start, 0, 0, end, 0], np.int64)  # see ext/first_look.pyx
+        while True:
+            n = read_and_look(self._table.look, self._source.plain_fd, state, chunk, piece, self._sectors, self._magics)
+            self._at, self._filled = int(state[0]), int(state[1])
+            if n:
+                self._confirm(found, self._sectors[:n], self._magics[:n])
+            if state[4]:  # the source knows what to do about a bad sector, and how it is read if not with pread
+                filled = int(state[1])
+                want = min(piece - filled % SECTOR, CHUNK - filled, end - self._at - filled)
+                state[1] += self._source.readinto(self._at + filled, self._view[filled : filled + want])
+            elif n == 0:
+                return found
 
     def _confirm(self, found: _Found, sectors: npt.NDArray[np.int64], magics: npt.NDArray[np.int32]) -> None:
+        self._reader.show(self._at, self._view[: self._filled])
         for m in np.unique(magics).tolist():
             entry = self._table.entries[m]
             where = sectors[magics == m] * SECTOR
@@ -221,30 +228,25 @@ class _Worker:
     def _confirm_batch(self, found: _Found, entry: Entry, where: npt.NDArray[np.int64]) -> None:
         assert entry.confirm_batch is not None
         size = entry.signature.size
-        if int(where[-1]) + size > self._length == self._filled:  # reaches behind the chunk: now the margin is read
-            self._filled += self._source.readinto(self._at + self._length, self._view[self._length :][:MARGIN])
-        where = where[where + size <= self._filled]
+        reach = int(where[-1]) + size
+        if reach > self._filled:  # behind what was read: it is read now, as much as any kind may ask for
+            more = self._view[self._filled :][:MARGIN]
+            self._filled += self._source.readinto(self._at + self._filled, more)
+        where = where[: np.searchsorted(where, self._filled - size, "right")]
         if len(where) == 0:
             return
         try:
-            batch = entry.confirm_batch(self._rows(size)[where // SECTOR], where + self._at, entry.signature)
+            batch = entry.confirm_batch(Blocks(self._buffer, where, size), where + self._at, entry.signature)
         except Exception as e:
             found.tell(entry, e, int(where[0]) + self._at)
             return
         if batch is not None and len(batch.image_offset):
             found.batches.append((entry.module, batch))
 
-    def _rows(self, size: int) -> npt.NDArray[np.uint8]:
-        """`size` bytes from every sector of the buffer, as rows that share it; made once a size, for it is slow."""
-        if size not in self._windows:
-            rows = np.lib.stride_tricks.sliding_window_view(self._buffer, size)[::SECTOR]
-            self._windows[size] = rows
-        return self._windows[size]
 
-
-def _finish(future: Future[tuple[_Found, int]], result: Sweep, out: EvidenceRows,
+def _finish(done: tuple[_Found, int], result: Sweep, out: EvidenceRows,
             progress: Callable[[int], None] | None) -> None:
-    found, length = future.result()
+    found, length = done
     result.bytes_read += length
     result.hits.update(found.hits)
     result.failed.update(found.failed)
