@@ -45,12 +45,14 @@ static inline int path_is_here(int path) {
     return 0;
 }
 
-/* Little-endian loads of any alignment; compilers make one instruction of each. */
+/* Little-endian loads of any alignment; compilers make one instruction of each (written as loops they do not). */
 static inline uint16_t load16(const uint8_t *at) { return (uint16_t) (at[0] | at[1] << 8); }
+static inline uint32_t load32(const uint8_t *at) {
+    return (uint32_t) at[0] | (uint32_t) at[1] << 8 | (uint32_t) at[2] << 16 | (uint32_t) at[3] << 24;
+}
 static inline uint64_t load64(const uint8_t *at) {
-    uint64_t v = 0;
-    for (int i = 0; i < 8; i++) v |= (uint64_t) at[i] << (8 * i);
-    return v;
+    return (uint64_t) at[0] | (uint64_t) at[1] << 8 | (uint64_t) at[2] << 16 | (uint64_t) at[3] << 24
+           | (uint64_t) at[4] << 32 | (uint64_t) at[5] << 40 | (uint64_t) at[6] << 48 | (uint64_t) at[7] << 56;
 }
 
 #endif

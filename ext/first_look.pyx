@@ -14,8 +14,6 @@ cdef extern from "cpu.h":
 cdef extern from "first_look.h":
     ctypedef struct look_table:
         int gates, layers, probes, magics
-        const int32_t *gate_at
-        const uint8_t *gate_bits
         const int32_t *line
         const uint16_t *pattern
         const uint16_t *mask
@@ -32,10 +30,10 @@ cdef extern from "first_look.h":
         const int32_t *also_room
         const uint8_t *also_mask
         const uint8_t *also_value
-    ctypedef int (*look_block_t)(const look_table *, const uint8_t *) noexcept nogil
-    look_block_t look_block_of(int path) nogil
-    int64_t look_c "look"(const look_table *t, look_block_t look_block, const uint8_t *buf, int64_t filled,
-                          int64_t *sector, int64_t end, int64_t *hit_sector, int32_t *hit_magic, int64_t cap) nogil
+    # (table, buf, filled, sector, end, hit_sector, hit_magic, cap) -> hits
+    ctypedef int64_t (*look_t)(const look_table *, const uint8_t *, int64_t, int64_t *, int64_t, int64_t *, int32_t *,
+                               int64_t) noexcept nogil
+    look_t look_of(int path) nogil
 
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void *buf, size_t count, int64_t offset)
@@ -45,21 +43,21 @@ cdef class LookTable:
     """The arrays of a look_table, held and checked. `path`: which instructions to use (cpu.PATHS)."""
 
     cdef look_table table
-    cdef look_block_t block
+    cdef look_t look
     cdef readonly int magics
     cdef tuple keep
 
-    def __init__(self, const int32_t[::1] gate_at, const uint8_t[:, ::1] gate_bits, const int32_t[::1] line,
-                 const uint16_t[:, ::1] pattern, const uint16_t[:, ::1] mask, const uint16_t[:, ::1] idle,
+    def __init__(self, int gates, const int32_t[::1] line, const uint16_t[:, ::1] pattern,
+                 const uint16_t[:, ::1] mask, const uint16_t[:, ::1] idle,
                  const int32_t[::1] probe, const uint8_t[:, ::1] probe_bits, const int32_t[::1] heads,
                  const uint16_t[::1] head, const int32_t[::1] first, const int32_t[::1] next_,
                  const uint8_t[:, ::1] magic, const int32_t[::1] room, const int64_t[::1] also_at,
                  const int32_t[::1] also_room, const uint8_t[:, ::1] also_mask, const uint8_t[:, ::1] also_value,
                  int path):
-        cdef Py_ssize_t gates = gate_at.shape[0], layers = line.shape[0], probes = probe.shape[0]
+        cdef Py_ssize_t layers = line.shape[0], probes = probe.shape[0]
         cdef Py_ssize_t magics = room.shape[0], k, m, steps
-        if gate_bits.shape[0] != gates or gate_bits.shape[1] != 8192:
-            raise ValueError("gate_bits must be uint8[g, 8192] for g gates")
+        if gates < 0 or gates > probes:
+            raise ValueError(f"{gates} of {probes} probes cannot be gates")
         if not (pattern.shape[0] == mask.shape[0] == idle.shape[0] == layers
                 and pattern.shape[1] == mask.shape[1] == idle.shape[1] == 32):
             raise ValueError("pattern, mask and idle must be uint16[l, 32] for l layers")
@@ -74,9 +72,6 @@ cdef class LookTable:
         if not (magic.shape[0] == also_mask.shape[0] == also_value.shape[0] == magics
                 and magic.shape[1] == also_mask.shape[1] == also_value.shape[1] == 16):
             raise ValueError("magic, also_mask and also_value must be uint8[m, 16] for m magics")
-        for k in range(gates):
-            if gate_at[k] < 0 or gate_at[k] > 510:
-                raise ValueError(f"place {gate_at[k]} does not lie inside a sector")
         for k in range(probes):
             if probe[k] < 0 or probe[k] > 510:
                 raise ValueError(f"place {probe[k]} does not lie inside a sector")
@@ -99,14 +94,12 @@ cdef class LookTable:
                 raise ValueError(f"first[{k}] is no magic")
         if not path_is_here(path):
             raise ValueError(f"path {path} cannot be run here")
-        self.keep = (gate_at, gate_bits, line, pattern, mask, idle, probe, probe_bits, heads, head, first, next_, magic,
+        self.keep = (line, pattern, mask, idle, probe, probe_bits, heads, head, first, next_, magic,
                      room, also_at, also_room, also_mask, also_value)
-        self.block = look_block_of(path)
+        self.look = look_of(path)
         self.magics = magics
         t = &self.table
         t.gates, t.layers, t.probes, t.magics = gates, layers, probes, magics
-        if gates:
-            t.gate_at, t.gate_bits = &gate_at[0], &gate_bits[0, 0]
         if layers:
             t.line, t.pattern, t.mask, t.idle = &line[0], &pattern[0, 0], &mask[0, 0], &idle[0, 0]
         if probes:
@@ -141,8 +134,8 @@ cpdef Py_ssize_t first_look(LookTable table, const uint8_t[::1] buf, int64_t[::1
     if resume[0] >= sectors:
         return 0
     with nogil:     # in bounds: 0 <= resume < sectors and 512 * sectors <= the buffer's length
-        hits = look_c(&table.table, table.block, &buf[0], buf.shape[0], &resume[0], sectors, &hit_sector[0],
-                      &hit_magic[0], hit_sector.shape[0])
+        hits = table.look(&table.table, &buf[0], buf.shape[0], &resume[0], sectors, &hit_sector[0],
+                          &hit_magic[0], hit_sector.shape[0])
     return hits
 
 
@@ -172,8 +165,8 @@ cpdef Py_ssize_t read_and_look(LookTable table, int fd, int64_t[::1] state, uint
         while True:
             if state[2] < state[1] // 512:
                 # a tail that is no sector belongs to the image's end only: all pieces before it are whole sectors
-                hits += look_c(&table.table, table.block, &buf[0], state[1], &state[2], state[1] // 512,
-                               &hit_sector[hits], &hit_magic[hits], hit_sector.shape[0] - hits)
+                hits += table.look(&table.table, &buf[0], state[1], &state[2], state[1] // 512,
+                                   &hit_sector[hits], &hit_magic[hits], hit_sector.shape[0] - hits)
                 if state[2] < state[1] // 512:
                     break           # the result is full
             at = state[0] + state[1]

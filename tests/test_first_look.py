@@ -19,7 +19,7 @@ from vmcarve._ext.cpu import PATHS
 from vmcarve._ext.first_look import first_look, read_and_look
 from vmcarve.errors import UsageError
 from vmcarve.model import Signature
-from vmcarve.sweeper.paths import best_path
+from vmcarve.simd import best_path
 from vmcarve.sweeper.table import Entry, MagicTable, compile_table, declared
 
 Magic = tuple[int, bytes, Also | None]

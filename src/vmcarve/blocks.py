@@ -80,3 +80,17 @@ class Blocks:
         out = np.empty((len(self.at), width), np.uint8)
         gather(self.buffer, self.at + at, 0, out)
         return out.view(kind)[:, 0]
+
+
+def distinct(rows: U8) -> tuple[list[bytes], npt.NDArray[np.int32]]:
+    """The different rows of uint8[n, k], and which of them each row is (int32[n]). Fast where they repeat in runs."""
+    if len(rows) == 0:
+        return [], np.zeros(0, np.int32)
+    rows = np.ascontiguousarray(rows)
+    if (rows == rows[0]).all():
+        return [rows[0].tobytes()], np.zeros(len(rows), np.int32)
+    words = rows.view(np.uint64) if rows.shape[1] % 8 == 0 else rows  # few long columns compare faster than many short
+    first = np.ones(len(rows), np.bool_)
+    first[1:] = np.logical_or.reduce([words[1:, i] != words[:-1, i] for i in range(words.shape[1])])
+    names, which = np.unique(rows[first].view(f"V{rows.shape[1]}")[:, 0], return_inverse=True)
+    return [name.tobytes() for name in names], which.astype(np.int32)[np.cumsum(first) - 1]

@@ -93,7 +93,8 @@ class EvidenceBatch:
     """Confirmed structures of one dense kind, as arrays of equal length n.
 
     image_offset int64[n] rising; length int (bytes each); value int64[n] or None; volume_offset int64[n] (-1 unknown)
-    or None; identity: list of n names, one name for all, or None.
+    or None; identity: list of n names, one name for all, or None; which int32[n]: where given, `identity` lists the
+    names that are met and which[i] is the place there of structure i's.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class EvidenceBatch:
     volume_offset: npt.NDArray[np.int64] | None = None
     identity: Sequence[str] | str | None = None
     confidence: float = 1.0
+    which: npt.NDArray[np.int32] | None = None
 
 
 Confirm = Callable[[Reader, int, Signature], Evidence | None]

@@ -5,8 +5,7 @@ class LookTable:
     magics: int
     def __init__(
         self,
-        gate_at: npt.NDArray[np.int32],
-        gate_bits: npt.NDArray[np.uint8],
+        gates: int,
         line: npt.NDArray[np.int32],
         pattern: npt.NDArray[np.uint16],
         mask: npt.NDArray[np.uint16],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import Blocks
 from ..model import Evidence, EvidenceBatch, HostFile, Reader, Signature
 from ._blocks import I64, U8, U32, candidates, fill_in, no_overlap, state_before_rows, sweep_runs
 from ._ext_inode import (
@@ -39,17 +40,13 @@ OUR_MAX_EXTENT_BLOCKS = 1 << 20  # described at once: 40 MiB
 OUR_MAX_GAP = 4096  # blocks: hole between neighbouring leaves of one file that only their place ties together
 
 
-def confirm_batch(blocks: U8, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
+def confirm_batch(blocks: U8 | Blocks, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
     """Extent blocks among the hits: eh_max of some block size, entries sorted and without overlap. value: eh_depth."""
-    keep = np.zeros(len(blocks), np.bool_)
-    limit = np.ascontiguousarray(blocks[:, 4:6]).view("<u2")[:, 0]
-    for most, bs in BY_LIMIT.items():
-        mine = np.flatnonzero(limit == most)
-        if len(mine):
-            keep[mine] = plausible_extent_blocks(blocks[mine, : min(bs, blocks.shape[1])], bs)
+    rows = Blocks.of(blocks)
+    keep = plausible_extent_blocks(rows, *BLOCK_SIZES)
     if not keep.any():
         return None
-    depth = np.ascontiguousarray(blocks[keep, 6:8]).view("<u2")[:, 0]
+    depth = rows[keep].field(6, "<u2")
     return EvidenceBatch(KIND, image_offset[keep], 1024, value=depth.astype(np.int64), confidence=0.7)
 
 

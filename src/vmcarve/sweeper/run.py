@@ -27,7 +27,7 @@ from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
 RANGE = 32 << 20  # bytes a task; evidence is handed on in this order
 PIECE = 256 << 10  # bytes a read, looked at while they are in the second-level cache (benches/test_sweep.py)
-CHUNK = 1 << 20  # bytes that are confirmed together, once a piece has a hit
+CHUNK = 1 << 21  # bytes that are confirmed together, once a piece has a hit
 HITS = 4096  # hits a kernel call hands back before it is called again
 CACHE_PAGE = 64 << 10
 
@@ -208,9 +208,10 @@ class _Worker:
 
     def _confirm(self, found: _Found, sectors: npt.NDArray[np.int64], magics: npt.NDArray[np.int32]) -> None:
         self._reader.show(self._at, self._view[: self._filled])
-        for m in np.unique(magics).tolist():
+        counts = np.bincount(magics)
+        for m in np.flatnonzero(counts).tolist():
             entry = self._table.entries[m]
-            where = sectors[magics == m] * SECTOR
+            where = (sectors if counts[m] == len(magics) else sectors[magics == m]) * SECTOR
             found.hits[entry.signature.kind] += len(where)
             if entry.signature.dense:
                 self._confirm_batch(found, entry, where)

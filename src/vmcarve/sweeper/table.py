@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .._ext.first_look import LookTable
 from ..model import SECTOR, Confirm, ConfirmBatch, Signature
 from ..registry import formats, guests, hosts
-from .paths import best_path
+from ..simd import best_path
 
 MAX_FIELD = 16  # bytes of a magic, and of a second field
 MARGIN = 64 << 10  # bytes: a dense structure starts in what is looked at and may reach this far behind it
@@ -63,7 +63,8 @@ def compile_table(entries: list[Entry], path: int | None = None) -> MagicTable:
         _refuse(e.signature)
     gates, layers = _tests([e.signature for e in entries])
     m = len(entries)
-    places = {at: k for k, at in enumerate(sorted({e.signature.at % SECTOR for e in entries}))}
+    places = {at: k for k, at in enumerate(sorted({e.signature.at % SECTOR for e in entries},
+                                                  key=lambda at: (at not in gates, at)))}
     probe = np.array(list(places), np.int32)
     bits = np.zeros((len(probe), 8192), np.uint8)
     chains: list[dict[int, int]] = [{} for _ in probe]  # the first two bytes -> the last magic declared with them
@@ -86,12 +87,10 @@ def compile_table(entries: list[Entry], path: int | None = None) -> MagicTable:
     heads = np.cumsum([0, *map(len, chains)], dtype=np.int32)
     head = np.array([value for chain in chains for value in sorted(chain)], np.uint16)
     first = np.array([chain[value] for chain in chains for value in sorted(chain)], np.int32)
-    gate_at = np.array(sorted(gates), np.int32)
-    gate_bits = bits[[places[at] for at in sorted(gates)]]
     line, pattern, mask, idle = _layer_arrays(layers)
-    look = LookTable(gate_at, gate_bits, line, pattern, mask, idle, probe, bits, heads, head, first, next_, magic, room,
+    look = LookTable(len(gates), line, pattern, mask, idle, probe, bits, heads, head, first, next_, magic, room,
                      also_at, also_room, also_mask, also_value, best_path() if path is None else path)
-    touched = {int(at) // LINE * LINE for at in [*line, *gate_at]}
+    touched = {int(at) // LINE * LINE for at in [*line, *gates]}
     return MagicTable(tuple(entries), look, tuple(sorted(touched)))
 
 

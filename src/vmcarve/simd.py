@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .._ext.cpu import PATHS
-from ..errors import UsageError
+from ._ext.cpu import PATHS
+from .errors import UsageError
 
 
 def best_path() -> int:
