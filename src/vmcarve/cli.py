@@ -104,7 +104,7 @@ class _Version(str):
         return super().__new__(cls, "%(prog)s")
 
     def __mod__(self, values: Any) -> str:
-        from .pipeline import program_version
+        from .version import program_version
 
         return f"vmcarve {program_version()}"
 

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from .source import ImageSource, open_image
 from .sweeper import sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
+from .version import program_version
 
 Report = Callable[[str, int, int], None]
 """report(stage, done, total): stage "sweep" counts bytes, "verify" and "write" count disks and bytes."""
@@ -338,14 +338,6 @@ def _extent_rows(disks: list[Verified]) -> list[dict[str, object]]:
             rows += [{"disk_id": d.disk_id, "space": space, "source": d.item.source,
                       **dict(zip(names, r, strict=True))} for r in part]
     return rows
-
-
-def program_version() -> str:
-    """The installed version."""
-    try:
-        return version("vmcarve")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 def _now() -> str:

@@ -1,4 +1,7 @@
-"""What a person sees: progress with rate and time left on a terminal, plain lines otherwise; tables at the end."""
+"""What a person sees: progress with rate and time left on a terminal, plain lines otherwise; tables at the end.
+
+rich is imported where it draws: plain lines should be there at once.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,13 @@ import json
 import os
 import sys
 import time
-from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from .case import Case
-from .model import GRADES
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 WORDS = {"sweep": "sweeping", "assemble": "assembling", "verify": "verifying", "write": "writing"}
 
@@ -30,6 +24,8 @@ class Progress:
     """A `report` for the pipeline, as a context. On a terminal a bar, else a line when a stage ends."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -38,6 +34,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bars
+
             self._bars = Bars(TextColumn("{task.description:<11}"), BarColumn(), DownloadColumn(binary_units=True),
                               TransferSpeedColumn(), TimeRemainingColumn(), console=self._console)
             self._bars.start()
@@ -95,6 +94,9 @@ def print_disks(case: Case) -> None:
     if not rows:
         print("no virtual disks found")
         return
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("disk", "variant", "state", "size", "what is known", "guest", "file"):
@@ -134,6 +136,8 @@ def print_evidence(case: Case) -> None:
 
 def print_disk(case: Case, disk_id: str, *, as_json: bool = False) -> None:
     """Everything that the case says of one disk."""
+    from .model import GRADES
+
     row = case.disk(disk_id)
     maps = {space: case.extents(row["disk_id"], space) for space in ("container", "guest")}
     if as_json:
