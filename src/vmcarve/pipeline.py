@@ -34,12 +34,16 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Options:
-    """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps."""
+    """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps.
+
+    align: 512, or 1 to look for containers at every byte.
+    """
 
     live: bool = False
     write: bool = True
     digest: bool = True
     resume: bool = False
+    align: int = 512
     threads: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
 
 
@@ -123,7 +127,8 @@ def _info(sources: list[ImageSource], options: Options) -> dict[str, Any]:
         "started": _now(),
         "finished": None,
         "complete": False,
-        "options": {"live": options.live, "write": options.write, "hash": options.digest, "threads": options.threads},
+        "options": {"live": options.live, "write": options.write, "hash": options.digest, "threads": options.threads,
+                    "align": options.align},
         "images": [{"path": str(s.path.resolve()), "size": s.size, "identity": image_identity(s), "unreadable": []}
                    for s in sources],
         "hosts": [],
@@ -138,6 +143,7 @@ def _swept(folder: Path, info: dict[str, Any]) -> bool:
         old = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         same = [(i["size"], i["identity"]) for i in old["images"]] == [
             (i["size"], i["identity"]) for i in info["images"]]
+        same = same and old["options"].get("align", 512) == info["options"]["align"]
         return same and old["vmcarve"] == info["vmcarve"] and "sweep" in old and (folder / "evidence.arrow").exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -160,7 +166,8 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
                 if report is not None:
                     report("sweep", min(done, total), total)
 
-            result = sweep_image(source, index, out.write_batch, threads=options.threads, progress=progress)
+            result = sweep_image(source, index, out.write_batch, threads=options.threads, align=options.align,
+                                 progress=progress)
             hits.update(result.hits)
             confirmed.update(result.confirmed)
             info["troubles"] += [f"{kind}: {text}" for kind, text in sorted(result.failed.items())]

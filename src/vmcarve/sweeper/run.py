@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .._ext.first_look import read_and_look
+from .._ext.every_byte import every_byte
+from .._ext.first_look import first_look, read_and_look
 from ..blocks import Blocks
 from ..model import SECTOR, Evidence, EvidenceBatch
 from ..source import ImageSource
+from .bytewise import ByteTable, anywhere, compile_bytes
 from .fold import EvidenceRows
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
@@ -49,13 +51,19 @@ def sweep_image(
     *,
     ranges: list[tuple[int, int]] | None = None,
     threads: int = 2,
+    align: int = SECTOR,
     progress: Callable[[int], None] | None = None,
 ) -> Sweep:
     """Reads `ranges` ((offset, length), rising; default: all of the image) once and emits confirmed evidence.
 
     emit: called on this thread, in image order. progress: called with the bytes done since the last call.
+    align: 512, or 1 to look for containers at every byte too.
     """
-    table = compile_table(declared())
+    if align not in (1, SECTOR):
+        raise ValueError(f"align is {align}, not 1 or {SECTOR}")
+    entries = declared()
+    table = compile_table(entries)
+    anywhere_ = compile_bytes(anywhere(entries)) if align == 1 else None
     result = Sweep()
     out = EvidenceRows(source_index, emit)
     local = threading.local()
@@ -63,11 +71,11 @@ def sweep_image(
 
     def work(start: int, end: int) -> tuple[_Found, int]:
         if not hasattr(local, "worker"):
-            local.worker = _Worker(source, table)
+            local.worker = _Worker(source, table, anywhere_)
         return local.worker.sweep(start, end), end - start
 
     if threads <= 1:
-        worker = _Worker(source, table)
+        worker = _Worker(source, table, anywhere_)
         for start, end in tasks:
             _finish((worker.sweep(start, end), end - start), result, out, progress)
         out.flush()
@@ -180,18 +188,21 @@ class _Worker:
     """One thread's buffers. The read buffer begins on a page: the kernel copies into it a third faster than to 16 bytes
     behind one, where malloc would put it (benches/test_sweep.py)."""
 
-    def __init__(self, source: ImageSource, table: MagicTable) -> None:
+    def __init__(self, source: ImageSource, table: MagicTable, anywhere: ByteTable | None) -> None:
         self._source = source
+        self._anywhere = anywhere
         self._table = table
         self._reader = CachedReader(source)
         self._view = memoryview(mmap.mmap(-1, CHUNK + MARGIN))
         self._buffer = np.frombuffer(self._view, np.uint8)
-        self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)
+        self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)  # and places, of the search at every byte
         self._magics = np.empty(len(self._sectors), np.int32)
         self._at = self._filled = 0  # image offset of the buffer's first byte, and how many bytes are there
 
     def sweep(self, start: int, end: int) -> _Found:
         """What begins in [start, end)."""
+        if self._anywhere is not None:
+            return self._sweep_bytes(start, end, self._anywhere)
         found, piece, chunk = _Found(), min(PIECE, CHUNK), self._buffer[:CHUNK]
         state = np.array([start, 0, 0, end, 0], np.int64)  # see ext/first_look.pyx
         while True:
@@ -206,6 +217,29 @@ class _Worker:
             elif n == 0:
                 return found
 
+    def _sweep_bytes(self, start: int, end: int, anywhere: ByteTable) -> _Found:
+        """The same, and containers that begin at any byte. A magic begins in what is searched and may reach behind."""
+        found, resume = _Found(), np.zeros(1, np.int64)
+        for at in range(start, end, CHUNK):
+            length = min(CHUNK, end - at)
+            self._at, self._filled = at, self._source.readinto(at, self._view[: length + anywhere.reach])
+            resume[0] = 0
+            while resume[0] < length // SECTOR:
+                n = first_look(self._table.look, self._buffer[:length], self._sectors, self._magics, resume)
+                if n:
+                    self._confirm(found, self._sectors[:n], self._magics[:n])
+            resume[0] = 0
+            while resume[0] < length:
+                n = every_byte(anywhere.search, self._buffer[: self._filled], at, length, self._sectors, self._magics,
+                               resume)
+                if n:
+                    self._reader.show(at, self._view[: self._filled])
+                for place, m in zip(self._sectors[:n].tolist(), self._magics[:n].tolist(), strict=True):
+                    entry = anywhere.entries[m]
+                    found.hits[entry.signature.kind] += 1
+                    self._confirm_one(found, entry, at + place - entry.signature.at)
+        return found
+
     def _confirm(self, found: _Found, sectors: npt.NDArray[np.int64], magics: npt.NDArray[np.int32]) -> None:
         self._reader.show(self._at, self._view[: self._filled])
         counts = np.bincount(magics)
@@ -216,15 +250,18 @@ class _Worker:
             if entry.signature.dense:
                 self._confirm_batch(found, entry, where)
                 continue
-            assert entry.confirm is not None
             for offset in (where + self._at - entry.back).tolist():
-                try:
-                    row = entry.confirm(self._reader, offset, entry.signature) if offset >= 0 else None
-                except Exception as e:
-                    found.tell(entry, e, offset)
-                    continue
-                if row is not None:
-                    found.rows.append((entry.module, row))
+                self._confirm_one(found, entry, offset)
+
+    def _confirm_one(self, found: _Found, entry: Entry, offset: int) -> None:
+        assert entry.confirm is not None
+        try:
+            row = entry.confirm(self._reader, offset, entry.signature) if offset >= 0 else None
+        except Exception as e:
+            found.tell(entry, e, offset)
+            return
+        if row is not None:
+            found.rows.append((entry.module, row))
 
     def _confirm_batch(self, found: _Found, entry: Entry, where: npt.NDArray[np.int64]) -> None:
         assert entry.confirm_batch is not None
