@@ -1,8 +1,9 @@
 /* Which instruction sets a kernel may use here. The wheel is built for the baseline; functions above it carry a target
  * attribute and are called only after path_is_here() said so. A path is a number, so that a test can force each one.
  *
- * A path says what the *functions written for it* may use: PATH_AVX2 is AVX2, PATH_AVX512 is AVX-512 F, BW and VL,
- * PATH_NEON is the baseline of AArch64. PATH_PLAIN is C without any of it. */
+ * A path says what the *functions written for it* may use: PATH_AVX2 is AVX2 and SSE4.2; PATH_AVX512 is AVX-512 F, BW, VL
+ * and VBMI (the first generation, without VBMI, gains little and slows its clock); PATH_NEON is the baseline of AArch64;
+ * PATH_PLAIN is C without any of it. */
 #ifndef VMCARVE_CPU_H
 #define VMCARVE_CPU_H
 
@@ -13,7 +14,7 @@
 #define VMCARVE_X86 1
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2")))
-#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
 #define TARGET_SSE42 __attribute__((target("sse4.2")))
 #elif (defined(__GNUC__) || defined(__clang__)) && defined(__aarch64__) && defined(__AARCH64EL__)
 #define VMCARVE_ARM 1
@@ -37,8 +38,8 @@ static inline int path_is_here(int path) {
     __builtin_cpu_init();
     if (path == PATH_AVX2) return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("sse4.2") != 0;
     if (path == PATH_AVX512)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
-               && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("sse4.2");
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+               && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && path_is_here(PATH_AVX2);
 #elif defined(VMCARVE_ARM)
     if (path == PATH_NEON) return 1;
 #endif

@@ -13,6 +13,7 @@ cdef extern from "every_byte.h":
     ctypedef struct bytes_table:
         const uint8_t *low
         const uint8_t *high
+        const uint8_t *six
         const uint8_t *begins
         int magics
         const uint8_t *magic
@@ -36,13 +37,15 @@ cdef class BytesTable:
     cdef readonly int magics
     cdef tuple keep
 
-    def __init__(self, const uint8_t[:, ::1] low, const uint8_t[:, ::1] high, const uint8_t[::1] begins,
-                 const uint8_t[:, ::1] magic, const int32_t[::1] room, const int64_t[::1] at,
+    def __init__(self, const uint8_t[:, ::1] low, const uint8_t[:, ::1] high, const uint8_t[:, ::1] six,
+                 const uint8_t[::1] begins, const uint8_t[:, ::1] magic, const int32_t[::1] room, const int64_t[::1] at,
                  const int64_t[::1] also_at, const int32_t[::1] also_room, const uint8_t[:, ::1] also_mask,
                  const uint8_t[:, ::1] also_value, int path):
         cdef Py_ssize_t magics = room.shape[0], m
         if not (low.shape[0] == high.shape[0] == 4 and low.shape[1] == high.shape[1] == 16):
             raise ValueError("low and high must be uint8[4, 16]")
+        if six.shape[0] != 4 or six.shape[1] != 64:
+            raise ValueError("six must be uint8[4, 64]")
         if begins.shape[0] != 8192:
             raise ValueError(f"begins has {begins.shape[0]} bytes, needs 8192")
         if not (at.shape[0] == also_at.shape[0] == also_room.shape[0] == magics):
@@ -56,11 +59,11 @@ cdef class BytesTable:
                 raise ValueError(f"magic {m} at {at[m]} has length {room[m]}, second field {also_room[m]}")
         if not path_is_here(path):
             raise ValueError(f"path {path} cannot be run here")
-        self.keep = (low, high, begins, magic, room, at, also_at, also_room, also_mask, also_value)
+        self.keep = (low, high, six, begins, magic, room, at, also_at, also_room, also_mask, also_value)
         self.search = search_of(path)
         self.magics = magics
         t = &self.table
-        t.low, t.high, t.begins, t.magics = &low[0, 0], &high[0, 0], &begins[0], magics
+        t.low, t.high, t.six, t.begins, t.magics = &low[0, 0], &high[0, 0], &six[0, 0], &begins[0], magics
         if magics:
             t.magic, t.room, t.at, t.also_at, t.also_room = (&magic[0, 0], &room[0], &at[0], &also_at[0],
                                                              &also_room[0])

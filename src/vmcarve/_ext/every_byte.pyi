@@ -7,6 +7,7 @@ class BytesTable:
         self,
         low: npt.NDArray[np.uint8],
         high: npt.NDArray[np.uint8],
+        six: npt.NDArray[np.uint8],
         begins: npt.NDArray[np.uint8],
         magic: npt.NDArray[np.uint8],
         room: npt.NDArray[np.int32],

@@ -42,6 +42,7 @@ def compile_bytes(entries: list[Entry], path: int | None = None) -> ByteTable:
     """The tables for `entries`; path: cpu.PATHS, default the best here."""
     m = len(entries)
     low, high = (np.zeros((LEAST, 16), np.uint8) for _ in range(2))
+    six = np.zeros((LEAST, 64), np.uint8)
     begins = np.zeros(8192, np.uint8)
     room, also_room = np.zeros(m, np.int32), np.zeros(m, np.int32)
     at, also_at = np.zeros(m, np.int64), np.zeros(m, np.int64)
@@ -54,6 +55,7 @@ def compile_bytes(entries: list[Entry], path: int | None = None) -> ByteTable:
         for j, byte in enumerate(s.magic[:LEAST]):
             low[j, byte & 15] |= 1 << bucket[s.magic[:LEAST]]
             high[j, byte >> 4] |= 1 << bucket[s.magic[:LEAST]]
+            six[j, byte & 63] |= 1 << bucket[s.magic[:LEAST]]
         magic[i, : len(s.magic)] = np.frombuffer(s.magic, np.uint8)
         room[i], at[i] = len(s.magic), s.at
         if s.also is not None:
@@ -61,7 +63,7 @@ def compile_bytes(entries: list[Entry], path: int | None = None) -> ByteTable:
             also_at[i], also_room[i] = place, len(mask)
             also_mask[i, : len(mask)] = np.frombuffer(mask, np.uint8)
             also_value[i, : len(mask)] = np.frombuffer(value, np.uint8)
-    search = BytesTable(low, high, begins, magic, room, at, also_at, also_room, also_mask, also_value,
+    search = BytesTable(low, high, six, begins, magic, room, at, also_at, also_room, also_mask, also_value,
                         best_path() if path is None else path)
     return ByteTable(tuple(entries), search, int(room.max()) if m else 0)
 

@@ -219,9 +219,9 @@ class _Worker:
 
     def _sweep_bytes(self, start: int, end: int, anywhere: ByteTable) -> _Found:
         """The same, and containers that begin at any byte. A magic begins in what is searched and may reach behind."""
-        found, resume = _Found(), np.zeros(1, np.int64)
-        for at in range(start, end, CHUNK):
-            length = min(CHUNK, end - at)
+        found, resume, piece = _Found(), np.zeros(1, np.int64), min(2 * PIECE, CHUNK)
+        for at in range(start, end, piece):
+            length = min(piece, end - at)
             self._at, self._filled = at, self._source.readinto(at, self._view[: length + anywhere.reach])
             resume[0] = 0
             while resume[0] < length // SECTOR:
