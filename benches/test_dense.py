@@ -17,7 +17,7 @@ from .common import MIB, READ, SIZE_MIB, compare, page_buffer, read_all, record,
 from .samples import dense_entries, samples
 
 SIZE = max(16, SIZE_MIB // 4)  # MiB of each image: a smaller one stays in the last-level cache
-ENEMY = max(2, SIZE_MIB // 128)  # MiB of an image of magics: each costs Python
+ENEMY = SIZE  # MiB of an image of magics
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ from ._qcow2_tables import (
 )
 
 KIND = "qed.header"
-SIGNATURES = (Signature(b"QED\0", KIND),)
+SIGNATURES = (Signature(b"QED\0", KIND, also=(4, b"\xff\x0f\0\xf8", bytes(4))),)  # clusters of 2^12 to 2^26
 
 HEADER_LENGTH = 64
 MIN_CLUSTER, MAX_CLUSTER = 1 << 12, 1 << 26

@@ -18,8 +18,9 @@ from ._fields import label, le16, le32, le64, power_of_two, whole
 BOOT, RECORD = "ntfs.boot", "ntfs.record"
 SMALL, LARGE = 1024, 4096  # bytes of a record; the latter on disks with 4096-byte sectors
 SIGNATURES = (
-    Signature(b"NTFS    ", BOOT, at=3),
-    Signature(b"FILE", RECORD, dense=True, size=SMALL),
+    Signature(b"NTFS    ", BOOT, at=3, also=(14, b"\xff" * 7, bytes(7))),  # fields of FAT that NTFS keeps zero
+    # fixups at an even place in the first sector, 3 or 9 of them
+    Signature(b"FILE", RECORD, dense=True, size=SMALL, also=(4, b"\x01\xfe\xf5\xff", b"\0\0\1\0")),
 )
 STRIDE = 512  # of the fixups, whatever the sector size
 MIRRORED = 4  # records that $MFTMirr holds at least

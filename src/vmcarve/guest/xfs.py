@@ -20,7 +20,7 @@ from ._fields import be16, be32, be64, label, le32, power_of_two, uuid, whole
 SUPER, INODE = "xfs.superblock", "xfs.inode"
 INODE_SIZES = (512, 1024, 2048)  # of version 3 inodes; mkfs.xfs makes 512
 SIGNATURES = (
-    Signature(b"XFSB", SUPER),
+    Signature(b"XFSB", SUPER, also=(4, b"\xff\xfe\x01\xff", bytes(4))),  # blocks of 512 bytes to 64 KiB
     # version 3, and a format of at most 5
     Signature(b"IN", INODE, dense=True, size=INODE_SIZES[-1], also=(4, b"\xff\xf8", b"\x03\0")),
 )

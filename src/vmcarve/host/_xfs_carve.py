@@ -25,7 +25,7 @@ from ._xfs_super import NULL64, Super
 
 KIND = "xfs.bmbt-leaf"
 BLOCK_SIZES = (4096, 1024, 2048)  # mkfs.xfs makes 4096 unless told otherwise
-SIGNATURE = Signature(b"BMA3", KIND, dense=True, size=4096)
+SIGNATURE = Signature(b"BMA3", KIND, dense=True, size=4096, also=(4, b"\xff\xff", b"\0\0"))  # level 0: a leaf
 HEAD = 72  # bytes before the first record
 OUR_MAX_LEAVES = 1 << 18
 MIN_GROUP_LOG, MAX_GROUP_LOG = 6, 31

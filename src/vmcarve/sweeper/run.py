@@ -255,6 +255,8 @@ class _Worker:
 
     def _confirm_one(self, found: _Found, entry: Entry, offset: int) -> None:
         assert entry.confirm is not None
+        if entry.reaches and not self._fits(entry, offset):
+            return
         try:
             row = entry.confirm(self._reader, offset, entry.signature) if offset >= 0 else None
         except Exception as e:
@@ -262,6 +264,14 @@ class _Worker:
             return
         if row is not None:
             found.rows.append((entry.module, row))
+
+    def _fits(self, entry: Entry, offset: int) -> bool:
+        """The second field, where the kernel may not have had its bytes yet: a read is cheaper than confirming."""
+        assert entry.signature.also is not None
+        at, mask, value = entry.signature.also
+        field = self._reader.read(offset + at, len(mask))
+        same = int.from_bytes(field, "little") & int.from_bytes(mask, "little") == int.from_bytes(value, "little")
+        return same and len(field) == len(mask)
 
     def _confirm_batch(self, found: _Found, entry: Entry, where: npt.NDArray[np.int64]) -> None:
         assert entry.confirm_batch is not None

@@ -37,6 +37,12 @@ class Entry:
         """Bytes from the sector that holds the magic back to the structure's first byte."""
         return self.signature.at // SECTOR * SECTOR
 
+    @property
+    def reaches(self) -> bool:
+        """Whether its second field lies in another sector than its magic."""
+        also = self.signature.also
+        return also is not None and also[0] // SECTOR != self.signature.at // SECTOR
+
 
 @dataclass(frozen=True, slots=True)
 class MagicTable:
