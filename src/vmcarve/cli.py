@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--align", type=int, choices=(512, 1), default=512, metavar="N",
                        help="where containers may begin: 512, on sectors (default), or 1, at any byte too: inside "
                             "archives and memory dumps; takes two to three times as long where reading is fast")
+        p.add_argument("--hash-image", action="append", choices=("sha256", "blake2b", "blake3"), default=[],
+                       metavar="NAME", help="hash each image while it is swept, into case.json: sha256, blake2b, or "
+                                            "blake3 (where its package is installed); may be given more than once")
         p.add_argument("--threads", type=_threads, metavar="N", help="worker threads of the sweep (default: cores)")
     recover.add_argument("--live", action="store_true", help="also write disks that are not deleted on the host")
     recover.add_argument("--no-write", action="store_true", help="tables and maps only, no recovered files")
@@ -124,7 +127,7 @@ def _threads(text: str) -> int:
 def _options(args: argparse.Namespace) -> Any:
     from .pipeline import Options
 
-    options = Options(resume=args.resume, align=args.align)
+    options = Options(resume=args.resume, align=args.align, hash_image=tuple(dict.fromkeys(args.hash_image)))
     if args.threads:
         options.threads = args.threads
     if hasattr(args, "live"):

@@ -23,7 +23,7 @@ from .export import needed, write_container, write_raw
 from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
-from .sweeper import sweep_image
+from .sweeper import check_hashes, sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
 from .version import program_version
@@ -36,7 +36,8 @@ Report = Callable[[str, int, int], None]
 class Options:
     """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps.
 
-    align: 512, or 1 to look for containers at every byte.
+    align: 512, or 1 to look for containers at every byte. hash_image: names of hashes of the images ("sha256",
+    "blake2b", "blake3"), computed while they are swept.
     """
 
     live: bool = False
@@ -44,6 +45,7 @@ class Options:
     digest: bool = True
     resume: bool = False
     align: int = 512
+    hash_image: tuple[str, ...] = ()
     threads: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
 
 
@@ -51,6 +53,7 @@ def sweep(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str],
           report: Report | None = None) -> Case:
     """Evidence only: CASE/evidence.arrow and case.json."""
     options = options or Options()
+    check_hashes(options.hash_image)
     sources = _open_all(images, out)
     try:
         folder = make_folder(Path(out), options.resume)
@@ -71,6 +74,7 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
     evidence is opened read-only.
     """
     options = options or Options()
+    check_hashes(options.hash_image)
     sources = _open_all(images, out)
     try:
         folder = make_folder(Path(out), options.resume)
@@ -79,7 +83,10 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
             _sweep(sources, folder, info, options, report)
             write_json(folder / "case.json", info)
         else:
-            info["sweep"] = json.loads((folder / "case.json").read_text(encoding="utf-8"))["sweep"]
+            old = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+            info["sweep"] = old["sweep"]
+            for image, before in zip(info["images"], old["images"], strict=True):
+                image["hashes"] = before.get("hashes", {})
         started = time.monotonic()
         items, files = _assemble(sources, folder, info, report)
         info["seconds"]["assemble"] = round(time.monotonic() - started, 3)
@@ -128,7 +135,7 @@ def _info(sources: list[ImageSource], options: Options) -> dict[str, Any]:
         "finished": None,
         "complete": False,
         "options": {"live": options.live, "write": options.write, "hash": options.digest, "threads": options.threads,
-                    "align": options.align},
+                    "align": options.align, "hash_image": list(options.hash_image)},
         "images": [{"path": str(s.path.resolve()), "size": s.size, "identity": image_identity(s), "unreadable": []}
                    for s in sources],
         "hosts": [],
@@ -144,6 +151,7 @@ def _swept(folder: Path, info: dict[str, Any]) -> bool:
         same = [(i["size"], i["identity"]) for i in old["images"]] == [
             (i["size"], i["identity"]) for i in info["images"]]
         same = same and old["options"].get("align", 512) == info["options"]["align"]
+        same = same and all(set(info["options"]["hash_image"]) <= set(i.get("hashes", {})) for i in old["images"])
         return same and old["vmcarve"] == info["vmcarve"] and "sweep" in old and (folder / "evidence.arrow").exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -167,7 +175,8 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
                     report("sweep", min(done, total), total)
 
             result = sweep_image(source, index, out.write_batch, threads=options.threads, align=options.align,
-                                 progress=progress)
+                                 hashes=options.hash_image, progress=progress)
+            info["images"][index]["hashes"] = result.digests
             hits.update(result.hits)
             confirmed.update(result.confirmed)
             info["troubles"] += [f"{kind}: {text}" for kind, text in sorted(result.failed.items())]

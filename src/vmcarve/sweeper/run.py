@@ -24,6 +24,7 @@ from ..blocks import Blocks
 from ..model import SECTOR, Evidence, EvidenceBatch
 from ..source import ImageSource
 from .bytewise import ByteTable, anywhere, compile_bytes
+from .digest import ImageDigest
 from .fold import EvidenceRows
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
@@ -31,6 +32,7 @@ RANGE = 32 << 20  # bytes a task; evidence is handed on in this order
 PIECE = 256 << 10  # bytes a read, looked at while they are in the second-level cache (benches/test_sweep.py)
 CHUNK = 1 << 21  # bytes that are confirmed together, once a piece has a hit
 HITS = 4096  # hits a kernel call hands back before it is called again
+HASHED_BUFFERS = 4  # of CHUNK bytes: one is read and looked at while others are hashed
 CACHE_PAGE = 64 << 10
 
 
@@ -42,6 +44,7 @@ class Sweep:
     hits: Counter[str] = field(default_factory=Counter[str])  # magics seen, by kind
     confirmed: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])  # kinds whose confirm raised: a defect, told
+    digests: dict[str, str] = field(default_factory=dict[str, str])  # of the whole image, by name
 
 
 def sweep_image(
@@ -52,34 +55,51 @@ def sweep_image(
     ranges: list[tuple[int, int]] | None = None,
     threads: int = 2,
     align: int = SECTOR,
+    hashes: tuple[str, ...] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Sweep:
     """Reads `ranges` ((offset, length), rising; default: all of the image) once and emits confirmed evidence.
 
     emit: called on this thread, in image order. progress: called with the bytes done since the last call.
-    align: 512, or 1 to look for containers at every byte too.
+    align: 512, or 1 to look for containers at every byte too. hashes: names of digest.ALGORITHMS, of the whole image.
     """
     if align not in (1, SECTOR):
         raise ValueError(f"align is {align}, not 1 or {SECTOR}")
+    if hashes and ranges is not None:
+        raise ValueError("a part of an image is not hashed")
     entries = declared()
-    table = compile_table(entries)
-    anywhere_ = compile_bytes(anywhere(entries)) if align == 1 else None
+    tables = compile_table(entries), compile_bytes(anywhere(entries)) if align == 1 else None
     result = Sweep()
     out = EvidenceRows(source_index, emit)
-    local = threading.local()
     tasks = _tasks(source, ranges)
+    source.read_in_order()
+    if hashes:
+        with ImageDigest(hashes, [_page_buffer() for _ in range(HASHED_BUFFERS)]) as digest:
+            _one_thread(_Worker(source, *tables, digest), tasks, result, out, progress)
+            result.digests = digest.finish(source.size)
+    elif threads <= 1:
+        _one_thread(_Worker(source, *tables), tasks, result, out, progress)
+    else:
+        _many_threads(lambda: _Worker(source, *tables), threads, tasks, result, out, progress)
+    out.flush()
+    return result
+
+
+def _one_thread(worker: _Worker, tasks: Iterator[tuple[int, int]], result: Sweep, out: EvidenceRows,
+                progress: Callable[[int], None] | None) -> None:
+    for start, end in tasks:
+        _finish((worker.sweep(start, end), end - start), result, out, progress)
+
+
+def _many_threads(make: Callable[[], _Worker], threads: int, tasks: Iterator[tuple[int, int]], result: Sweep,
+                  out: EvidenceRows, progress: Callable[[int], None] | None) -> None:
+    local = threading.local()
 
     def work(start: int, end: int) -> tuple[_Found, int]:
         if not hasattr(local, "worker"):
-            local.worker = _Worker(source, table, anywhere_)
+            local.worker = make()
         return local.worker.sweep(start, end), end - start
 
-    if threads <= 1:
-        worker = _Worker(source, table, anywhere_)
-        for start, end in tasks:
-            _finish((worker.sweep(start, end), end - start), result, out, progress)
-        out.flush()
-        return result
     with ThreadPoolExecutor(threads, thread_name_prefix="sweep") as pool:
         waiting: deque[Future[tuple[_Found, int]]] = deque()
         try:
@@ -92,8 +112,6 @@ def sweep_image(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    out.flush()
-    return result
 
 
 class CachedReader:
@@ -184,25 +202,41 @@ def _data_ranges(source: ImageSource, start: int, end: int) -> Iterator[tuple[in
         at = hole
 
 
-class _Worker:
-    """One thread's buffers. The read buffer begins on a page: the kernel copies into it a third faster than to 16 bytes
+def _page_buffer() -> memoryview:
+    """Room for a chunk and its margin that begins on a page: the kernel copies into it a third faster than to 16 bytes
     behind one, where malloc would put it (benches/test_sweep.py)."""
+    return memoryview(mmap.mmap(-1, CHUNK + MARGIN))
 
-    def __init__(self, source: ImageSource, table: MagicTable, anywhere: ByteTable | None) -> None:
+
+class _Worker:
+    """One thread's buffers, and what it does with a range."""
+
+    def __init__(self, source: ImageSource, table: MagicTable, anywhere: ByteTable | None = None,
+                 digest: ImageDigest | None = None) -> None:
         self._source = source
-        self._anywhere = anywhere
         self._table = table
+        self._anywhere = anywhere
+        self._digest = digest
         self._reader = CachedReader(source)
-        self._view = memoryview(mmap.mmap(-1, CHUNK + MARGIN))
-        self._buffer = np.frombuffer(self._view, np.uint8)
         self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)  # and places, of the search at every byte
         self._magics = np.empty(len(self._sectors), np.int32)
         self._at = self._filled = 0  # image offset of the buffer's first byte, and how many bytes are there
+        if digest is None:
+            self._use(_page_buffer())
+
+    def _use(self, view: memoryview) -> None:
+        self._view, self._buffer = view, np.frombuffer(view, np.uint8)
 
     def sweep(self, start: int, end: int) -> _Found:
         """What begins in [start, end)."""
-        if self._anywhere is not None:
-            return self._sweep_bytes(start, end, self._anywhere)
+        if self._anywhere is None and self._digest is None:
+            found = self._sweep_sectors(start, end)
+        else:
+            found = self._sweep_chunks(start, end)
+        self._source.done_with(start, end - start)
+        return found
+
+    def _sweep_sectors(self, start: int, end: int) -> _Found:
         found, piece, chunk = _Found(), min(PIECE, CHUNK), self._buffer[:CHUNK]
         state = np.array([start, 0, 0, end, 0], np.int64)  # see ext/first_look.pyx
         while True:
@@ -217,28 +251,43 @@ class _Worker:
             elif n == 0:
                 return found
 
-    def _sweep_bytes(self, start: int, end: int, anywhere: ByteTable) -> _Found:
-        """The same, and containers that begin at any byte. A magic begins in what is searched and may reach behind."""
-        found, resume, piece = _Found(), np.zeros(1, np.int64), min(2 * PIECE, CHUNK)
-        for at in range(start, end, piece):
-            length = min(piece, end - at)
-            self._at, self._filled = at, self._source.readinto(at, self._view[: length + anywhere.reach])
-            resume[0] = 0
-            while resume[0] < length // SECTOR:
-                n = first_look(self._table.look, self._buffer[:length], self._sectors, self._magics, resume)
-                if n:
-                    self._confirm(found, self._sectors[:n], self._magics[:n])
-            resume[0] = 0
-            while resume[0] < length:
-                n = every_byte(anywhere.search, self._buffer[: self._filled], at, length, self._sectors, self._magics,
-                               resume)
-                if n:
-                    self._reader.show(at, self._view[: self._filled])
-                for place, m in zip(self._sectors[:n].tolist(), self._magics[:n].tolist(), strict=True):
-                    entry = anywhere.entries[m]
-                    found.hits[entry.signature.kind] += 1
-                    self._confirm_one(found, entry, at + place - entry.signature.at)
+    def _sweep_chunks(self, start: int, end: int) -> _Found:
+        """The same, chunk by chunk, for what needs every byte: hashes, and containers that begin anywhere.
+
+        A magic begins in what is searched and may reach behind.
+        """
+        found, reach = _Found(), self._anywhere.reach if self._anywhere is not None else 0
+        step = CHUNK if self._digest is not None else min(2 * PIECE, CHUNK)
+        for at in range(start, end, step):
+            if self._digest is not None:
+                self._use(self._digest.buffer())
+            length = min(step, end - at)
+            self._at, self._filled = at, self._source.readinto(at, self._view[: length + reach])
+            self._look(found, length)
+            if self._anywhere is not None:
+                self._search(found, length, self._anywhere)
+            if self._digest is not None:
+                self._digest.take(at, self._view, length)
         return found
+
+    def _look(self, found: _Found, length: int) -> None:
+        resume = np.zeros(1, np.int64)
+        while resume[0] < length // SECTOR:
+            n = first_look(self._table.look, self._buffer[:length], self._sectors, self._magics, resume)
+            if n:
+                self._confirm(found, self._sectors[:n], self._magics[:n])
+
+    def _search(self, found: _Found, length: int, anywhere: ByteTable) -> None:
+        resume = np.zeros(1, np.int64)
+        while resume[0] < length:
+            n = every_byte(anywhere.search, self._buffer[: self._filled], self._at, length, self._sectors, self._magics,
+                           resume)
+            if n:
+                self._reader.show(self._at, self._view[: self._filled])
+            for place, m in zip(self._sectors[:n].tolist(), self._magics[:n].tolist(), strict=True):
+                entry = anywhere.entries[m]
+                found.hits[entry.signature.kind] += 1
+                self._confirm_one(found, entry, self._at + place - entry.signature.at)
 
     def _confirm(self, found: _Found, sectors: npt.NDArray[np.int64], magics: npt.NDArray[np.int32]) -> None:
         self._reader.show(self._at, self._view[: self._filled])
