@@ -15,7 +15,11 @@
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
+#if defined(__clang__) && __clang_major__ >= 14 /* there the instruction became a feature of its own */
+#define TARGET_SSE42 __attribute__((target("sse4.2,crc32")))
+#else
 #define TARGET_SSE42 __attribute__((target("sse4.2")))
+#endif
 #elif (defined(__GNUC__) || defined(__clang__)) && defined(__aarch64__) && defined(__AARCH64EL__)
 #define VMCARVE_ARM 1
 #include <arm_neon.h>
