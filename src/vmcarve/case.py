@@ -1,7 +1,4 @@
-"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone.
-
-What opens a disk is imported when one is opened: a list of disks should be there at once.
-"""
+"""The case folder: what was found in a set of images, and the recovered files. Readers need this module alone."""
 
 from __future__ import annotations
 
@@ -10,17 +7,16 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from .disk import VirtualDisk
 from .errors import UsageError, VmcarveError
+from .filemap import FileMap, FileView
+from .model import DATA, ENCODING_NAMES, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO, GuestMap
+from .source import ImageSource, open_image
 from .tables import pc, read
-
-if TYPE_CHECKING:
-    from .disk import VirtualDisk
-    from .filemap import FileView
-    from .source import ImageSource
 
 
 def make_folder(path: Path, resume: bool = False) -> Path:
@@ -80,8 +76,6 @@ class Case:
 
     def image(self, index: int) -> ImageSource:
         """The evidence image that a `source` column names."""
-        from .source import open_image
-
         return open_image(self.info["images"][index]["path"])
 
 
@@ -108,10 +102,6 @@ def open_disk(case: Case | str | os.PathLike[str], disk_id: str) -> VirtualDisk:
 
 
 def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
-    from .disk import VirtualDisk
-    from .filemap import FileMap, FileView
-    from .model import DATA, ENCODING_NAMES, PARENT, GuestMap
-
     rows = case.extents(row["disk_id"], "guest")
     image = case.image(row["source"])
     own = case.extents(row["disk_id"], "container")
@@ -155,8 +145,6 @@ class _Both:
 
 
 def _state(e: dict[str, Any]) -> int:
-    from .model import DATA, HOLE, LOST, MISSING, PARENT, UNALLOCATED, ZERO
-
     if e["grade"] == MISSING:
         return LOST
     if e["grade"] == ZERO:
