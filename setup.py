@@ -16,11 +16,13 @@ DIRECTIVES = {
     "cdivision": not DEBUG,
 }
 ARGUMENTS = [] if os.name == "nt" else ["-O3"]
+HEADERS = sorted(path.as_posix() for path in Path("ext").glob("*.h"))
 
 setup(
     ext_modules=cythonize(
         [
-            Extension(f"vmcarve._ext.{path.stem}", [path.as_posix()], extra_compile_args=ARGUMENTS)
+            Extension(f"vmcarve._ext.{path.stem}", [path.as_posix()], include_dirs=["ext"], depends=HEADERS,
+                      extra_compile_args=ARGUMENTS)
             for path in sorted(Path("ext").glob("*.pyx"))
         ],
         compiler_directives=DIRECTIVES,

@@ -9,12 +9,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vmcarve._ext.crc32c import crc32c_blocks, crc32c_update
+from vmcarve._ext.cpu import PATHS
+from vmcarve._ext.crc32c import crc32c_structures, crc32c_update
 from vmcarve._ext.delta_path import delta_path
+from vmcarve._ext.every_byte import every_byte
+from vmcarve._ext.extent_blocks import extent_blocks
 from vmcarve._ext.first_look import first_look
+from vmcarve._ext.first_words import first_words
+from vmcarve._ext.gather import gather
+from vmcarve._ext.sector_tails import sector_tails
 from vmcarve.assemble.align import COSTS
 from vmcarve.model import SECTOR, Signature
-from vmcarve.sweeper.table import Entry, compile_table
+from vmcarve.sweeper.bytewise import anywhere, compile_bytes
+from vmcarve.sweeper.table import Entry, compile_table, declared
 
 from .common import MIB, page_buffer
 
@@ -38,7 +45,7 @@ def _first_look() -> tuple[Callable[[], object], float]:
 
     def call() -> None:
         for _ in range(16):
-            first_look(buffer, t.probe, t.gate, t.only, t.first, t.next_, t.magic, t.room, sectors, found, resume)
+            first_look(t.look, buffer, sectors, found, resume)
         assert resume[0] == MIB // SECTOR
 
     return call, 16
@@ -46,11 +53,11 @@ def _first_look() -> tuple[Callable[[], object], float]:
 
 def _crc32c() -> tuple[Callable[[], object], float]:
     """One long buffer, and the same bytes as blocks of 4 KiB."""
-    buffer, out = _noise(), np.empty(256, np.uint32)
+    buffer, at, out = _noise(), np.arange(256) * 4096, np.empty(256, np.uint32)
 
     def call() -> None:
         crc32c_update(buffer, 0xFFFFFFFF)
-        crc32c_blocks(buffer.reshape(256, 4096), 0xFFFFFFFF, out)
+        crc32c_structures(buffer, at, 4096, 0, 0, 0xFFFFFFFF, out)
 
     return call, 2
 
@@ -71,4 +78,64 @@ def _delta_path() -> tuple[Callable[[], object], float]:
     return call, n * k / MIB
 
 
-WORKLOADS: dict[str, Workload] = {"crc32c": _crc32c, "delta_path": _delta_path, "first_look": _first_look}
+def _cpu() -> tuple[Callable[[], object], float]:
+    """No loop: which paths are there is asked once, when the module is imported."""
+    return lambda: sorted(PATHS), 1
+
+
+def _every_byte() -> tuple[Callable[[], object], float]:
+    """Random bytes, and the magics of the registry that may lie anywhere."""
+    t, buffer = compile_bytes(anywhere(declared())), _noise()
+    places, found = np.empty(4096, np.int64), np.empty(4096, np.int32)
+
+    def call() -> None:
+        resume = np.zeros(1, np.int64)
+        every_byte(t.search, buffer, 0, MIB, places, found, resume)
+        assert resume[0] == MIB
+
+    return call, 1
+
+
+def _extent_blocks() -> tuple[Callable[[], object], float]:
+    """Blocks of 1 KiB full of extents, all sound: none is left early."""
+    block = np.zeros((1024, 1024), np.uint8)
+    entries = block.view("<u2")
+    entries[:, 0], entries[:, 1], entries[:, 2] = 0xF30A, 84, 84
+    rows = block[:, 12 : 12 + 84 * 12].reshape(1024, 84, 12)
+    rows[:, :, :4] = np.arange(84, dtype="<u4").view(np.uint8).reshape(84, 4)
+    rows[:, :, 4], rows[:, :, 8] = 1, 1
+    at, limits, good = np.arange(1024) * 1024, np.array([84], np.uint16), np.zeros(1024, np.uint8)
+
+    def call() -> None:
+        extent_blocks(block.reshape(-1), at, 1024, limits, good)
+        assert good.all()
+
+    return call, 1
+
+
+def _first_words() -> tuple[Callable[[], object], float]:
+    """Blocks that begin with zeros, each a few more than the one before."""
+    blocks = np.zeros((256, 4096), np.uint8)
+    blocks[np.arange(256), np.arange(256) * 16] = 1
+    at, word = np.zeros(256, np.uint16), np.zeros(256, np.uint64)
+    return lambda: first_words(blocks.reshape(-1), at, word), 1
+
+
+def _gather() -> tuple[Callable[[], object], float]:
+    """Structures of 512 bytes that lie side by side."""
+    buffer, at, out = _noise(), np.arange(2048) * 512, np.empty((2048, 512), np.uint8)
+    return lambda: gather(buffer, at, 0, out), 1
+
+
+def _sector_tails() -> tuple[Callable[[], object], float]:
+    """Sectors that end in zeros, each with a few less than the one before."""
+    sectors = np.tril(np.ones((512, 512), np.uint8)).repeat(4, axis=0)
+    tail = np.zeros(2048, np.uint16)
+    return lambda: sector_tails(sectors.reshape(-1), tail), 1
+
+
+WORKLOADS: dict[str, Workload] = {
+    "cpu": _cpu, "crc32c": _crc32c, "delta_path": _delta_path, "every_byte": _every_byte,
+    "extent_blocks": _extent_blocks, "first_look": _first_look, "first_words": _first_words, "gather": _gather,
+    "sector_tails": _sector_tails,
+}

@@ -56,16 +56,17 @@ def protofile(folder: Path) -> Path:
     return path
 
 
-def samples(folder: Path) -> dict[str, bytes]:
-    """Kind -> one structure that its module confirms, for the dense kinds that these file systems hold."""
+def samples(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Kind -> (the longest run of structures that its module confirms in these file systems, bytes a structure)."""
     entries = dense_entries()
-    found: dict[str, bytes] = {}
+    found: dict[str, tuple[bytes, int]] = {}
     for image in file_systems(folder):
         with open_image(image) as source:
             batches: list[pa.RecordBatch] = []
             sweep_image(source, 0, batches.append, threads=1)
             for row in pa.Table.from_batches(batches).to_pylist() if batches else []:
-                if row["kind"] in entries and row["kind"] not in found:
-                    found[row["kind"]] = source.read(row["image_offset"], row["length"] // row["count"])
+                kind, length = row["kind"], min(row["length"], MIB)
+                if kind in entries and length > len(found.get(kind, (b"", 0))[0]):
+                    found[kind] = source.read(row["image_offset"], length), row["length"] // row["count"]
         image.unlink()
     return found

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tests.reference.first_look import first_look as reference
-from vmcarve._ext.first_look import first_look
+from vmcarve._ext.cpu import PATHS
+from vmcarve._ext.first_look import first_look, read_and_look
 from vmcarve.model import SECTOR, Signature
 from vmcarve.source import ImageSource
+from vmcarve.sweeper.run import PIECE
 from vmcarve.sweeper.table import Entry, MagicTable, compile_table, declared
 
-from .common import READ, SIZE_MIB, compare, median, page_buffer, read_all, record
+from .common import MIB, READ, SIZE_MIB, compare, median, page_buffer, read_all, record
 
 
 def looker(table: MagicTable, cap: int = 4096) -> Callable[[np.ndarray], int]:
@@ -22,25 +24,46 @@ def looker(table: MagicTable, cap: int = 4096) -> Callable[[np.ndarray], int]:
     sectors, magics, resume = np.empty(cap, np.int64), np.empty(cap, np.int32), np.zeros(1, np.int64)
 
     def look(buffer: np.ndarray) -> int:
-        return first_look(buffer, table.probe, table.gate, table.only, table.first, table.next_, table.magic,
-                          table.room, sectors, magics, resume)
+        resume[0] = 0
+        return first_look(table.look, buffer, sectors, magics, resume)
 
     return look
 
 
-def reading(source: ImageSource, buffer: memoryview, look: Callable[[np.ndarray], int]) -> int:
-    """pread and a look at each buffer; returns the hits."""
-    view = np.frombuffer(buffer, np.uint8)
-    return sum(look(view[: source.readinto(at, buffer)]) for at in range(0, source.size, len(buffer)))
+def reader(table: MagicTable, source: ImageSource, buffer: memoryview) -> Callable[[], int]:
+    """read_and_look over the whole source; returns the number of hits."""
+    sectors, magics, view = np.empty(4096, np.int64), np.empty(4096, np.int32), np.frombuffer(buffer, np.uint8)
+
+    def read() -> int:
+        state, hits = np.array([0, 0, 0, source.size, 0], np.int64), 0
+        while n := read_and_look(table.look, source.plain_fd, state, view, PIECE, sectors, magics):
+            hits += n
+        assert state[0] + state[1] == source.size and state[4] == 0
+        return hits
+
+    return read
 
 
 def test_read_and_look(benchmark: Any, noise_image: ImageSource) -> None:
     """pread with the first look at every sector, against pread alone."""
-    buffer, look = page_buffer(READ), looker(compile_table(declared()))
-    result = compare(benchmark, lambda: reading(noise_image, buffer, look), lambda: read_all(noise_image, buffer))
+    buffer, table = page_buffer(READ), compile_table(declared())
+    result = compare(benchmark, reader(table, noise_image, page_buffer(READ)), lambda: read_all(noise_image, buffer))
     seconds = (median(result.ours.cpu) - median(result.limit.cpu)) / SIZE_MIB
     record(benchmark, "pread + first look / pread, CPU time", result.cpu, goal=0.93,
-           note=f"{len(compile_table(declared()).probe)} places in the sector, {seconds * 1e6:.1f} µs a MiB")
+           note=f"{len(table.lines)} cache lines of a sector, {seconds * 1e6:.1f} µs a MiB")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths(benchmark: Any, noise_image: ImageSource, path: str) -> None:
+    """What each set of instructions gives: the look alone, at bytes in the second-level cache."""
+    buffer, noise = page_buffer(PIECE), page_buffer(PIECE)
+    noise_image.readinto(0, noise)
+    view = np.frombuffer(noise, np.uint8)
+    look = looker(compile_table(declared(), PATHS[path]))
+    result = compare(benchmark, lambda: sum(look(view) for _ in range(256)),
+                     lambda: [noise_image.readinto(0, buffer) for _ in range(256)])
+    record(benchmark, f"first look with {path} / pread, speed", result.cpu,
+           note=f"{median(result.ours.cpu) / 256 * 1e6 * (MIB // PIECE):.1f} µs a MiB")
 
 
 @pytest.mark.parametrize("probes", [1, 2, 4, 8, 16])
@@ -74,7 +97,13 @@ def test_every_magic_planted(benchmark: Any, noise_image: ImageSource) -> None:
     for i, e in enumerate(entries):
         at = i * 8 * SECTOR + e.signature.at % SECTOR
         view[at : at + len(e.signature.magic)] = np.frombuffer(e.signature.magic, np.uint8)
-    want = len(reference(view.tobytes(), [(e.signature.at % SECTOR, e.signature.magic) for e in entries]))
+        if e.signature.also is not None:
+            at, _, value = e.signature.also
+            at += i * 8 * SECTOR - e.back
+            view[at : at + len(value)] = np.frombuffer(value, np.uint8)
+    second = [None if (a := e.signature.also) is None else (a[0] - e.back, a[1], a[2]) for e in entries]
+    want = len(reference(view.tobytes(), [(e.signature.at % SECTOR, e.signature.magic, also)
+                                          for e, also in zip(entries, second, strict=True)]))
     assert want >= len(entries)
     look, buffer = looker(compile_table(entries)), page_buffer(READ)
     result = compare(benchmark, lambda: look(view), lambda: noise_image.readinto(0, buffer),

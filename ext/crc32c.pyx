@@ -1,77 +1,65 @@
-"""crc32c: the Castagnoli checksum (reflected polynomial 0x82F63B78), slicing by 8, of one buffer or of many blocks.
+"""crc32c: the Castagnoli checksum (reflected polynomial 0x82F63B78) of one buffer, or of many structures in one.
 
 The functions move the *raw* register: they invert neither before nor after, so that every convention can be built on
 them (VHDX, XFS, Btrfs: start at 0xFFFFFFFF and invert the result; ext4: start at a seed, no inversion).
-in   buf uint8[n], or blocks uint8[n, m]: borrowed, may be read-only; state: the register before the first byte
-out  the register after the last byte; for blocks out uint32[n], each block started anew from `init`
-Reference: tests/reference/crc32c.py
+in   buf uint8[n]: borrowed, may be read-only; state, init: the register before the first byte; path: cpu.PATHS
+out  the register after the last byte; for structures out uint32[k], each started anew from `init`
+Reference: tests/reference/crc32c.py. How it is computed: ext/crc32c.h
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
-cdef uint32_t[8][256] TABLE     # TABLE[k][b]: the register after byte b and k zero bytes, from register 0
+cdef extern from "cpu.h":
+    int path_is_here(int path) nogil
 
+cdef extern from "crc32c.h":
+    void crc_fill_tables() nogil
+    int crc_instruction_is_here(int path) nogil
+    uint32_t crc_run(const uint8_t *at, int64_t n, uint32_t state, int instruction) nogil
+    void crc_rows(const uint8_t *buf, const int64_t *at, int64_t rows, int64_t length, int64_t zero_at, int64_t zero,
+                  uint32_t init, uint32_t *out, int instruction) nogil
 
-cdef void fill_table() noexcept:
-    cdef uint32_t value, b
-    cdef int k, _bit
-    for b in range(256):
-        value = b
-        for _bit in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        TABLE[0][b] = value
-    for k in range(1, 8):
-        for b in range(256):
-            TABLE[k][b] = (TABLE[k - 1][b] >> 8) ^ TABLE[0][TABLE[k - 1][b] & 255]
+crc_fill_tables()
 
 
-fill_table()
+cdef int instruction_of(int path) except -1:
+    if not path_is_here(path):
+        raise ValueError(f"path {path} cannot be run here")
+    return crc_instruction_is_here(path)
 
 
-cdef inline uint32_t run(const uint8_t *at, Py_ssize_t n, uint32_t state) noexcept nogil:
-    """in bounds: reads at[0 .. n); each table index is a byte."""
-    cdef uint64_t word
-    while n >= 8:
-        # put together byte by byte: no alignment, no byte order; compilers make one load of it
-        word = (<uint64_t> at[0] | <uint64_t> at[1] << 8 | <uint64_t> at[2] << 16 | <uint64_t> at[3] << 24
-                | <uint64_t> at[4] << 32 | <uint64_t> at[5] << 40 | <uint64_t> at[6] << 48 | <uint64_t> at[7] << 56)
-        word ^= state
-        state = (TABLE[7][word & 255] ^ TABLE[6][word >> 8 & 255] ^ TABLE[5][word >> 16 & 255]
-                 ^ TABLE[4][word >> 24 & 255] ^ TABLE[3][word >> 32 & 255] ^ TABLE[2][word >> 40 & 255]
-                 ^ TABLE[1][word >> 48 & 255] ^ TABLE[0][word >> 56])
-        at += 8
-        n -= 8
-    while n > 0:
-        state = (state >> 8) ^ TABLE[0][(state ^ at[0]) & 255]
-        at += 1
-        n -= 1
-    return state
-
-
-cpdef uint32_t crc32c_update(const uint8_t[::1] buf, uint32_t state):
+cpdef uint32_t crc32c_update(const uint8_t[::1] buf, uint32_t state, int path=0):
     """The register after `buf`. The GIL is released from 4 KiB on: below, releasing costs more than the sum."""
     cdef Py_ssize_t n = buf.shape[0]
+    cdef int instruction = instruction_of(path)
     if n == 0:
         return state
     if n < 4096:
-        return run(&buf[0], n, state)
+        return crc_run(&buf[0], n, state, instruction)
     with nogil:
-        state = run(&buf[0], n, state)
+        state = crc_run(&buf[0], n, state, instruction)
     return state
 
 
-cpdef int crc32c_blocks(const uint8_t[:, ::1] blocks, uint32_t init, uint32_t[::1] out) except -1:
-    """out[i]: the register after block i, from `init`."""
-    cdef Py_ssize_t n = blocks.shape[0], m = blocks.shape[1], i
-    if out.shape[0] != n:
-        raise ValueError(f"out has {out.shape[0]} places for {n} blocks")
-    if n == 0:
+cpdef int crc32c_structures(const uint8_t[::1] buf, const int64_t[::1] at, int64_t length, int64_t zero_at,
+                            int64_t zero, uint32_t init, uint32_t[::1] out, int path=0) except -1:
+    """out[i]: the register after buf[at[i] .. at[i] + length); `zero` bytes from its `zero_at` on count as zeros."""
+    cdef Py_ssize_t k = at.shape[0], i
+    cdef int instruction = instruction_of(path)
+    cdef int64_t last = buf.shape[0] - length
+    if out.shape[0] != k:
+        raise ValueError(f"out has {out.shape[0]} places for {k} structures")
+    if length < 0 or zero < 0 or zero_at < 0 or zero_at > length - zero:
+        raise ValueError(f"{zero} zeros at {zero_at} do not lie inside {length} bytes")
+    for i in range(k):
+        if at[i] < 0 or at[i] > last:
+            raise ValueError(f"the structure at {at[i]} lies outside the buffer")
+    if k == 0:
         return 0
-    if m == 0:
-        for i in range(n):
+    if length == 0:
+        for i in range(k):
             out[i] = init
         return 0
-    with nogil:     # in bounds: i < n, and each row has m bytes, contiguous
-        for i in range(n):
-            out[i] = run(&blocks[i, 0], m, init)
+    with nogil:     # in bounds: every structure lies in buf, and the zeros in every structure
+        crc_rows(&buf[0], &at[0], k, length, zero_at, zero, init, &out[0], instruction)
     return 0

@@ -1,127 +1,193 @@
-"""first_look: which sectors begin a magic. Knows no format: magics come as a table made from the modules' signatures.
+"""first_look: which sectors begin a magic, and reading a file while asking that. Knows no format: magics come as a
+table made from the modules' signatures (sweeper/table.py), whose arrays ext/first_look.h describes.
 
-in   buf uint8[n], borrowed, may be read-only; looked at in steps of 512 bytes, a tail shorter than a sector is ignored
-     probe int32[k], rising: in-sector byte offsets at which magics lie (0 <= probe < 511)
-     gate uint8[k, 8192]: per probe one bit for each little-endian 16-bit value that begins a magic there
-     only int32[k]: the value, where one value begins every magic of the probe, else -1 (the gate says the same, slower)
-     first int32[k, 65536] or -1: head of the chain of magics for that value; next int32[m]: the chain, ends with -1
-     magic uint8[m, 16]: the bytes to compare, padded with zeros
-     room int32[m]: 0 < probe + length <= 512, length of each magic, so that a comparison stays inside its sector
-out  hit_sector int64[cap], hit_magic int32[cap]: sector numbers, rising, and which magic
-     resume int64[1]: the sector to go on with when the result is full (cap), else the number of sectors
-returns the number of hits; a caller whose cap was reached calls again from resume[0].
+LookTable checks its arrays once and keeps them; `look` and `read_and_look` run without the GIL.
 Reference: tests/reference/first_look.py
 """
 
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__) || defined(__clang__)
-    #define PREFETCH(at) __builtin_prefetch(at)
-    #else
-    #define PREFETCH(at) ((void) (at))
-    #endif
-    """
-    void PREFETCH(const void *at) noexcept nogil
+cdef extern from "cpu.h":
+    int path_is_here(int path) nogil
 
-cdef enum:
-    BLOCK = 8       # sectors that are asked together; 16 is no faster, one by one costs twice as much
+cdef extern from "first_look.h":
+    ctypedef struct look_table:
+        int gates, layers, probes, magics
+        const int32_t *line
+        const uint16_t *pattern
+        const uint16_t *mask
+        const uint16_t *idle
+        const int32_t *probe
+        const uint8_t *probe_bits
+        const int32_t *heads
+        const uint16_t *head
+        const int32_t *first
+        const int32_t *next
+        const uint8_t *magic
+        const int32_t *room
+        const int64_t *also_at
+        const int32_t *also_room
+        const uint8_t *also_mask
+        const uint8_t *also_value
+    # (table, buf, filled, sector, end, hit_sector, hit_magic, cap) -> hits
+    ctypedef int64_t (*look_t)(const look_table *, const uint8_t *, int64_t, int64_t *, int64_t, int64_t *, int32_t *,
+                               int64_t) noexcept nogil
+    look_t look_of(int path) nogil
 
-
-cdef inline bint may_begin(const uint8_t *block, const int32_t *probe, const int32_t *only, const uint8_t *gate,
-                           Py_ssize_t probes) noexcept nogil:
-    """Whether a magic may begin in one of BLOCK sectors: what nearly every block answers with no.
-
-    The cost is the cache lines that are touched, one a sector and probe, so they are asked for a block ahead, and no
-    branch depends on the data. A comparison is cheaper than the gate, whose tables compete for the first-level cache.
-    In bounds: probe <= 510 and all BLOCK sectors are there; value >> 3 < 8192; a prefetch behind the end is no access.
-    """
-    cdef uint16_t value, wanted
-    cdef uint8_t any_bit = 0
-    cdef const uint8_t *at
-    cdef const uint8_t *bits
-    cdef Py_ssize_t k
-    cdef int i
-    for k in range(probes):
-        at = block + probe[k]
-        for i in range(BLOCK):
-            PREFETCH(at + 512 * (BLOCK + i))
-        if only[k] >= 0:
-            wanted = <uint16_t> only[k]
-            for i in range(BLOCK):
-                value = <uint16_t> (at[512 * i] | at[512 * i + 1] << 8)
-                any_bit |= value == wanted
-        else:
-            bits = gate + 8192 * k
-            for i in range(BLOCK):
-                value = <uint16_t> (at[512 * i] | at[512 * i + 1] << 8)
-                any_bit |= bits[value >> 3] >> (value & 7)
-    return any_bit & 1
+cdef extern from "unistd.h" nogil:
+    ssize_t pread(int fd, void *buf, size_t count, int64_t offset)
 
 
-cpdef Py_ssize_t first_look(const uint8_t[::1] buf, const int32_t[::1] probe, const uint8_t[:, ::1] gate,
-                            const int32_t[::1] only, const int32_t[:, ::1] first, const int32_t[::1] next_,
-                            const uint8_t[:, ::1] magic, const int32_t[::1] room, int64_t[::1] hit_sector,
-                            int32_t[::1] hit_magic, int64_t[::1] resume) except -1:
-    cdef Py_ssize_t sectors = buf.shape[0] // 512
-    cdef Py_ssize_t probes = probe.shape[0], cap = hit_sector.shape[0], magics = next_.shape[0]
-    cdef Py_ssize_t s = 0, end, k, hits = 0, before
-    cdef const uint8_t *at
-    cdef const uint8_t *want
-    cdef int32_t m, i, n
-    cdef uint16_t value
-    if gate.shape[0] != probes or gate.shape[1] != 8192 or first.shape[0] != probes or first.shape[1] != 65536:
-        raise ValueError("gate must be uint8[k, 8192] and first int32[k, 65536] for k probes")
-    if only.shape[0] != probes or magic.shape[0] != magics or magic.shape[1] != 16 or room.shape[0] != magics:
-        raise ValueError("only must be int32[k], magic uint8[m, 16], and room int32[m], for k probes and m magics")
-    if hit_magic.shape[0] != cap or cap < magics or resume.shape[0] != 1:
+cdef class LookTable:
+    """The arrays of a look_table, held and checked. `path`: which instructions to use (cpu.PATHS)."""
+
+    cdef look_table table
+    cdef look_t look
+    cdef readonly int magics
+    cdef tuple keep
+
+    def __init__(self, int gates, const int32_t[::1] line, const uint16_t[:, ::1] pattern,
+                 const uint16_t[:, ::1] mask, const uint16_t[:, ::1] idle,
+                 const int32_t[::1] probe, const uint8_t[:, ::1] probe_bits, const int32_t[::1] heads,
+                 const uint16_t[::1] head, const int32_t[::1] first, const int32_t[::1] next_,
+                 const uint8_t[:, ::1] magic, const int32_t[::1] room, const int64_t[::1] also_at,
+                 const int32_t[::1] also_room, const uint8_t[:, ::1] also_mask, const uint8_t[:, ::1] also_value,
+                 int path):
+        cdef Py_ssize_t layers = line.shape[0], probes = probe.shape[0]
+        cdef Py_ssize_t magics = room.shape[0], k, m, steps
+        if gates < 0 or gates > probes:
+            raise ValueError(f"{gates} of {probes} probes cannot be gates")
+        if not (pattern.shape[0] == mask.shape[0] == idle.shape[0] == layers
+                and pattern.shape[1] == mask.shape[1] == idle.shape[1] == 32):
+            raise ValueError("pattern, mask and idle must be uint16[l, 32] for l layers")
+        if probe_bits.shape[0] != probes or probe_bits.shape[1] != 8192:
+            raise ValueError("probe_bits must be uint8[k, 8192] for k probes")
+        if heads.shape[0] != probes + 1 or heads[0] != 0 or heads[probes] != head.shape[0]:
+            raise ValueError("heads must be int32[k + 1] for k probes, from 0 to the number of heads")
+        if first.shape[0] != head.shape[0]:
+            raise ValueError("head and first must have one length")
+        if not (next_.shape[0] == also_at.shape[0] == also_room.shape[0] == magics):
+            raise ValueError("next_, room, also_at and also_room must have one length")
+        if not (magic.shape[0] == also_mask.shape[0] == also_value.shape[0] == magics
+                and magic.shape[1] == also_mask.shape[1] == also_value.shape[1] == 16):
+            raise ValueError("magic, also_mask and also_value must be uint8[m, 16] for m magics")
+        for k in range(probes):
+            if probe[k] < 0 or probe[k] > 510:
+                raise ValueError(f"place {probe[k]} does not lie inside a sector")
+        for k in range(layers):
+            if line[k] < 0 or line[k] >= 512 or line[k] % 64:
+                raise ValueError(f"line {line[k]} is no cache line of a sector")
+        for m in range(magics):
+            if not (2 <= room[m] <= 16 and 0 <= also_room[m] <= 16 and -(1 << 40) < also_at[m] < 1 << 40):
+                raise ValueError(f"magic {m} has length {room[m]}, second field {also_room[m]} at {also_at[m]}")
+            k, steps = m, 0
+            while k >= 0:   # every chain ends: it has no more steps than there are magics
+                if k >= magics or steps > magics or next_[k] < -1:
+                    raise ValueError(f"the chain of magic {m} does not end")
+                k, steps = next_[k], steps + 1
+        for k in range(probes):
+            if heads[k] > heads[k + 1]:
+                raise ValueError("heads must not fall")
+        for k in range(first.shape[0]):
+            if first[k] < 0 or first[k] >= magics:
+                raise ValueError(f"first[{k}] is no magic")
+        if not path_is_here(path):
+            raise ValueError(f"path {path} cannot be run here")
+        self.keep = (line, pattern, mask, idle, probe, probe_bits, heads, head, first, next_, magic,
+                     room, also_at, also_room, also_mask, also_value)
+        self.look = look_of(path)
+        self.magics = magics
+        t = &self.table
+        t.gates, t.layers, t.probes, t.magics = gates, layers, probes, magics
+        if layers:
+            t.line, t.pattern, t.mask, t.idle = &line[0], &pattern[0, 0], &mask[0, 0], &idle[0, 0]
+        if probes:
+            t.probe, t.probe_bits, t.heads = &probe[0], &probe_bits[0, 0], &heads[0]
+        if head.shape[0]:
+            t.head, t.first = &head[0], &first[0]
+        if magics:
+            t.next, t.magic, t.room, t.also_at, t.also_room = (&next_[0], &magic[0, 0], &room[0], &also_at[0],
+                                                               &also_room[0])
+            t.also_mask, t.also_value = &also_mask[0, 0], &also_value[0, 0]
+
+
+cdef int check(LookTable table, int64_t[::1] hit_sector, int32_t[::1] hit_magic) except -1:
+    if hit_magic.shape[0] != hit_sector.shape[0] or hit_sector.shape[0] < max(1, table.magics):
         raise ValueError("hit_sector and hit_magic must have one length, at least the number of magics")
-    for k in range(probes):
-        if probe[k] < 0 or probe[k] > 510:
-            raise ValueError(f"probe {probe[k]} does not lie inside a sector")
-    for m in range(magics):
-        if room[m] < 2 or room[m] > 16 or next_[m] < -1 or next_[m] >= magics:
-            raise ValueError(f"magic {m} has length {room[m]}, next {next_[m]}")
-    resume[0] = sectors
-    if sectors == 0 or probes == 0:
+    return 0
+
+
+cpdef Py_ssize_t first_look(LookTable table, const uint8_t[::1] buf, int64_t[::1] hit_sector, int32_t[::1] hit_magic,
+                            int64_t[::1] resume) except -1:
+    """The magics of buf's sectors; a tail shorter than a sector is not looked at.
+
+    in   resume[0]: the sector to begin with
+    out  hit_sector, hit_magic: sector numbers, rising, and which magic; resume[0]: the sector to go on with when the
+         result was full, else the number of sectors
+    returns the number of hits.
+    """
+    cdef int64_t sectors = buf.shape[0] // 512, hits
+    check(table, hit_sector, hit_magic)
+    if resume.shape[0] != 1 or resume[0] < 0:
+        raise ValueError("resume must be one sector number")
+    if resume[0] >= sectors:
         return 0
-    with nogil:
-        # in bounds: s < sectors so 512*s + 511 < n; probe <= 510 so both bytes of the value are in the sector; a magic
-        # is compared only where probe + room <= 512; chains end (the caller built them from distinct indices, and the
-        # inner loop stops at cap: a sector that would overflow is given back whole through resume)
-        while s < sectors and resume[0] == sectors:
-            if s + BLOCK <= sectors and not may_begin(&buf[512 * s], &probe[0], &only[0], &gate[0, 0], probes):
-                s += BLOCK
-                continue
-            end = min(s + BLOCK, sectors)
-            while s < end:
-                before = hits
-                for k in range(probes):
-                    at = &buf[512 * s] + probe[k]
-                    value = <uint16_t> (at[0] | (at[1] << 8))
-                    if not gate[k, value >> 3] >> (value & 7) & 1:
-                        continue
-                    m = first[k, value]
-                    while m >= 0:
-                        n = room[m]
-                        if probe[k] + n <= 512:
-                            want = &magic[m, 0]
-                            i = 2
-                            while i < n and at[i] == want[i]:
-                                i += 1
-                            if i == n:
-                                if hits == cap:
-                                    break
-                                hit_sector[hits] = s
-                                hit_magic[hits] = m
-                                hits += 1
-                        m = next_[m]
-                    if m >= 0:      # left by break: full
-                        hits = before
-                        resume[0] = s
-                        break
-                if resume[0] == s:
+    with nogil:     # in bounds: 0 <= resume < sectors and 512 * sectors <= the buffer's length
+        hits = table.look(&table.table, &buf[0], buf.shape[0], &resume[0], sectors, &hit_sector[0],
+                          &hit_magic[0], hit_sector.shape[0])
+    return hits
+
+
+cpdef Py_ssize_t read_and_look(LookTable table, int fd, int64_t[::1] state, uint8_t[::1] buf, int64_t piece,
+                               int64_t[::1] hit_sector, int32_t[::1] hit_magic) except -1:
+    """Reads a file on and looks, piece by piece while the piece is in the cache, until there is something to do.
+
+    A piece without hits is overwritten by the next; from the first one with hits on the buffer is filled up, so that
+    who confirms has as many at once as it holds, and what lies behind them.
+
+    in   piece: bytes a read, a multiple of 512, at most the buffer's length
+         state int64[5]: 0 image offset of buf[0]; 1 bytes filled; 2 sectors of them looked at; 3 image offset to end
+         at; 4 is written: 0, or the errno of a read that failed at state[0] + state[1] (a short read counts as EIO)
+    out  the same, and hits as in first_look, sector numbers within buf
+    returns the number of hits. Call again when they are dealt with: it goes on looking in the buffer, then reading;
+    when all that is in the buffer was looked at, it will be overwritten. Done when it returns 0 without error.
+    """
+    cdef int64_t hits = 0, want, upto, at
+    cdef ssize_t got
+    check(table, hit_sector, hit_magic)
+    if state.shape[0] != 5 or state[0] < 0 or not 0 <= state[1] <= buf.shape[0] or not 0 <= state[2] * 512 <= state[1]:
+        raise ValueError("state does not fit the buffer")
+    if piece < 512 or piece % 512 or piece > buf.shape[0]:
+        raise ValueError("piece must be whole sectors that fit into the buffer")
+    state[4] = 0
+    with nogil:     # in bounds: filled + want <= the buffer's length; sectors looked at * 512 <= filled
+        while True:
+            if state[2] < state[1] // 512:
+                # a tail that is no sector belongs to the image's end only: all pieces before it are whole sectors
+                hits += table.look(&table.table, &buf[0], state[1], &state[2], state[1] // 512,
+                                   &hit_sector[hits], &hit_magic[hits], hit_sector.shape[0] - hits)
+                if state[2] < state[1] // 512:
+                    break           # the result is full
+            at = state[0] + state[1]
+            if at >= state[3]:
+                break
+            if hits and hit_sector.shape[0] - hits < table.magics:
+                break               # the next sector might not fit
+            if hits == 0:
+                state[0], state[1], state[2] = at, 0, 0
+            want = min(min(piece, state[3] - at), buf.shape[0] - state[1])
+            if want <= 0:
+                break               # the buffer is full
+            upto = state[1] + want
+            while state[1] < upto:
+                got = pread(fd, &buf[state[1]], upto - state[1], state[0] + state[1])
+                if got < 0 and errno == EINTR:
+                    continue
+                if got <= 0:
+                    state[4] = errno if got < 0 else 5
                     break
-                s += 1
+                state[1] += got
+            if state[4]:
+                break
     return hits

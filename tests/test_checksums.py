@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.reference import crc32c as reference
 from vmcarve._ext import crc32c as kernel
+from vmcarve._ext.cpu import PATHS
 from vmcarve.checksums import crc32c, crc32c_rows, crc32c_zeroed
 
 SEED = bytes(np.random.default_rng(5).integers(0, 256, 400, np.uint8))
@@ -26,7 +27,32 @@ def test_every_shift_and_length(length: int) -> None:
     """Unaligned, read-only views of every short length give what the reference gives."""
     for shift in range(17):
         part = memoryview(SEED)[shift : shift + length]
-        assert kernel.crc32c_update(part, 0x1234_5678) == reference.crc32c_update(bytes(part), 0x1234_5678)
+        for path in PATHS.values():
+            assert kernel.crc32c_update(part, 0x1234_5678, path) == reference.crc32c_update(bytes(part), 0x1234_5678)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_long_stretches(path: int) -> None:
+    """Lengths around the parts that are summed side by side, and around where the lock is given up."""
+    data = np.random.default_rng(9).bytes(5000)
+    for length in (511, 512, 1535, 1536, 1537, 1544, 3072, 3079, 4095, 4096, 4999):
+        assert kernel.crc32c_update(data[1 : 1 + length], 7, path) == reference.crc32c_update(data[1 : 1 + length], 7)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=13), st.integers(0, 100), st.integers(0, 100), st.integers(0, 20))
+def test_structures_in_a_buffer(path: int, at: list[int], length: int, zero_at: int, zero: int) -> None:
+    """Structures that overlap, in any order and number, with bytes that count as zeros."""
+    zero_at = min(zero_at, length)
+    zero = min(zero, length - zero_at)
+    buf, out = np.frombuffer(SEED, np.uint8), np.empty(len(at), np.uint32)
+    kernel.crc32c_structures(buf, np.array(at, np.int64), length, zero_at, zero, 99, out, path)
+    want = []
+    for a in at:
+        body = SEED[a : a + zero_at] + bytes(zero) + SEED[a + zero_at + zero : a + length]
+        want.append(reference.crc32c_update(body, 99))
+    assert out.tolist() == want
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +77,13 @@ def test_zeroed_field() -> None:
     assert crc32c_zeroed(SEED, 4) == crc32c(SEED[:4] + bytes(4) + SEED[8:])
 
 
-def test_out_must_fit() -> None:
-    """A result array of another length is refused before anything is written."""
-    with pytest.raises(ValueError, match="out has 2 places for 3 blocks"):
-        kernel.crc32c_blocks(np.zeros((3, 8), np.uint8), 0, np.zeros(2, np.uint32))
+def test_what_lies_outside_is_refused() -> None:
+    """Arguments are checked before the loop runs without checks, and nothing is written then."""
+    buf, out = np.zeros(20, np.uint8), np.zeros(2, np.uint32)
+    for at, length, zero_at, zero in (([0], 8, 0, 0), ([0, 13], 8, 0, 0), ([-1, 0], 8, 0, 0), ([0, 1], 8, 5, 4),
+                                      ([0, 1], 8, -1, 1), ([0, 1], -1, 0, 0), ([0, 1], 8, 9, 0)):
+        with pytest.raises(ValueError, match="places|outside|inside"):
+            kernel.crc32c_structures(buf, np.array(at, np.int64), length, zero_at, zero, 1, out)
+    assert not out.any()
+    with pytest.raises(ValueError, match="path"):
+        kernel.crc32c_update(b"abc", 0, 17)

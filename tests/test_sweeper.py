@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import hashlib
+import json
+import mmap
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmcarve.errors import UsageError
 from vmcarve.model import Evidence, EvidenceBatch, Reader, Signature
 from vmcarve.source import ImageSource, open_image
 from vmcarve.sweeper import Sweep, run, sweep_image
@@ -226,6 +233,89 @@ def test_a_source_that_knows_no_holes_is_read_whole(tmp_path: Path) -> None:
     assert len(rows) == 1 and result.bytes_read == path.stat().st_size
 
 
+# --- hashes of the image, and the page cache -------------------------------------------------------------------------
+@settings(max_examples=40, deadline=None)
+@given(parts=st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=8), tail=st.integers(0, 700),
+       chunk=st.integers(1, 9), per=st.integers(1, 4), bad=st.sets(st.integers(0, 30), max_size=3),
+       align=st.sampled_from([1, 512]))
+def test_the_image_is_hashed_while_it_is_swept(parts: list[tuple[bool, int]], tail: int, chunk: int, per: int,
+                                               bad: set[int], align: int,
+                                               tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Data, holes and bad sectors, in reads of any size: the hashes of what the image reads as, and the same finds."""
+    data = bytearray()
+    path = tmp_path_factory.getbasetemp() / "hashed.img"
+    with path.open("wb") as f:
+        for n, (is_data, pages) in enumerate(parts):
+            body = bytearray(pages * 4096)
+            if is_data:
+                body[:] = np.random.default_rng(n).bytes(len(body))
+                body[512:1024] = structure(SPARSE[0], n)
+                f.seek(len(data))
+                f.write(body)
+            data += body
+        f.truncate(len(data) + tail)
+    data += bytes(tail)
+    for s in bad:
+        data[s * SECTOR : (s + 1) * SECTOR] = bytes(len(data[s * SECTOR : (s + 1) * SECTOR]))
+    with BadMedium(path, bad) as source, settled(chunk * SECTOR, chunk * per * SECTOR), \
+            mock.patch.object(os, "preadv", source.preadv):  # type: ignore[attr-defined]
+        rows, result = swept(source, hashes=("sha256", "blake2b"), align=align)
+    assert sorted(rows) == plain(bytes(data))
+    assert result.digests == {n: hashlib.new(n, data).hexdigest() for n in ("sha256", "blake2b")}
+
+
+def test_a_hash_that_is_none_is_refused(tmp_path: Path) -> None:
+    """An unknown name is a wrong call; a part of an image has no hash."""
+    (tmp_path / "i").write_bytes(bytes(1024))
+    with open_image(tmp_path / "i") as source, settled():
+        with pytest.raises(UsageError, match="crc1"):
+            swept(source, hashes=("crc1",))
+        with pytest.raises(ValueError, match="part"):
+            swept(source, hashes=("sha256",), ranges=[(0, 512)])
+
+
+def test_the_case_keeps_the_hashes(tmp_path: Path) -> None:
+    """case.json has them by image, --resume keeps them, and asks for a new sweep when one is missing."""
+    image, out = tmp_path / "i", tmp_path / "case"
+    image.write_bytes(image_of([], 100))
+    argv = [sys.executable, "-m", "vmcarve.cli", "recover", str(image), "--out", str(out), "--no-write"]
+
+    def hashes(*more: str) -> dict[str, str]:
+        done = subprocess.run([*argv, *more], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads((out / "case.json").read_text())["images"][0]["hashes"]
+
+    sha, blake = (hashlib.new(n, image.read_bytes()).hexdigest() for n in ("sha256", "blake2b"))
+    assert hashes("--hash-image", "sha256", "--align", "1") == {"sha256": sha}
+    assert hashes("--resume", "--align", "1") == {"sha256": sha}
+    assert hashes("--resume", "--hash-image", "sha256", "--hash-image", "blake2b") == {"sha256": sha, "blake2b": blake}
+    refused = subprocess.run([*argv[:-3], str(tmp_path / "new"), "--align", "2"], capture_output=True, timeout=60)
+    assert refused.returncode == 2 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_the_page_cache_is_not_filled(tmp_path: Path) -> None:
+    """What was read of an image larger than half of the memory is given up, all of it; of a smaller one, nothing."""
+    path = tmp_path / "i"
+    path.write_bytes(bytes(image_of([(3, 0, 1)], 300)))
+    size = path.stat().st_size
+    for memory, dropped in ((2 * size + 2, []), (2 * size - 2, [(0, size)])):
+        told: list[tuple[int, int, int]] = []
+        with open_image(path) as source, settled(8 * SECTOR, 16 * SECTOR), \
+                mock.patch("vmcarve.source.image._memory", lambda memory=memory: memory), \
+                mock.patch.object(os, "posix_fadvise", lambda fd, at, n, what, told=told: told.append((at, n, what))):
+            swept(source, threads=2)
+        assert told[0] == (0, 0, os.POSIX_FADV_SEQUENTIAL)
+        merged: list[tuple[int, int]] = []
+        for at, n, what in sorted(told[1:]):
+            assert what == os.POSIX_FADV_DONTNEED
+            if merged and merged[-1][1] == at:
+                merged[-1] = (merged[-1][0], at + n)
+            else:
+                merged.append((at, at + n))
+        assert merged == dropped
+
+
 # --- what goes wrong does not end it ----------------------------------------------------------------------------------
 class BadMedium(ImageSource):
     """An image some of whose sectors give EIO, like a disk's; any read that touches one fails as a whole."""
@@ -235,6 +325,10 @@ class BadMedium(ImageSource):
         self.bad = bad
         self.refused = 0
         self.system_preadv = os.preadv
+
+    @property
+    def plain_fd(self) -> int:
+        return -1  # the kernel's own pread would not fail: every read goes through Python
 
     def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         if fd == self.fd:
@@ -264,6 +358,35 @@ def test_unreadable_sectors_become_ranges(bad: set[int], plants: list[tuple[int,
     assert sorted(rows) == plain(bytes(data))
     assert noted == bad
     assert source.refused < 100 * len(bad), "a bad sector must not be asked for without end"
+
+
+def test_an_error_of_the_system_becomes_a_range(tmp_path: Path) -> None:
+    """EIO that pread itself gives, as a bad disk would: our own memory with a page taken out, read as an image."""
+    page = mmap.PAGESIZE
+    area = mmap.mmap(-1, 16 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    body = structure(SPARSE[0], 9)
+    wanted: list[Row] = []
+    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    for where in (0, 4 * page + 512, 6 * page - 512, 7 * page, 16 * page - 512):
+        area[where : where + 512] = body
+        wanted.append(("t.head", at + where, 9, None))
+    libc = ctypes.CDLL(None)
+    assert libc.munmap(ctypes.c_void_p(at + 6 * page), ctypes.c_size_t(page)) == 0
+    try:
+        (tmp_path / "i").write_bytes(b"")
+        with open_image(tmp_path / "i") as source, settled(8 * page, 16 * page), \
+                mock.patch.object(source, "_size", at + len(area)):
+            memory = os.open("/proc/self/mem", os.O_RDONLY)
+            os.dup2(memory, source.fd)
+            os.close(memory)
+            rows, _ = swept(source, ranges=[(at, len(area))], threads=1)
+            assert source.unreadable == [(at + 6 * page, page)]
+    finally:
+        libc.mmap.restype = ctypes.c_void_p  # whole again, for whoever frees it
+        fixed, private_anonymous, read_write = 0x10, 0x22, 3
+        libc.mmap(ctypes.c_void_p(at + 6 * page), ctypes.c_size_t(page), read_write, private_anonymous | fixed, -1,
+                  ctypes.c_long(0))
+    assert rows == wanted
 
 
 def test_a_confirm_that_raises_is_told(tmp_path: Path) -> None:

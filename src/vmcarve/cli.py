@@ -14,6 +14,7 @@ EXAMPLES = """\
 examples:
   vmcarve recover disk.raw --out case          sweep a raw disk, recover what was deleted, write it to case/disks
   vmcarve recover /dev/sdb --out case --no-write    tables and maps only: nothing is copied
+  vmcarve recover dump.mem --out case --align 1    disks that lie at any byte: in an archive, in a memory dump
   vmcarve recover a.raw b.raw --out case       two disks of one host: snapshot chains may span them
   vmcarve list case                            what was found, one line a disk
   vmcarve show case vdi-1f400000               one disk: its map, its grades, what is missing and why
@@ -78,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--unallocated", action="store_true",
                        help="only what the host file systems of the image do not hold: deleted disks, no live ones")
         p.add_argument("--resume", action="store_true", help="go on in a case whose sweep was finished")
+        p.add_argument("--align", type=int, choices=(512, 1), default=512, metavar="N",
+                       help="where containers may begin: 512, on sectors (default), or 1, at any byte too: inside "
+                            "archives and memory dumps; takes two to three times as long where reading is fast")
+        p.add_argument("--hash-image", action="append", choices=("sha256", "blake2b", "blake3"), default=[],
+                       metavar="NAME", help="hash each image while it is swept, into case.json: sha256, blake2b, or "
+                                            "blake3 (where its package is installed); may be given more than once")
         p.add_argument("--threads", type=_threads, metavar="N", help="worker threads of the sweep (default: cores)")
     recover.add_argument("--live", action="store_true", help="also write disks that are not deleted on the host")
     recover.add_argument("--no-write", action="store_true", help="tables and maps only, no recovered files")
@@ -112,7 +119,7 @@ class _Version(str):
         return super().__new__(cls, "%(prog)s")
 
     def __mod__(self, values: Any) -> str:
-        from .pipeline import program_version
+        from .version import program_version
 
         return f"vmcarve {program_version()}"
 
@@ -135,7 +142,8 @@ def _seconds(text: str) -> float:
 def _options(args: argparse.Namespace) -> Any:
     from .pipeline import Options
 
-    options = Options(resume=args.resume, unallocated=args.unallocated)
+    options = Options(resume=args.resume, unallocated=args.unallocated, align=args.align,
+                      hash_image=tuple(dict.fromkeys(args.hash_image)))
     if args.threads:
         options.threads = args.threads
     if hasattr(args, "live"):

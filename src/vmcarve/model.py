@@ -54,6 +54,9 @@ class Signature:
     kind: what `confirm` would call it ("vdi.header"). Structures start at multiples of 512 bytes.
     dense: True when an image can hold hundreds of thousands of them; dense kinds are confirmed by
     `confirm_batch` only, arrays in, arrays out; `size` is then the number of bytes that it needs from the start.
+    also: (at, mask, value), bytes elsewhere in the structure (1 to 16 of them) that must equal `value` under `mask`:
+    what `confirm` asks for anyhow. The kernel tests it, so that a magic which stands there by chance, or in a text
+    about formats, costs next to nothing. Its place counts from the structure's start, like the magic's.
     """
 
     magic: bytes
@@ -61,6 +64,7 @@ class Signature:
     at: int = 0
     dense: bool = False
     size: int = SECTOR
+    also: tuple[int, bytes, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class EvidenceBatch:
     """Confirmed structures of one dense kind, as arrays of equal length n.
 
     image_offset int64[n] rising; length int (bytes each); value int64[n] or None; volume_offset int64[n] (-1 unknown)
-    or None; identity: list of n names, one name for all, or None.
+    or None; identity: list of n names, one name for all, or None; which int32[n]: where given, `identity` lists the
+    names that are met and which[i] is the place there of structure i's.
     """
 
     kind: str
@@ -100,11 +105,12 @@ class EvidenceBatch:
     volume_offset: npt.NDArray[np.int64] | None = None
     identity: Sequence[str] | str | None = None
     confidence: float = 1.0
+    which: npt.NDArray[np.int32] | None = None
 
 
 Confirm = Callable[[Reader, int, Signature], Evidence | None]
-# (blocks uint8[n, signature.size], image_offset int64[n], signature) -> batch
-ConfirmBatch = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64], Signature], EvidenceBatch | None]
+# (blocks: Blocks, read like uint8[n, signature.size]; image_offset int64[n]; signature) -> batch
+ConfirmBatch = Callable[[Any, npt.NDArray[np.int64], Signature], EvidenceBatch | None]
 
 
 # --- containers ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ from .export import Output, needed, write_container, write_raw
 from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
-from .sweeper import sweep_image
+from .sweeper import check_hashes, sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
+from .version import program_version
 
 WRITERS = 4  # disks written at the same time at most: more make a spinning disk seek
 
@@ -42,6 +42,8 @@ class Options:
     """What a recovery may do. live: also write disks that are not deleted; write: False keeps to tables and maps.
 
     unallocated: look only at what the images' host file systems do not hold; live disks are not found then.
+    align: 512, or 1 to look for containers at every byte. hash_image: names of hashes of the images ("sha256",
+    "blake2b", "blake3"), computed while they are swept.
     """
 
     live: bool = False
@@ -49,6 +51,8 @@ class Options:
     write: bool = True
     digest: bool = True
     resume: bool = False
+    align: int = 512
+    hash_image: tuple[str, ...] = ()
     threads: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
 
 
@@ -56,6 +60,7 @@ def sweep(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str],
           report: Report | None = None) -> Case:
     """Evidence only: CASE/evidence.arrow and case.json."""
     options = options or Options()
+    check_hashes(options.hash_image)
     sources = _open_all(images, out)
     try:
         folder = make_folder(Path(out), options.resume)
@@ -77,6 +82,7 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
     evidence is opened read-only.
     """
     options = options or Options()
+    check_hashes(options.hash_image)
     sources = _open_all(images, out)
     try:
         folder = make_folder(Path(out), options.resume)
@@ -86,7 +92,10 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
             _sweep(sources, folder, info, options, spots, report)
             write_json(folder / "case.json", info)
         else:
-            info["sweep"] = json.loads((folder / "case.json").read_text(encoding="utf-8"))["sweep"]
+            old = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+            info["sweep"] = old["sweep"]
+            for image, before in zip(info["images"], old["images"], strict=True):
+                image["hashes"] = before.get("hashes", {})
         started = time.monotonic()
         items, files = _assemble(sources, folder, info, spots, report)
         info["seconds"]["assemble"] = round(time.monotonic() - started, 3)
@@ -136,7 +145,8 @@ def _info(sources: list[ImageSource], options: Options) -> dict[str, Any]:
         "finished": None,
         "complete": False,
         "options": {"live": options.live, "unallocated": options.unallocated, "write": options.write,
-                    "hash": options.digest, "threads": options.threads},
+                    "hash": options.digest, "threads": options.threads, "align": options.align,
+                    "hash_image": list(options.hash_image)},
         "images": [{"path": str(s.path.resolve()), "size": s.size, "identity": image_identity(s), "unreadable": []}
                    for s in sources],
         "hosts": [],
@@ -152,6 +162,8 @@ def _swept(folder: Path, info: dict[str, Any]) -> bool:
         same = [(i["size"], i["identity"]) for i in old["images"]] == [
             (i["size"], i["identity"]) for i in info["images"]]
         same &= old["options"]["unallocated"] == info["options"]["unallocated"]
+        same = same and old["options"].get("align", 512) == info["options"]["align"]
+        same = same and all(set(info["options"]["hash_image"]) <= set(i.get("hashes", {})) for i in old["images"])
         return same and old["vmcarve"] == info["vmcarve"] and "sweep" in old and (folder / "evidence.arrow").exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -172,10 +184,8 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
            spots: list[list[Spot]] | None, report: Report | None) -> None:
     """All of each image, or with `spots` what none of these hosts holds."""
     started = time.monotonic()
-    ranges = [np.array([[0, s.size]], np.int64) for s in sources]
-    if spots is not None:
-        ranges = [unallocated(s.size, those) for s, those in zip(sources, spots, strict=True)]
-    sizes = [int(r[:, 1].sum()) for r in ranges]
+    ranges = [None if spots is None else unallocated(s.size, spots[i]).tolist() for i, s in enumerate(sources)]
+    sizes = [s.size if r is None else sum(n for _, n in r) for s, r in zip(sources, ranges, strict=True)]
     total = sum(sizes)
     done = 0
     hits: Counter[str] = Counter()
@@ -190,8 +200,9 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
                 if report is not None:
                     report("sweep", min(done, total), total)
 
-            result = sweep_image(source, index, out.write_batch, ranges=ranges[index].tolist(),
-                                 threads=options.threads, progress=progress)
+            result = sweep_image(source, index, out.write_batch, ranges=ranges[index], threads=options.threads,
+                                 align=options.align, hashes=options.hash_image, progress=progress)
+            info["images"][index]["hashes"] = result.digests
             hits.update(result.hits)
             confirmed.update(result.confirmed)
             info["troubles"] += [f"{kind}: {text}" for kind, text in sorted(result.failed.items())]
@@ -399,14 +410,6 @@ def _extents(disks: list[Verified]) -> pa.Table:
             column = pa.array(columns.get(f.name, ()), pa.string() if text else f.type)
         made.append(column.dictionary_encode() if text else column)
     return pa.Table.from_arrays(made, schema=EXTENTS)
-
-
-def program_version() -> str:
-    """The installed version."""
-    try:
-        return version("vmcarve")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 def _now() -> str:

@@ -290,8 +290,8 @@ def swept(reader: Reader) -> list[Evidence]:
     assert HOST.confirm_batch is not None
     batch = HOST.confirm_batch(data[hits[:, None] + np.arange(signature.size)], hits, signature)
     assert batch is not None and batch.volume_offset is not None and batch.value is not None
-    names = batch.identity
-    assert isinstance(names, list)
+    assert isinstance(batch.identity, list) and batch.which is not None
+    names = [batch.identity[i] for i in batch.which]
     return [
         Evidence(batch.kind, int(at), batch.length, volume_offset=int(place), value=int(owner), identity=name)
         for at, place, owner, name in zip(batch.image_offset, batch.volume_offset, batch.value, names, strict=True)

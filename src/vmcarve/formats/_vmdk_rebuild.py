@@ -164,11 +164,11 @@ def stream_table(reader: Reader, offset: int) -> tuple[int, int] | None:
     The grain that ends at the marker names its place on the disk, and the table names that grain's sector: together
     they prove where in the file both lie.
     """
-    h = header.marker_layout(header.OUR_MAX_TABLES * header.ENTRIES * 128)
     row = read_array(reader, offset + SECTOR, header.ENTRIES, "<u4")[0].astype(np.int64)
-    used = np.flatnonzero(row)
-    if not len(used) or row[used].min() < 1 or len(np.unique(row[used])) != len(used):
+    used = np.sort(row[row != 0])
+    if not len(used) or (used[1:] == used[:-1]).any():
         return None
+    h = header.marker_layout(header.OUR_MAX_TABLES * header.ENTRIES * 128)
     before = reader.read(max(0, offset - LAST_GRAIN_SECTORS * SECTOR), min(offset, LAST_GRAIN_SECTORS * SECTOR))
     for distance in range(1, len(before) // SECTOR + 1):
         at = len(before) - distance * SECTOR

@@ -17,6 +17,14 @@ import numpy as np
 from ..model import EXTERNAL, HOLE, LOST, SECTOR, GuestMap, Member, ParentLink, Patch
 
 MAGICS = (b"# Disk Descript", b"#Disk Descript")  # first line; VirtualBox reads "Descriptor File" and no blank too
+
+
+
+def rest_of(magic: bytes) -> tuple[int, bytes, bytes]:
+    """The two letters that follow in every first line, as Signature.also has it."""
+    return len(magic), b"\xff\xff", b"or"
+
+
 EMBEDDED_TYPES = ("monolithicsparse", "streamoptimized")  # createTypes whose descriptor lies inside the extent
 TYPES = EMBEDDED_TYPES + (
     "monolithicflat", "twogbmaxextentsparse", "twogbmaxextentflat", "2gbmaxextentsparse", "2gbmaxextentflat", "vmfs",

@@ -217,7 +217,7 @@ def _map(reader: Reader, h: Header, tables: Int64s, rules: Rules, doubt: bool) -
 FORMAT = Format(
     name="cowd",
     extension="vmdk",
-    signatures=(Signature(MAGIC, "cowd.header", size=HEADER_BYTES),),
+    signatures=(Signature(MAGIC, "cowd.header", size=HEADER_BYTES, also=(4, b"\xff" * 4, b"\1\0\0\0")),),
     open=open_cowd,
     confirm=confirm,
     qemu_name="vmdk",

@@ -38,7 +38,8 @@ from ._tar import (
 )
 
 HEADER_KIND = "ova.header"
-SIGNATURES = (Signature(b"ustar", HEADER_KIND, at=257),)
+# the mode has two octal digits in bytes 104 and 105 however it is padded; their cache line is read anyhow
+SIGNATURES = (Signature(b"ustar", HEADER_KIND, at=257, also=(104, b"\xf8\xf8", b"00")),)
 
 OUR_MAX_OVF = 4 << 20  # bytes of the description that are read
 OUR_MAX_MANIFEST = 1 << 20

@@ -46,7 +46,7 @@ from ._qcow2_tables import (
 
 KIND = "parallels.header"
 OLD, NEW = b"WithoutFreeSpace", b"WithouFreSpacExt"
-SIGNATURES = (Signature(OLD, KIND), Signature(NEW, KIND))
+SIGNATURES = tuple(Signature(magic, KIND, also=(16, b"\xff" * 4, b"\2\0\0\0")) for magic in (OLD, NEW))  # version
 
 HEADER_LENGTH = 64  # the table follows at once
 VERSION = 2

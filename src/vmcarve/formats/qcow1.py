@@ -49,7 +49,8 @@ from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
 
 KIND = "qcow1.header"
-SIGNATURES = (Signature(b"QFI\xfb\0\0\0\x01", KIND),)
+# padding, and an encryption of 0 or 1
+SIGNATURES = (Signature(b"QFI\xfb\0\0\0\x01", KIND, also=(34, b"\xff" * 5 + b"\xfe", bytes(6))),)
 
 HEADER_LENGTH = 48
 FORMAT_MAX_NAME = 1023

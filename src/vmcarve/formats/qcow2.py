@@ -71,7 +71,9 @@ from ._qcow2_tables import (
 from ._qcow2_wants import wants
 
 KIND = "qcow2.header"
-SIGNATURES = (Signature(b"QFI\xfb\0\0\0\x02", KIND), Signature(b"QFI\xfb\0\0\0\x03", KIND))
+SMALL_BITS = (20, b"\xff\xff\xff\xe0", bytes(4))  # cluster_bits: 9 to 21
+SIGNATURES = (Signature(b"QFI\xfb\0\0\0\x02", KIND, also=SMALL_BITS),
+              Signature(b"QFI\xfb\0\0\0\x03", KIND, also=SMALL_BITS))
 
 OFFSET_MASK = np.uint64(0x00FF_FFFF_FFFF_FE00)  # bits 9 to 55 of L1 and standard L2 entries
 COPIED = np.uint64(1 << 63)  # the refcount is exactly one

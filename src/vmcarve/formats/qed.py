@@ -47,7 +47,7 @@ from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
 
 KIND = "qed.header"
-SIGNATURES = (Signature(b"QED\0", KIND),)
+SIGNATURES = (Signature(b"QED\0", KIND, also=(4, b"\xff\x0f\0\xf8", bytes(4))),)  # clusters of 2^12 to 2^26
 
 HEADER_LENGTH = 64
 MIN_CLUSTER, MAX_CLUSTER = 1 << 12, 1 << 26

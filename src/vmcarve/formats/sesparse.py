@@ -379,7 +379,7 @@ def _compare_back_map(reader: Reader, h: Header, guest: GuestMap) -> tuple[bool,
 FORMAT = Format(
     name="sesparse",
     extension="vmdk",
-    signatures=(Signature(MAGIC, "sesparse.header"),),
+    signatures=(Signature(MAGIC, "sesparse.header", also=(24, b"\xff" * 8, struct.pack("<Q", GRAIN_SECTORS))),),
     open=open_sesparse,
     confirm=confirm,
     qemu_name="vmdk",

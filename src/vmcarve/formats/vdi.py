@@ -38,8 +38,9 @@ MAGIC = b"\x7f\x10\xda\xbe"
 MAGIC_AT = 64
 VERSION_0, VERSION_1 = 2, 0x0001_0001  # minor in the low half
 SIGNATURES = (
-    Signature(MAGIC + VERSION_1.to_bytes(4, "little"), KIND, at=MAGIC_AT),
-    Signature(MAGIC + VERSION_0.to_bytes(4, "little"), KIND, at=MAGIC_AT),
+    # the type, 1 to 4
+    Signature(MAGIC + VERSION_1.to_bytes(4, "little"), KIND, at=MAGIC_AT, also=(76, b"\xf8\xff\xff\xff", bytes(4))),
+    Signature(MAGIC + VERSION_0.to_bytes(4, "little"), KIND, at=MAGIC_AT, also=(72, b"\xf8\xff\xff\xff", bytes(4))),
 )
 
 HEADER_BYTES = 512  # all fields lie in the first sector

@@ -97,9 +97,11 @@ CREATORS = {
 }
 
 SIGNATURES = (
-    Signature(b"conectix", "vhd.footer"),
-    Signature(b"cxsparse", "vhd.header"),
-    Signature(b"tdbatmap", "vhd.batmap"),
+    # features and version; no next structure; a sector of the file below 2 TiB, and a version of at most 1.2
+    Signature(b"conectix", "vhd.footer", also=(8, b"\xff\xff\xff\xfc\xff\xff\xff\xff", b"\0\0\0\0\0\1\0\0")),
+    Signature(b"cxsparse", "vhd.header", also=(8, b"\xff" * 8, b"\xff" * 8)),
+    Signature(b"tdbatmap", "vhd.batmap",
+              also=(8, b"\xff\xff\xfe\0\0\0\x01\xff\0\0\0\0\xff\xfe", bytes(14))),
 )
 
 

@@ -73,11 +73,12 @@ QEMU_GAP = 4 * MIB  # QEMU 7.2 leaves this behind the last region (seen: nine di
 SLACK_BLOCKS = 8  # blocks beyond those that a gap-free file could hold
 
 SIGNATURES = (
-    Signature(b"vhdxfile", "vhdx.identifier"),
-    Signature(b"head", "vhdx.header"),
-    Signature(b"regi", "vhdx.regions"),
-    Signature(b"metadata", "vhdx.metadata"),
-    Signature(b"loge", "vhdx.log"),
+    # zeros behind the creator; versions; reserved; at most 2047 items; lengths of whole pages
+    Signature(b"vhdxfile", "vhdx.identifier", also=(520, b"\xff" * 16, bytes(16))),
+    Signature(b"head", "vhdx.header", also=(64, b"\xff" * 4, b"\0\0\1\0")),
+    Signature(b"regi", "vhdx.regions", also=(12, b"\xff" * 4, bytes(4))),
+    Signature(b"metadata", "vhdx.metadata", also=(11, b"\xf8", b"\0")),
+    Signature(b"loge", "vhdx.log", also=(8, b"\xff\x0f\0\0\xff\x0f", bytes(6))),
 )
 
 

@@ -41,7 +41,10 @@ from ..model import (
 
 MAGIC, EXTENT_MAGIC = b"VMA\0\0\0\0\x01", b"VMAE\0\0"  # the header's with its version
 HEADER_KIND, EXTENT_KIND = "vma.header", "vma.extent"
-SIGNATURES = (Signature(MAGIC, HEADER_KIND), Signature(EXTENT_MAGIC, EXTENT_KIND))
+SIGNATURES = (
+    Signature(MAGIC, HEADER_KIND, also=(56, b"\xfe\0\x01\xff", bytes(4))),  # a size of whole sectors, at most 16 MiB
+    Signature(EXTENT_MAGIC, EXTENT_KIND, also=(42, b"\xff\0\0\0\0\0\0\0\xff", bytes(9))),  # reserved in two infos
+)
 
 HEADER_MIN = 12288  # bytes before the blobs: vma.h, sizeof(VmaHeader)
 EXTENT_HEADER = 512

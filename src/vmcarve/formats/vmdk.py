@@ -62,13 +62,17 @@ ORPHAN_FACTOR = 2  # a file holds at most so many grains for each grain of the d
 ORPHAN_SLACK = 4096  # grains
 
 SIGNATURES = (
-    Signature(header.MAGIC, "vmdk.header"),
-    Signature(header.UNFINISHED, "vmdk.header"),
-    *(Signature(magic, "vmdk.descriptor") for magic in text.MAGICS),
+    *(Signature(magic, "vmdk.header", also=(4, b"\xfc\xff\xff\xff", bytes(4)))  # version 0 to 3
+      for magic in (header.MAGIC, header.UNFINISHED)),
+    *(Signature(magic, "vmdk.descriptor", also=text.rest_of(magic)) for magic in text.MAGICS),
     Signature(struct.pack("<QII", 4, 0, stream.GRAIN_TABLE), "vmdk.stream-table"),
     *(
-        Signature(struct.pack("<II", header.REDUNDANT_AT + n, header.REDUNDANT_AT + n + 4), "vmdk.directory")
+        Signature(struct.pack("<II", first, first + 4), "vmdk.directory",
+                  # the next two rise by four too; in a directory of one sector they may be zero
+                  also=(8, b"\xff" * 8, struct.pack("<II", first + 8, first + 12)) if n > 1 else
+                  (8, struct.pack("<II", ~(first + 8) & 0xFFFF_FFFF, ~(first + 12) & 0xFFFF_FFFF), bytes(8)))
         for n in DIRECTORY_SECTORS
+        for first in (header.REDUNDANT_AT + n,)
     ),
 )
 

@@ -13,7 +13,7 @@ from ..errors import Damaged
 from ..model import SECTOR, Check, Container, Evidence, Format, GuestDisk, Reader, Region, Signature
 from . import _vmdk_text as text
 
-SIGNATURES = tuple(Signature(magic, "vmdk-descriptor.text") for magic in text.MAGICS)
+SIGNATURES = tuple(Signature(magic, "vmdk-descriptor.text", also=text.rest_of(magic)) for magic in text.MAGICS)
 CONFIRM_BYTES = 64 << 10  # what a confirmation reads; `open` reads on for disks of some thousand extents
 
 

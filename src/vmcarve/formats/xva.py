@@ -43,7 +43,8 @@ from ._xva_walk import BAD, CHUNK, GOOD, Budget, Chunk, Walk, hash_before, is_ch
 
 FIRST_MEMBER = "ova.xml"
 HEADER_KIND, CHUNK_KIND = "xva.header", "xva.chunk"
-SIGNATURES = (Signature(b"ova.xml\0", HEADER_KIND), Signature(b"Ref:", CHUNK_KIND))
+TAR = (257, b"\xff" * 5, b"ustar")
+SIGNATURES = (Signature(b"ova.xml\0", HEADER_KIND, also=TAR), Signature(b"Ref:", CHUNK_KIND, also=TAR))
 
 OUR_MAX_XML = 16 << 20  # bytes of ova.xml that are read
 OUR_MAX_DISK = 1 << 50  # bytes; a larger size is a lie

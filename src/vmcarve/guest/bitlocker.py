@@ -13,7 +13,7 @@ from ._fields import guid, le16, le32, le64, power_of_two
 
 KIND = "bitlocker.boot"
 MAGIC = b"-FVE-FS-"
-SIGNATURES = (Signature(MAGIC, KIND, at=3),)
+SIGNATURES = (Signature(MAGIC, KIND, at=3, also=(510, b"\xff\xff", b"\x55\xaa")),)
 IDENTIFIERS = ("4967d63b-2e29-4ad8-8399-f6a339e3d001", "92a84d3b-dd80-4d0e-9e4e-b1e3284eaed8")
 BLOCK_VERSIONS = (1, 2)
 OUR_MAX_SIZE = 1 << 60

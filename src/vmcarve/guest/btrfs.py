@@ -20,7 +20,9 @@ KIND = "btrfs.superblock"
 MAGIC, MAGIC_AT = b"_BHRfS_M", 0x40
 SIZE = 4096
 PLACES = (64 << 10, 64 << 20, 256 << 30)  # bytenr of the copies
-SIGNATURES = (Signature(MAGIC, KIND, at=PLACES[0] + MAGIC_AT),)
+# bytenr, 0x30 bytes from the superblock's start, is one of PLACES: no other bit than theirs is set
+SIGNATURES = (Signature(MAGIC, KIND, at=PLACES[0] + MAGIC_AT,
+                        also=(PLACES[0] + 0x30, (~sum(PLACES) & (1 << 64) - 1).to_bytes(8, "little"), bytes(8))),)
 
 OUR_MAX_SIZE = 1 << 60
 

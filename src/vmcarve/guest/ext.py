@@ -15,7 +15,8 @@ from ._fields import label, le16, le32, uuid, whole
 KIND = "ext.superblock"
 AT = 1024  # bytes before the primary superblock
 SIZE = 1024
-SIGNATURES = (Signature(b"\x53\xef", KIND, at=AT + 0x38),)
+FORMAT_MAX_LOG = 6  # 64 KiB blocks: s_log_block_size counts from 1 KiB
+SIGNATURES = (Signature(b"\x53\xef", KIND, at=AT + 0x38, also=(AT + 0x18, b"\xf8\xff\xff\xff", bytes(4))),)
 
 HAS_JOURNAL = 0x4  # s_feature_compat
 RECOVER, META_BG, BIT64, CSUM_SEED = 0x4, 0x10, 0x80, 0x2000  # s_feature_incompat
@@ -28,7 +29,6 @@ ROOT_INODE = 2
 DIRECTORY = 0x4
 USUAL_GROUPS = ((32768, 4096, 0), (16384, 2048, 0), (8192, 1024, 1))  # blocks per group, block size, first data block
 
-FORMAT_MAX_LOG = 6  # 64 KiB blocks
 OUR_MAX_DESCRIPTORS = 256  # whose checksums a probe tests
 OUR_MAX_BLOCKS = 1 << 48
 ALL = 0xFFFF_FFFF

@@ -13,10 +13,9 @@ from ._fields import label, le16, le32, le64, power_of_two, whole
 
 BOOT, EXFAT_BOOT = "fat.boot", "fat.exfat-boot"
 SIGNATURES = (
-    Signature(b"FAT12   ", BOOT, at=54),
-    Signature(b"FAT16   ", BOOT, at=54),
-    Signature(b"FAT32   ", BOOT, at=82),
-    Signature(b"EXFAT   ", EXFAT_BOOT, at=3),
+    *(Signature(magic, BOOT, at=at, also=(510, b"\xff\xff", b"\x55\xaa"))
+      for magic, at in ((b"FAT12   ", 54), (b"FAT16   ", 54), (b"FAT32   ", 82))),
+    Signature(b"EXFAT   ", EXFAT_BOOT, at=3, also=(11, b"\xff" * 16, bytes(16))),  # where FAT has its fields
 )
 EXFAT_REGION = 12  # sectors of the boot region; its copy follows
 

@@ -13,7 +13,7 @@ from ..model import Evidence, GuestKind, Reader, Signature, Volume
 from ._fields import guid, label, le32, le64, whole
 
 MAGIC, REVISION = b"EFI PART", b"\0\0\x01\0"
-SIGNATURES = (Signature(MAGIC + REVISION, "gpt.header"),)
+SIGNATURES = (Signature(MAGIC + REVISION, "gpt.header", also=(12, b"\0\xfc\xff\xff", bytes(4))),)  # at most 512 bytes
 SECTOR_SIZES = (512, 4096)
 HEADER_MIN = 92
 

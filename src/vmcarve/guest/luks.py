@@ -15,7 +15,8 @@ from ._fields import be16, be32, be64, label, power_of_two
 
 HEADER, SECOND = "luks.header", "luks.second-header"
 MAGIC, SECOND_MAGIC = b"LUKS\xba\xbe", b"SKUL\xba\xbe"
-SIGNATURES = (Signature(MAGIC, HEADER), Signature(SECOND_MAGIC, SECOND))
+SIGNATURES = (Signature(MAGIC, HEADER, also=(6, b"\xff\xfc", b"\0\0")),  # versions 1 and 2
+              Signature(SECOND_MAGIC, SECOND, also=(6, b"\xff\xff", b"\0\2")))
 SLOTS, SLOT_AT, SLOT_SIZE = 8, 208, 48
 SLOT_ON, SLOT_OFF = 0x00AC71F3, 0x0000DEAD
 BINARY = 4096  # bytes of a LUKS2 header before its JSON

@@ -17,7 +17,9 @@ MAGIC, TYPE = b"LABELONE", b"LVM2 001"
 SECTOR = 512
 USUAL_SECTOR = 1
 LABEL_SECTORS = 4  # the label is in one of the first
-SIGNATURES = (Signature(MAGIC, KIND, at=USUAL_SECTOR * SECTOR),)
+TYPE_AT = 24
+SIGNATURES = (Signature(MAGIC, KIND, at=USUAL_SECTOR * SECTOR,
+                        also=(USUAL_SECTOR * SECTOR + TYPE_AT, b"\xff" * len(TYPE), TYPE)),)
 MDA_MAGIC = b" LVM2 x[5A%r0N*>"
 INITIAL = 0xF597A6CF
 
@@ -35,7 +37,9 @@ def _crc(data: bytes) -> int:
 def _label(reader: Reader, offset: int) -> bytes | None:
     """The label sector at `offset` when its CRC agrees and its sector number is possible."""
     data = reader.read(offset, SECTOR)
-    if len(data) < SECTOR or data[:8] != MAGIC or data[24:32] != TYPE or le64(data, 8) >= LABEL_SECTORS:
+    if len(data) < SECTOR or data[:8] != MAGIC or not data[TYPE_AT:].startswith(TYPE):
+        return None
+    if le64(data, 8) >= LABEL_SECTORS:
         return None
     if _crc(data[20:]) != le32(data, 16) or not 32 <= le32(data, 20) <= SECTOR - 40:
         return None

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import Blocks
 from ..model import Evidence, EvidenceBatch, GuestKind, Reader, Signature, Volume
 from ._fields import label, le16, le32, le64, power_of_two, whole
 
 BOOT, RECORD = "ntfs.boot", "ntfs.record"
 SMALL, LARGE = 1024, 4096  # bytes of a record; the latter on disks with 4096-byte sectors
 SIGNATURES = (
-    Signature(b"NTFS    ", BOOT, at=3),
-    Signature(b"FILE", RECORD, dense=True, size=SMALL),
+    Signature(b"NTFS    ", BOOT, at=3, also=(14, b"\xff" * 7, bytes(7))),  # fields of FAT that NTFS keeps zero
+    # fixups at an even place in the first sector, 3 or 9 of them
+    Signature(b"FILE", RECORD, dense=True, size=SMALL, also=(4, b"\x01\xfe\xf5\xff", b"\0\0\1\0")),
 )
 STRIDE = 512  # of the fixups, whatever the sector size
 MIRRORED = 4  # records that $MFTMirr holds at least
@@ -105,27 +107,29 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
     return Evidence(BOOT, offset, 512, identity=identity, value=size, confidence=0.5)
 
 
-def confirm_batch(blocks: npt.NDArray[np.uint8], image_offset: npt.NDArray[np.int64],
+def confirm_batch(blocks: npt.NDArray[np.uint8] | Blocks, image_offset: npt.NDArray[np.int64],
                   signature: Signature) -> EvidenceBatch | None:
     """Records whose fixups and sizes agree; value: the number that they state (-1 when they state none).
 
     Of records of two sizes in one batch the more frequent size is kept: two such volumes side by side are not met.
     """
-    half = np.ascontiguousarray(blocks[:, : SMALL]).view("<u2")
-    words = np.ascontiguousarray(blocks[:, : SMALL]).view("<u4")
-    at, count = half[:, 2].astype(np.int64), half[:, 3].astype(np.int64)
-    used, size = words[:, 6].astype(np.int64), words[:, 7].astype(np.int64)
-    good = (words[:, 0] == int.from_bytes(b"FILE", "little")) & ((size == SMALL) | (size == LARGE))
-    good &= (count == size // STRIDE + 1) & (at >= 0x2A) & (at % 2 == 0) & (at + 2 * count <= STRIDE - 2)
-    good &= (used >= 0x38) & (used <= size) & (used % 8 == 0)
-    first = half[:, 10].astype(np.int64)  # offset of the first attribute
-    good &= (first >= 0x30) & (first % 8 == 0) & (first < used) & (first + 8 <= SMALL)
+    records = Blocks.of(blocks)
+    head = records.bytes(0, 0x30)
+    half, words = head.view("<u2"), head.view("<u4")
+    at, count, first = half[:, 2].astype(np.int64), half[:, 3], half[:, 10].astype(np.int64)  # first attribute
+    used, size = words[:, 6], words[:, 7]
+    good = words[:, 0] == int.from_bytes(b"FILE", "little")
+    good &= (size == SMALL) & (count == SMALL // STRIDE + 1) | (size == LARGE) & (count == LARGE // STRIDE + 1)
+    good &= (at >= 0x2A) & (at + 2 * count.astype(np.int64) <= STRIDE - 2) & (at & 1 == 0)
+    good &= (used >= 0x38) & (used <= size) & (used & 7 == 0)
+    good &= (first >= 0x30) & (first < used) & (first + 8 <= SMALL) & (first & 7 == 0)
     rows = np.flatnonzero(good)
     if len(rows) == 0:
         return None
-    number = half[rows, at[rows] // 2]
-    fixed = (half[rows, STRIDE // 2 - 1] == number) & (half[rows, STRIDE - 1] == number)
-    kind = words[rows, np.minimum(first[rows] // 4, SMALL // 4 - 1)]
+    some = records[rows]
+    number = some.field(at[rows], "<u2")
+    fixed = (some.field(STRIDE - 2, "<u2") == number) & (some.field(2 * STRIDE - 2, "<u2") == number)
+    kind = some.field(first[rows], "<u4")
     fixed &= (kind == END) | ((kind >= 0x10) & (kind <= 0x100) & (kind % 16 == 0))
     rows = rows[fixed]
     if len(rows) == 0:

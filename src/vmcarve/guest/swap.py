@@ -12,9 +12,11 @@ from ._fields import label, le32, uuid
 KIND = "swap.header"
 MAGIC = b"SWAPSPACE2"
 PAGE_SIZES = (4096, 16384, 65536)
-SIGNATURES = tuple(Signature(MAGIC, KIND, at=page - len(MAGIC)) for page in PAGE_SIZES)
 INFO, INFO_END = 1024, 1536  # version .. padding; bad page numbers follow
 FORMAT_VERSION = 1
+# looked for by the version, whose cache line is read anyhow: the magic's own would be read for it alone
+SIGNATURES = tuple(Signature(FORMAT_VERSION.to_bytes(4, "little"), KIND, at=INFO, size=page,
+                             also=(page - len(MAGIC), bytes([0xFF]) * len(MAGIC), MAGIC)) for page in PAGE_SIZES)
 
 
 def _volume(reader: Reader, offset: int, page: int) -> Volume | None:
@@ -32,7 +34,7 @@ def _volume(reader: Reader, offset: int, page: int) -> Volume | None:
 
 def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | None:
     """A whole header page with nothing in it that does not belong there."""
-    page = signature.at + len(MAGIC)
+    page = signature.size
     v = _volume(reader, offset, page)
     if v is None:
         return None

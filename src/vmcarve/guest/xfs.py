@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import Blocks, distinct
 from ..checksums import crc32c_rows, crc32c_zeroed
 from ..model import Evidence, EvidenceBatch, GuestKind, Reader, Signature, Volume
 from ._fields import be16, be32, be64, label, le32, power_of_two, uuid, whole
@@ -19,8 +20,9 @@ from ._fields import be16, be32, be64, label, le32, power_of_two, uuid, whole
 SUPER, INODE = "xfs.superblock", "xfs.inode"
 INODE_SIZES = (512, 1024, 2048)  # of version 3 inodes; mkfs.xfs makes 512
 SIGNATURES = (
-    Signature(b"XFSB", SUPER),
-    Signature(b"IN", INODE, dense=True, size=INODE_SIZES[-1]),
+    Signature(b"XFSB", SUPER, also=(4, b"\xff\xfe\x01\xff", bytes(4))),  # blocks of 512 bytes to 64 KiB
+    # version 3, and a format of at most 5
+    Signature(b"IN", INODE, dense=True, size=INODE_SIZES[-1], also=(4, b"\xff\xf8", b"\x03\0")),
 )
 V5 = 5
 META_UUID = 0x4  # sb_features_incompat: structures carry sb_meta_uuid instead
@@ -117,29 +119,30 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
                     confidence=1.0 if s.v5 else 0.9)
 
 
-def confirm_batch(blocks: npt.NDArray[np.uint8], image_offset: npt.NDArray[np.int64],
+def confirm_batch(blocks: npt.NDArray[np.uint8] | Blocks, image_offset: npt.NDArray[np.int64],
                   signature: Signature) -> EvidenceBatch | None:
     """Version 3 inodes under their CRC, for the inode size that most of the batch has. value: the inode number."""
-    rows = np.flatnonzero((blocks[:, 0] == 0x49) & (blocks[:, 1] == 0x4E) & (blocks[:, 4] == 3) & (blocks[:, 5] <= 5))
-    best: npt.NDArray[np.int64] = rows[:0]
-    size = INODE_SIZES[0]
+    every = Blocks.of(blocks)
+    head = every.field(0, "<u8")  # magic, mode, version, format
+    rows = np.flatnonzero((head & 0xFF_0000_FFFF == 0x03_0000_4E49) & (head >> 40 & 0xFF <= 5))
+    inodes = every[rows]
+    stated = inodes.field(INODE_CRC, "<u4")
+    best, size = np.zeros(len(rows), np.bool_), INODE_SIZES[0]
     for candidate in INODE_SIZES:
-        if len(best) * 2 > len(rows):
+        if np.count_nonzero(best) * 2 > len(rows):
             break
-        data = np.ascontiguousarray(blocks[rows, :candidate])
-        stated = data[:, INODE_CRC : INODE_CRC + 4].copy().view("<u4")[:, 0]
-        data[:, INODE_CRC : INODE_CRC + 4] = 0
-        good = rows[crc32c_rows(data) == stated]
-        if len(good) > len(best):
+        good = crc32c_rows(inodes, length=candidate, zeroed=(INODE_CRC, 4)) == stated
+        if np.count_nonzero(good) > np.count_nonzero(best):
             best, size = good, candidate
-    if len(best) == 0:
+    if not best.any():
         return None
-    number = np.ascontiguousarray(blocks[best, 152:160]).view(">u8")[:, 0].astype(np.int64)
-    owner = np.ascontiguousarray(blocks[best, 160:176])
-    names, which = np.unique(owner, axis=0, return_inverse=True)
-    text = np.array([uuid(n.tobytes()) for n in names], object)
-    identity = str(text[0]) if len(text) == 1 else text[which.ravel()].tolist()
-    return EvidenceBatch(INODE, image_offset[best], size, number, identity=identity)
+    if not best.all():
+        rows, inodes = rows[best], inodes[best]
+    number, image_offset = inodes.field(152, ">u8").astype(np.int64), image_offset[rows]
+    names, which = distinct(inodes.bytes(160, 16))
+    if len(names) == 1:
+        return EvidenceBatch(INODE, image_offset, size, number, identity=uuid(names[0]))
+    return EvidenceBatch(INODE, image_offset, size, number, identity=[uuid(n) for n in names], which=which)
 
 
 def _group_troubles(reader: Reader, offset: int, s: _Super) -> list[str]:

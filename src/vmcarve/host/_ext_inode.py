@@ -13,6 +13,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from .._ext.extent_blocks import extent_blocks
+from ..blocks import Blocks
 from ..model import RUN_DATA, RUN_UNWRITTEN
 from ._blocks import I64, U8, no_overlap
 
@@ -303,31 +305,13 @@ def inline_content(slot: Slot) -> bytes:
 
 
 # --- extent blocks found by sweep ----------------------------------------------------------------------------------
-def plausible_extent_blocks(blocks: U8, block_size: int) -> npt.NDArray[np.bool_]:
-    """Which rows of uint8[n, >= 12] are extent blocks: magic, eh_max for this block size, order of the entries.
+def plausible_extent_blocks(blocks: U8 | Blocks, *block_sizes: int) -> npt.NDArray[np.bool_]:
+    """Which rows of uint8[n, >= 12] are extent blocks: magic, eh_max for one of these block sizes, order of entries.
 
     Rows shorter than the block are judged by the entries that they hold.
     """
-    most = entry_limit(block_size)
-    head = np.ascontiguousarray(blocks[:, :12]).view("<u2")
-    ok = (head[:, 0] == EXTENT_MAGIC) & (head[:, 2] == most) & (head[:, 3] <= MAX_DEPTH)
-    ok &= (head[:, 1] > 0) & (head[:, 1] <= most)
-    chosen = np.flatnonzero(ok)
-    if len(chosen) == 0:
-        return ok
-    held = min(most, (blocks.shape[1] - 12) // 12)
-    words = np.ascontiguousarray(blocks[chosen, 12 : 12 + 12 * held]).view("<u4").reshape(-1, held, 3)
-    used = np.arange(held) < head[chosen, 1][:, None]
-    leaf = head[chosen, 3] == 0
-    logical = words[:, :, 0].astype(np.int64)
-    raw = (words[:, :, 1] & 0xFFFF).astype(np.int64)
-    length = np.where(raw > UNWRITTEN_FROM, raw - UNWRITTEN_FROM, raw)
-    length = np.where(leaf[:, None], length, 1)
-    high = (words[:, :, 1] >> 16).astype(np.int64)
-    last = words[:, :, 2].astype(np.int64)
-    physical = np.where(leaf[:, None], high << 32 | last, (last & 0xFFFF) << 32 | words[:, :, 1])
-    # a length of 0 is no extent; 0xFFFFFFFF is no logical block (the format's end of file)
-    fine = (length > 0) & (physical > 0) & (logical + length <= 0xFFFFFFFF)
-    fine[:, 1:] &= logical[:, 1:] >= logical[:, :-1] + length[:, :-1]
-    ok[chosen] = (fine | ~used).all(axis=1)
-    return ok
+    rows = Blocks.of(blocks)
+    good = np.empty(len(rows), np.uint8)
+    limits = np.array([entry_limit(size) for size in block_sizes], np.uint16)
+    extent_blocks(rows.buffer, rows.at, rows.size, limits, good)
+    return good.view(np.bool_)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import Blocks
 from ..model import Evidence, EvidenceBatch, HostFile, Reader, Signature
 from ._blocks import I64, U8, U32, candidates, fill_in, no_overlap, state_before_rows, sweep_runs
 from ._ext_inode import (
@@ -31,24 +32,21 @@ from ._ext_inode import (
 
 KIND = "ext4.extent-leaf"
 # blocks are multiples of 1 KiB from the volume's start, which itself may be any sector (63 on old disks)
-SIGNATURE = Signature(b"\x0a\xf3", KIND, dense=True, size=4096)
+# eh_entries and eh_max at most 5460 (64 KiB blocks), eh_depth at most 5
+SIGNATURE = Signature(b"\x0a\xf3", KIND, dense=True, size=4096, also=(2, b"\0\xe0\0\xe0\xf8\xff", bytes(6)))
 BLOCK_SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BY_LIMIT = {entry_limit(bs): bs for bs in BLOCK_SIZES}
 OUR_MAX_EXTENT_BLOCKS = 1 << 20  # described at once: 40 MiB
 OUR_MAX_GAP = 4096  # blocks: hole between neighbouring leaves of one file that only their place ties together
 
 
-def confirm_batch(blocks: U8, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
+def confirm_batch(blocks: U8 | Blocks, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
     """Extent blocks among the hits: eh_max of some block size, entries sorted and without overlap. value: eh_depth."""
-    keep = np.zeros(len(blocks), np.bool_)
-    limit = np.ascontiguousarray(blocks[:, 4:6]).view("<u2")[:, 0]
-    for most, bs in BY_LIMIT.items():
-        mine = np.flatnonzero(limit == most)
-        if len(mine):
-            keep[mine] = plausible_extent_blocks(blocks[mine, : min(bs, blocks.shape[1])], bs)
+    rows = Blocks.of(blocks)
+    keep = plausible_extent_blocks(rows, *BLOCK_SIZES)
     if not keep.any():
         return None
-    depth = np.ascontiguousarray(blocks[keep, 6:8]).view("<u2")[:, 0]
+    depth = rows[keep].field(6, "<u2")
     return EvidenceBatch(KIND, image_offset[keep], 1024, value=depth.astype(np.int64), confidence=0.7)
 
 

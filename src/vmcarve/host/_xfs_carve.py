@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..blocks import Blocks, distinct
 from ..checksums import crc32c_rows
 from ..model import Evidence, EvidenceBatch, HostFile, Reader, Signature
 from . import _xfs_inode as inodes
@@ -25,7 +26,7 @@ from ._xfs_super import NULL64, Super
 
 KIND, INODES = "xfs.bmbt-leaf", "xfs.inode"
 BLOCK_SIZES = (4096, 1024, 2048)  # mkfs.xfs makes 4096 unless told otherwise
-SIGNATURE = Signature(b"BMA3", KIND, dense=True, size=4096)
+SIGNATURE = Signature(b"BMA3", KIND, dense=True, size=4096, also=(4, b"\xff\xff", b"\0\0"))  # level 0: a leaf
 HEAD = 72  # bytes before the first record
 OUR_MAX_LEAVES = 1 << 18
 OUR_MAX_INODES = 1 << 21
@@ -34,25 +35,22 @@ OUR_MAX_PAIRS = 1 << 12  # inodes that vote on the geometry
 MIN_GROUP_LOG, MAX_GROUP_LOG = 6, 31
 
 
-def confirm_batch(blocks: U8, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
+def confirm_batch(blocks: U8 | Blocks, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
     """Leaves whose checksum holds for a usual block size. volume_offset: the place that they state; value: owner."""
-    level = np.ascontiguousarray(blocks[:, 4:6]).view(">u2")[:, 0]
-    stored = np.ascontiguousarray(blocks[:, BMBT_CHECKSUM : BMBT_CHECKSUM + 4]).view("<u4")[:, 0]
-    keep = np.zeros(len(blocks), np.bool_)
+    rows = Blocks.of(blocks)
+    numbers = rows.bytes(24, 40).view(">u8")
+    leaves = (rows.field(4, ">u2") == 0) & (numbers[:, 0] < 1 << 54) & (numbers[:, 4] < 1 << 63)
+    stored = rows.field(BMBT_CHECKSUM, "<u4")
+    keep = np.zeros(len(rows), np.bool_)
     for size in BLOCK_SIZES:
-        rows = blocks[:, :size].copy()
-        rows[:, BMBT_CHECKSUM : BMBT_CHECKSUM + 4] = 0
-        keep |= (level == 0) & (crc32c_rows(rows) == stored)
-    numbers = np.ascontiguousarray(blocks[:, 24:64]).view(">u8")
-    place, owner = numbers[:, 0], numbers[:, 4]
-    keep &= (place < 1 << 54) & (owner < 1 << 63)
+        keep |= crc32c_rows(rows, length=size, zeroed=(BMBT_CHECKSUM, 4)) == stored
+    keep &= leaves
     if not keep.any():
         return None
-    return EvidenceBatch(
-        KIND, image_offset[keep], 1024, value=owner[keep].astype(np.int64),
-        volume_offset=place[keep].astype(np.int64) * super_.DADDR,
-        identity=[b.tobytes().hex() for b in blocks[keep, 40:56]],
-    )  # fmt: skip
+    place, owner = numbers[keep, 0].astype(np.int64), numbers[keep, 4].astype(np.int64)
+    names, which = distinct(rows[keep].bytes(40, 16))
+    return EvidenceBatch(KIND, image_offset[keep], 1024, value=owner, volume_offset=place * super_.DADDR,
+                         identity=[name.hex() for name in names], which=which)
 
 
 def carve(reader: Reader, evidence: Sequence[Evidence], offset: int, limit: int) -> Iterator[HostFile]:

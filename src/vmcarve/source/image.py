@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import Unreadable, UsageError
 from ..model import SECTOR
 
+OUR_CACHE_SHARE = 0.5  # of the memory: an image up to here may stay in the page cache
 BAD_MEDIUM = {errno.EIO, errno.EREMOTEIO, errno.ENODATA, errno.EILSEQ}
 
 
@@ -56,6 +57,28 @@ class ImageSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def plain_fd(self) -> int:
+        """The file descriptor whose pread gives the image's bytes as they are, -1 where only `readinto` can."""
+        return self.fd
+
+    def read_in_order(self) -> None:
+        """Tells the system that the image is read from front to back: it reads further ahead."""
+        self._advise(0, 0, "POSIX_FADV_SEQUENTIAL")
+
+    def done_with(self, offset: int, length: int) -> None:
+        """Bytes that the sweep has read. Where the page cache could not hold the image, it need not keep them: what
+        others have there, and tables that are read again, would be pushed out."""
+        if self._size > OUR_CACHE_SHARE * _memory():
+            self._advise(offset, length, "POSIX_FADV_DONTNEED")
+
+    def _advise(self, offset: int, length: int, name: str) -> None:
+        if self.plain_fd >= 0 and hasattr(os, "posix_fadvise"):
+            try:
+                os.posix_fadvise(self.fd, offset, length, getattr(os, name))
+            except OSError:  # advice that is not taken changes nothing
+                pass
 
     def readinto(self, offset: int, buffer: memoryview) -> int:
         """Fills `buffer` from image_offset `offset`; returns the bytes filled (short only at the end)."""
@@ -120,6 +143,14 @@ class ImageSource:
                 else:
                     merged.append((at, n))
             self._bad = merged
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 34
 
 
 def open_image(path: str | os.PathLike[str]) -> ImageSource:

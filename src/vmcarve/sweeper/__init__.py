@@ -1,5 +1,6 @@
 """One pass over a source: plan ranges, run the first look, confirm hits, write evidence."""
 
+from .digest import check_hashes
 from .run import Sweep, sweep_image
 
-__all__ = ["Sweep", "sweep_image"]
+__all__ = ["Sweep", "check_hashes", "sweep_image"]

@@ -50,7 +50,9 @@ class EvidenceRows:
         if not tables:
             return
         table = pa.concat_tables(tables)
-        table = table.take(pa.array(np.argsort(table["image_offset"].to_numpy(), kind="stable")))
+        offsets = table["image_offset"].to_numpy()
+        if not (offsets[1:] >= offsets[:-1]).all():  # rows of one kind alone are in order, and taking all is dear
+            table = table.take(pa.array(np.argsort(offsets, kind="stable")))
         table = table.add_column(0, EVIDENCE.field("source"), _repeated(self._source, table.num_rows, pa.int32()))
         for batch in table.cast(EVIDENCE).combine_chunks().to_batches():
             self._emit(batch)
@@ -76,14 +78,21 @@ def _joined(batches: list[tuple[str, EvidenceBatch]]) -> list[tuple[str, Evidenc
     for (module, *_), group in groups.items():
         b = group[0]
         if len(group) > 1:
-            names = b.identity
+            names, which = b.identity, None
             if names is not None and not isinstance(names, str):
                 names = [name for g in group for name in g.identity or ()]
+                before = np.cumsum([0, *(len(g.identity or ()) for g in group)])
+                which = np.concatenate([_which(g) + int(n) for g, n in zip(group, before, strict=False)])
             b = EvidenceBatch(b.kind, np.concatenate([g.image_offset for g in group]), b.length,
                               _concatenated(g.value for g in group), _concatenated(g.volume_offset for g in group),
-                              names, b.confidence)
+                              names, b.confidence, which)
         out.append((str(module), b))
     return out
+
+
+def _which(batch: EvidenceBatch) -> npt.NDArray[np.int32]:
+    """The place of each structure's name in batch.identity."""
+    return np.arange(len(batch.image_offset), dtype=np.int32) if batch.which is None else batch.which
 
 
 def _concatenated(arrays: object) -> npt.NDArray[np.int64] | None:
@@ -99,10 +108,10 @@ def _of_batch(module: str, batch: EvidenceBatch) -> pa.Table:
         joined &= batch.value[1:] == batch.value[:-1] + 1
     if batch.volume_offset is not None:
         joined &= (batch.volume_offset[1:] == batch.volume_offset[:-1] + batch.length) & (batch.volume_offset[:-1] >= 0)
-    names = None
+    names, which = None, np.zeros(0, np.int32)
     if batch.identity is not None and not isinstance(batch.identity, str):
-        names = pa.array(batch.identity, pa.string())
-        which = names.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        encoded = pa.array(batch.identity, pa.string()).dictionary_encode()  # a name may stand in it more than once
+        names, which = encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False)[_which(batch)]
         joined &= which[1:] == which[:-1]
     start = np.flatnonzero(np.concatenate(([True], ~joined)))
     count = np.diff(np.append(start, len(p)))
@@ -120,7 +129,7 @@ def _of_batch(module: str, batch: EvidenceBatch) -> pa.Table:
         "container_offset": no_number,
         "guest_offset": no_number,
         "volume_offset": volume,
-        "identity": _repeated(batch.identity, k, pa.string()) if names is None else names.take(pa.array(start)),
+        "identity": _repeated(batch.identity, k, pa.string()) if names is None else names.take(pa.array(which[start])),
         "value": no_number if batch.value is None else pa.array(batch.value[start]),
         "confidence": _repeated(batch.confidence, k, pa.float32()),
     }

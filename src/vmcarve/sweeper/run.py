@@ -18,15 +18,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .._ext.first_look import first_look
+from .._ext.every_byte import every_byte
+from .._ext.first_look import first_look, read_and_look
+from ..blocks import Blocks
 from ..model import SECTOR, Evidence, EvidenceBatch
 from ..source import ImageSource
+from .bytewise import ByteTable, anywhere, compile_bytes
+from .digest import ImageDigest
 from .fold import EvidenceRows
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
-RANGE = 8 << 20  # bytes a task; evidence is handed on in this order
-CHUNK = 1 << 20  # bytes a read: smaller ones cost more calls than the cache saves (benches/test_sweep.py)
+RANGE = 32 << 20  # bytes a task; evidence is handed on in this order
+PIECE = 256 << 10  # bytes a read, looked at while they are in the second-level cache (benches/test_sweep.py)
+CHUNK = 1 << 21  # bytes that are confirmed together, once a piece has a hit
 HITS = 4096  # hits a kernel call hands back before it is called again
+HASHED_BUFFERS = 4  # of CHUNK bytes: one is read and looked at while others are hashed
 CACHE_PAGE = 64 << 10
 
 
@@ -38,6 +44,7 @@ class Sweep:
     hits: Counter[str] = field(default_factory=Counter[str])  # magics seen, by kind
     confirmed: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])  # kinds whose confirm raised: a defect, told
+    digests: dict[str, str] = field(default_factory=dict[str, str])  # of the whole image, by name
 
 
 def sweep_image(
@@ -47,37 +54,64 @@ def sweep_image(
     *,
     ranges: list[tuple[int, int]] | None = None,
     threads: int = 2,
+    align: int = SECTOR,
+    hashes: tuple[str, ...] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Sweep:
     """Reads `ranges` ((offset, length), rising; default: all of the image) once and emits confirmed evidence.
 
     emit: called on this thread, in image order. progress: called with the bytes done since the last call.
+    align: 512, or 1 to look for containers at every byte too. hashes: names of digest.ALGORITHMS, of the whole image.
     """
-    table = compile_table(declared())
+    if align not in (1, SECTOR):
+        raise ValueError(f"align is {align}, not 1 or {SECTOR}")
+    if hashes and ranges is not None:
+        raise ValueError("a part of an image is not hashed")
+    entries = declared()
+    tables = compile_table(entries), compile_bytes(anywhere(entries)) if align == 1 else None
     result = Sweep()
     out = EvidenceRows(source_index, emit)
-    local = threading.local()
     tasks = _tasks(source, ranges)
+    source.read_in_order()
+    if hashes:
+        with ImageDigest(hashes, [_page_buffer() for _ in range(HASHED_BUFFERS)]) as digest:
+            _one_thread(_Worker(source, *tables, digest), tasks, result, out, progress)
+            result.digests = digest.finish(source.size)
+    elif threads <= 1:
+        _one_thread(_Worker(source, *tables), tasks, result, out, progress)
+    else:
+        _many_threads(lambda: _Worker(source, *tables), threads, tasks, result, out, progress)
+    out.flush()
+    return result
+
+
+def _one_thread(worker: _Worker, tasks: Iterator[tuple[int, int]], result: Sweep, out: EvidenceRows,
+                progress: Callable[[int], None] | None) -> None:
+    for start, end in tasks:
+        _finish((worker.sweep(start, end), end - start), result, out, progress)
+
+
+def _many_threads(make: Callable[[], _Worker], threads: int, tasks: Iterator[tuple[int, int]], result: Sweep,
+                  out: EvidenceRows, progress: Callable[[int], None] | None) -> None:
+    local = threading.local()
 
     def work(start: int, end: int) -> tuple[_Found, int]:
         if not hasattr(local, "worker"):
-            local.worker = _Worker(source, table)
+            local.worker = make()
         return local.worker.sweep(start, end), end - start
 
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="sweep") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="sweep") as pool:
         waiting: deque[Future[tuple[_Found, int]]] = deque()
         try:
             for start, end in tasks:
                 waiting.append(pool.submit(work, start, end))
                 if len(waiting) > 2 * threads + 2:
-                    _finish(waiting.popleft(), result, out, progress)
+                    _finish(waiting.popleft().result(), result, out, progress)
             while waiting:
-                _finish(waiting.popleft(), result, out, progress)
+                _finish(waiting.popleft().result(), result, out, progress)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    out.flush()
-    return result
 
 
 class CachedReader:
@@ -168,83 +202,148 @@ def _data_ranges(source: ImageSource, start: int, end: int) -> Iterator[tuple[in
         at = hole
 
 
-class _Worker:
-    """One thread's buffers. The read buffer begins on a page: the kernel copies into it a third faster than to 16 bytes
+def _page_buffer() -> memoryview:
+    """Room for a chunk and its margin that begins on a page: the kernel copies into it a third faster than to 16 bytes
     behind one, where malloc would put it (benches/test_sweep.py)."""
+    return memoryview(mmap.mmap(-1, CHUNK + MARGIN))
 
-    def __init__(self, source: ImageSource, table: MagicTable) -> None:
+
+class _Worker:
+    """One thread's buffers, and what it does with a range."""
+
+    def __init__(self, source: ImageSource, table: MagicTable, anywhere: ByteTable | None = None,
+                 digest: ImageDigest | None = None) -> None:
         self._source = source
         self._table = table
+        self._anywhere = anywhere
+        self._digest = digest
         self._reader = CachedReader(source)
-        self._view = memoryview(mmap.mmap(-1, CHUNK + MARGIN))
-        self._buffer = np.frombuffer(self._view, np.uint8)
-        self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)
+        self._sectors = np.empty(max(HITS, len(table.entries)), np.int64)  # and places, of the search at every byte
         self._magics = np.empty(len(self._sectors), np.int32)
-        self._resume = np.zeros(1, np.int64)
-        self._windows: dict[int, npt.NDArray[np.uint8]] = {}
-        self._at = self._length = self._filled = 0
+        self._at = self._filled = 0  # image offset of the buffer's first byte, and how many bytes are there
+        if digest is None:
+            self._use(_page_buffer())
+
+    def _use(self, view: memoryview) -> None:
+        self._view, self._buffer = view, np.frombuffer(view, np.uint8)
 
     def sweep(self, start: int, end: int) -> _Found:
         """What begins in [start, end)."""
-        t, found = self._table, _Found()
-        for at in range(start, end, CHUNK):
-            self._at, self._length = at, min(CHUNK, end - at)
-            looked = self._filled = self._source.readinto(at, self._view[: self._length])
-            self._reader.show(at, self._view[:looked])
-            done = 0
-            while done < looked // SECTOR:
-                n = first_look(self._buffer[done * SECTOR : looked], t.probe, t.gate, t.only, t.first, t.next_,
-                               t.magic, t.room, self._sectors, self._magics, self._resume)
-                if n:
-                    self._confirm(found, self._sectors[:n] + done, self._magics[:n])
-                done += int(self._resume[0])
+        if self._anywhere is None and self._digest is None:
+            found = self._sweep_sectors(start, end)
+        else:
+            found = self._sweep_chunks(start, end)
+        self._source.done_with(start, end - start)
         return found
 
+    def _sweep_sectors(self, start: int, end: int) -> _Found:
+        found, piece, chunk = _Found(), min(PIECE, CHUNK), self._buffer[:CHUNK]
+        state = np.array([start, 0, 0, end, 0], np.int64)  # see ext/first_look.pyx
+        while True:
+            n = read_and_look(self._table.look, self._source.plain_fd, state, chunk, piece, self._sectors, self._magics)
+            self._at, self._filled = int(state[0]), int(state[1])
+            if n:
+                self._confirm(found, self._sectors[:n], self._magics[:n])
+            if state[4]:  # the source knows what to do about a bad sector, and how it is read if not with pread
+                filled = int(state[1])
+                want = min(piece - filled % SECTOR, CHUNK - filled, end - self._at - filled)
+                state[1] += self._source.readinto(self._at + filled, self._view[filled : filled + want])
+            elif n == 0:
+                return found
+
+    def _sweep_chunks(self, start: int, end: int) -> _Found:
+        """The same, chunk by chunk, for what needs every byte: hashes, and containers that begin anywhere.
+
+        A magic begins in what is searched and may reach behind.
+        """
+        found, reach = _Found(), self._anywhere.reach if self._anywhere is not None else 0
+        step = CHUNK if self._digest is not None else min(2 * PIECE, CHUNK)
+        for at in range(start, end, step):
+            if self._digest is not None:
+                self._use(self._digest.buffer())
+            length = min(step, end - at)
+            self._at, self._filled = at, self._source.readinto(at, self._view[: length + reach])
+            self._look(found, length)
+            if self._anywhere is not None:
+                self._search(found, length, self._anywhere)
+            if self._digest is not None:
+                self._digest.take(at, self._view, length)
+        return found
+
+    def _look(self, found: _Found, length: int) -> None:
+        resume = np.zeros(1, np.int64)
+        while resume[0] < length // SECTOR:
+            n = first_look(self._table.look, self._buffer[:length], self._sectors, self._magics, resume)
+            if n:
+                self._confirm(found, self._sectors[:n], self._magics[:n])
+
+    def _search(self, found: _Found, length: int, anywhere: ByteTable) -> None:
+        resume = np.zeros(1, np.int64)
+        while resume[0] < length:
+            n = every_byte(anywhere.search, self._buffer[: self._filled], self._at, length, self._sectors, self._magics,
+                           resume)
+            if n:
+                self._reader.show(self._at, self._view[: self._filled])
+            for place, m in zip(self._sectors[:n].tolist(), self._magics[:n].tolist(), strict=True):
+                entry = anywhere.entries[m]
+                found.hits[entry.signature.kind] += 1
+                self._confirm_one(found, entry, self._at + place - entry.signature.at)
+
     def _confirm(self, found: _Found, sectors: npt.NDArray[np.int64], magics: npt.NDArray[np.int32]) -> None:
-        for m in np.unique(magics).tolist():
+        self._reader.show(self._at, self._view[: self._filled])
+        counts = np.bincount(magics)
+        for m in np.flatnonzero(counts).tolist():
             entry = self._table.entries[m]
-            where = sectors[magics == m] * SECTOR
+            where = (sectors if counts[m] == len(magics) else sectors[magics == m]) * SECTOR
             found.hits[entry.signature.kind] += len(where)
             if entry.signature.dense:
                 self._confirm_batch(found, entry, where)
                 continue
-            assert entry.confirm is not None
             for offset in (where + self._at - entry.back).tolist():
-                try:
-                    row = entry.confirm(self._reader, offset, entry.signature) if offset >= 0 else None
-                except Exception as e:
-                    found.tell(entry, e, offset)
-                    continue
-                if row is not None:
-                    found.rows.append((entry.module, row))
+                self._confirm_one(found, entry, offset)
+
+    def _confirm_one(self, found: _Found, entry: Entry, offset: int) -> None:
+        assert entry.confirm is not None
+        if entry.reaches and not self._fits(entry, offset):
+            return
+        try:
+            row = entry.confirm(self._reader, offset, entry.signature) if offset >= 0 else None
+        except Exception as e:
+            found.tell(entry, e, offset)
+            return
+        if row is not None:
+            found.rows.append((entry.module, row))
+
+    def _fits(self, entry: Entry, offset: int) -> bool:
+        """The second field, where the kernel may not have had its bytes yet: a read is cheaper than confirming."""
+        assert entry.signature.also is not None
+        at, mask, value = entry.signature.also
+        field = self._reader.read(offset + at, len(mask))
+        same = int.from_bytes(field, "little") & int.from_bytes(mask, "little") == int.from_bytes(value, "little")
+        return same and len(field) == len(mask)
 
     def _confirm_batch(self, found: _Found, entry: Entry, where: npt.NDArray[np.int64]) -> None:
         assert entry.confirm_batch is not None
         size = entry.signature.size
-        if int(where[-1]) + size > self._length == self._filled:  # reaches behind the chunk: now the margin is read
-            self._filled += self._source.readinto(self._at + self._length, self._view[self._length :][:MARGIN])
-        where = where[where + size <= self._filled]
+        reach = int(where[-1]) + size
+        if reach > self._filled:  # behind what was read: it is read now, as much as any kind may ask for
+            more = self._view[self._filled :][:MARGIN]
+            self._filled += self._source.readinto(self._at + self._filled, more)
+        where = where[: np.searchsorted(where, self._filled - size, "right")]
         if len(where) == 0:
             return
         try:
-            batch = entry.confirm_batch(self._rows(size)[where // SECTOR], where + self._at, entry.signature)
+            batch = entry.confirm_batch(Blocks(self._buffer, where, size), where + self._at, entry.signature)
         except Exception as e:
             found.tell(entry, e, int(where[0]) + self._at)
             return
         if batch is not None and len(batch.image_offset):
             found.batches.append((entry.module, batch))
 
-    def _rows(self, size: int) -> npt.NDArray[np.uint8]:
-        """`size` bytes from every sector of the buffer, as rows that share it; made once a size, for it is slow."""
-        if size not in self._windows:
-            rows = np.lib.stride_tricks.sliding_window_view(self._buffer, size)[::SECTOR]
-            self._windows[size] = rows
-        return self._windows[size]
 
-
-def _finish(future: Future[tuple[_Found, int]], result: Sweep, out: EvidenceRows,
+def _finish(done: tuple[_Found, int], result: Sweep, out: EvidenceRows,
             progress: Callable[[int], None] | None) -> None:
-    found, length = future.result()
+    found, length = done
     result.bytes_read += length
     result.hits.update(found.hits)
     result.failed.update(found.failed)

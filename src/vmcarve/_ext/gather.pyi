@@ -1,0 +1,4 @@
+import numpy as np
+import numpy.typing as npt
+
+def gather(buf: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], first: int, out: npt.NDArray[np.uint8]) -> int: ...
