@@ -63,6 +63,7 @@ class Replay:
     flushed: int = 0  # bytes that the file must have
     last: int = 0  # bytes that the file has after the replay
     refused: int = 0  # descriptors that name the log, the headers or nothing sound
+    damaged: int = 0  # sectors of the log that are not there, or hold what no log holds: newer entries may be among them
 
     @property
     def failed(self) -> bool:
@@ -81,7 +82,7 @@ def replay(reader: Reader, header: Header) -> Replay:
     chain = _active(log, header.log_guid)
     if not chain:
         return Replay("no whole sequence of log entries is left")
-    out = Replay("replayed", flushed=chain[-1].flushed, last=chain[-1].last)
+    out = Replay("replayed", flushed=chain[-1].flushed, last=chain[-1].last, damaged=_damaged(reader, header, log))
     order_of: dict[int, int] = {}
     zeros: list[tuple[int, int, int]] = []
     for step, entry in enumerate(chain):
@@ -91,6 +92,18 @@ def replay(reader: Reader, header: Header) -> Replay:
         return Replay("the log zeroes more ranges than our limit")
     _settle(out, order_of, zeros)
     return out
+
+
+def _damaged(reader: Reader, header: Header, log: bytes) -> int:
+    """How many sectors of the log are missing or no log's: each begins with a sign, or with zeros never written to."""
+    first = np.frombuffer(log, np.uint8).reshape(-1, PAGE)[:, :4]
+    known = (first == 0).all(axis=1)
+    for sign in (b"loge", b"desc", b"zero", b"data"):
+        known |= (first == np.frombuffer(sign, np.uint8)).all(axis=1)
+    if reader.missing(header.log_offset, header.log_length):
+        gone = [reader.missing(header.log_offset + at, PAGE) for at in range(0, len(log), PAGE)]
+        known &= ~np.array(gone)
+    return int((~known).sum())
 
 
 def _active(log: bytes, guid: bytes) -> list[Entry]:

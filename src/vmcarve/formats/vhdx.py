@@ -337,6 +337,8 @@ def _map(out: Container, file: _File) -> GuestMap:
     state = np.full(metadata.blocks, HOLE, np.uint8)
     state[table.kind == NOT_PRESENT] = UNALLOCATED
     state[table.place >= 0] = DATA
+    if file.log.damaged or (file.log.failed and file.current is not None):
+        state[state != DATA] = LOST  # a newer entry of the log, now gone, may have given these blocks a place
     state[table.lost | table.bad] = LOST
     if not metadata.has_parent:
         return GuestMap.from_units(metadata.size, metadata.block, state, table.place)
@@ -406,8 +408,7 @@ def _add_checks(out: Container, file: _File) -> None:
         Check("file identifier", file.identified, grave=False),
         *(Check(f"header {i + 1}", header is not None, grave=False) for i, header in enumerate(file.headers)),
         *(Check(f"region table {i + 1}", found is not None, grave=False) for i, found in enumerate(file.tables)),
-        Check("log", not file.log.failed and not file.log.refused,
-              f"{file.log.refused} descriptors refused" if file.log.refused else file.log.state),
+        Check("log", not (file.log.failed or file.log.refused or file.log.damaged), _trouble(file.log)),
         Check("metadata table", file.metadata.table is None),
         Check("BAT is there", lost == 0, f"{lost} entries lost" if lost else ""),
         Check("blocks lie apart and inside the file", bad == 0, f"{bad} entries" if bad else ""),
@@ -419,6 +420,12 @@ def _add_checks(out: Container, file: _File) -> None:
         # disk2vhd writes two equal headers (QEMU's source); any other pair of one sequence is damage
         sound = first.sequence != second.sequence or first.raw == second.raw
         out.checks.append(Check("header sequences differ", sound))
+
+
+def _trouble(log: Replay) -> str:
+    if log.refused:
+        return f"{log.refused} descriptors refused"
+    return f"{log.damaged} of its sectors are lost, newer entries may be too" if log.damaged else log.state
 
 
 def _add_regions(out: Container, file: _File) -> None:
