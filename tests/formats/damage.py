@@ -27,7 +27,7 @@ from tests.helpers import run
 from tests.test_registry import makers
 from vmcarve.assemble.window import Window
 from vmcarve.errors import Damaged
-from vmcarve.model import DATA, LOST, MISSING, PLAIN, SECTOR, Container, Evidence, GuestMap, Reader
+from vmcarve.model import DATA, LOST, PLAIN, SECTOR, Container, Evidence, GuestMap, Reader
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -354,9 +354,10 @@ def main(argv: Iterable[str] | None = None) -> None:
             for mode in ("missing", "random"):
                 for damage in damages(sample):
                     r = come_back(sample, damage, mode, Path(folder))
+                    verdict = "doubted" if r.doubted else "CLAIMED" if r.wrong else ""
                     if options.all or r.recall < 1 or r.wrong:
                         print(f"{name:20} {mode:8} {damage.name:30} {r.how:22} {r.recall:8.2%} of {r.there:7} "
-                              f"lost {r.lost:7} wrong {r.wrong:6} {'doubted' if r.doubted else 'CLAIMED' if r.wrong else ''}")
+                              f"lost {r.lost:7} wrong {r.wrong:6} {verdict}")
                         sys.stdout.flush()
 
 

@@ -63,7 +63,7 @@ class Replay:
     flushed: int = 0  # bytes that the file must have
     last: int = 0  # bytes that the file has after the replay
     refused: int = 0  # descriptors that name the log, the headers or nothing sound
-    damaged: int = 0  # sectors of the log that are not there, or hold what no log holds: newer entries may be among them
+    damaged: int = 0  # sectors of the log that are missing or no log's: newer entries may be among them
 
     @property
     def failed(self) -> bool:

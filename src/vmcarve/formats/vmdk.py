@@ -197,12 +197,17 @@ def _text_area(h: Header) -> tuple[int, int] | None:
 def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
     c = _base(reader, h, origin)
     directory = read_directory(reader, h)
-    runs, tally, last, grains = _plain_map(reader, h, directory, False)
+    limit = h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK)
+    runs, tally, last, grains = _plain_map(reader, h, directory, limit, False)
+    if (last + h.grain) * SECTOR > reader.size:
+        # the file was cut, or entries are wrong: grains fill a file, so no true one lies far behind their number
+        limit = min(limit, max(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * grains + 1)))
+        runs, tally, last, grains = _plain_map(reader, h, directory, limit, False)
     orphans = max(0, (last + h.grain - h.overhead) // h.grain - grains) if last else 0
     damaged = directory.damaged or tally.primary_bad or tally.twin_bad
     if damaged and (orphans and not h.zero_grains or not grains):
         # grains that no table names, and tables are damaged: where both copies name nothing both may have been emptied
-        runs, tally, last, grains = _plain_map(reader, h, directory, True)
+        runs, tally, last, grains = _plain_map(reader, h, directory, limit, True)
     reserved = [(0, SECTOR), (h.directory_at * SECTOR, h.directory_sectors * SECTOR)]
     proof = PROVEN if directory.regular and directory.has_twin and not directory.damaged else SUPPORTED
     for kind, sectors, at in (("gd", directory.primary, h.directory_at), ("rgd", directory.twin, h.redundant_at)):
@@ -222,16 +227,18 @@ def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
     if not h.zero_grains:  # a writer gives a grain up only to set its entry to 1
         c.checks.append(Check("tables name every grain", not orphans, f"{orphans} grains"))
     _judge_tables(c, directory.damaged, tally, disputed, runs.given_up)
+    whole = c.size <= reader.size
+    c.checks.append(Check("file is whole", whole, "" if whole else f"{c.size} bytes needed", False))
     return c
 
 
-def _plain_map(reader: Reader, h: Header, directory: Directory, doubt: bool) -> tuple[RunList, Tally, int, int]:
+def _plain_map(reader: Reader, h: Header, directory: Directory, limit: int, doubt: bool
+               ) -> tuple[RunList, Tally, int, int]:
     """The runs, what the tables told, the highest sector of a grain (0: none), and how many grains are named.
 
-    doubt: sectors of tables that name nothing count as lost.
+    limit: no grain lies behind this sector. doubt: sectors of tables that name nothing count as lost.
     """
     tally, runs = Tally(), RunList()
-    limit = min(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK))
     rules = Rules(h.overhead, max(limit, h.overhead), h.grain, h.zero_grains)
     size, last, grains = h.capacity * SECTOR, 0, 0
     for first, value, lost in merge_tables(reader, h, directory, rules, tally):
