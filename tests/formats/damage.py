@@ -20,11 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 import vmcarve
 from tests.guest.images import tree
 from tests.helpers import run
 from tests.test_registry import makers
+from vmcarve.assemble.breaks import Places
+from vmcarve.assemble.orphans import rebuilt
+from vmcarve.assemble.state import Claims
 from vmcarve.assemble.window import Window
 from vmcarve.errors import Damaged
 from vmcarve.model import DATA, LOST, PLAIN, SECTOR, Container, Evidence, GuestMap, Reader
@@ -83,11 +87,11 @@ class Sample:
     format: str
     data: bytes
     container: Container
-    truth: Places
+    truth: Sectors
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Sectors:
     """Per guest sector: state, image offset of its stored bytes (-1 none), encoding. start, length: those bytes."""
 
     state: npt.NDArray[np.uint8]
@@ -96,7 +100,7 @@ class Places:
     length: npt.NDArray[np.int64]
 
 
-def places(guest: GuestMap, to_image: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]) -> Places:
+def places(guest: GuestMap, to_image: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]) -> Sectors:
     """The map by sectors. to_image: file offsets to image offsets, -1 where the file's bytes are nowhere."""
     count = guest.length // SECTOR
     row = np.repeat(np.arange(len(guest)), count)
@@ -104,7 +108,7 @@ def places(guest: GuestMap, to_image: Callable[[npt.NDArray[np.int64]], npt.NDAr
     plain = guest.encoding[row] == PLAIN
     f = np.where(guest.state[row] == DATA, guest.file_offset[row] + np.where(plain, inside, 0), -1)
     at = np.where(f >= 0, to_image(f), -1)
-    return Places(guest.state[row], at, guest.encoding[row], np.where(plain, SECTOR, guest.stored[row]))
+    return Sectors(guest.state[row], at, guest.encoding[row], np.where(plain, SECTOR, guest.stored[row]))
 
 
 def samples() -> list[str]:
@@ -235,7 +239,7 @@ def come_back(sample: Sample, damage: Damage, mode: str, folder: Path) -> Result
         if best is None or result.right > best.right:
             best = result
     if best is None:
-        empty = Places(np.full(0, LOST, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.int64))
+        empty = Sectors(np.full(0, LOST, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.int64))
         best = _compare(sample, damage, mode, "nothing", None, empty)
     return best
 
@@ -250,7 +254,9 @@ def _found(image: BytesReader, name: str, size: int, folder: Path
             return
         except Damaged:
             continue
-    rows = evidence(image, name, folder)
+    table = swept(image, folder)
+    rows = [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")})
+            for r in table.to_pylist() if r["module"] == name]
     starts = sorted({e.image_offset - e.container_offset for e in rows if e.container_offset is not None})
     hints = [e.container_offset + e.length for e in rows if e.container_offset is not None]
     found = False
@@ -264,20 +270,21 @@ def _found(image: BytesReader, name: str, size: int, folder: Path
                 found = True
                 yield "led", container, np.array([[0, start, length]], np.int64)
                 break
-    if not found and fmt.salvage is not None:
-        for orphan in fmt.salvage(image, rows):
-            yield orphan.evidence, orphan.container, orphan.runs
+    for orphan in fmt.salvage(image, rows) if not found and fmt.salvage is not None else ():
+        yield orphan.evidence, orphan.container, orphan.runs
+    for orphan in rebuilt(image, Places.of(table), Claims(), None):
+        yield orphan.evidence, orphan.container, orphan.runs
 
 
-def evidence(image: BytesReader, name: str, folder: Path) -> list[Evidence]:
-    """What a sweep of the image confirms of one format's kinds."""
+def swept(image: BytesReader, folder: Path) -> pa.Table:
+    """The evidence of a sweep of the image."""
     path = folder / "image"
     path.write_bytes(image.read(0, image.size))
     case = vmcarve.sweep([path], folder / "case")
-    rows = [r for r in case.table("evidence").to_pylist() if r["module"] == name]
+    table = case.table("evidence").combine_chunks()
     shutil.rmtree(folder / "case")
     path.unlink()
-    return [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")}) for r in rows]
+    return table
 
 
 def _through(f: npt.NDArray[np.int64], runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -318,7 +325,7 @@ class _View:
         return at < offset + length
 
 
-def _compare(sample: Sample, damage: Damage, mode: str, how: str, container: Container | None, got: Places) -> Result:
+def _compare(sample: Sample, damage: Damage, mode: str, how: str, container: Container | None, got: Sectors) -> Result:
     truth = sample.truth
     n = len(truth.state)
     state = np.full(n, LOST, np.uint8)

@@ -33,6 +33,7 @@ from .breaks import Places
 from .chains import base_name
 from .headers import lead
 from .hosts import open_hosts
+from .orphans import rebuilt
 from .raw import raw_container, raw_disks
 from .state import Assembled, Claims, HostView
 
@@ -65,6 +66,9 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table) -> tuple[list
             file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence)
             if not _taken(state.claims, file_map):
                 state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
+    for orphan in rebuilt(image, Places.of(evidence), state.claims, state.free):
+        file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence)
+        state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     hosts_at = {v.volume.offset for v in views} | {0}
     for container, file_map in raw_disks(image, evidence, state.claims, hosts_at):
         if not _taken(state.claims, file_map):

@@ -30,6 +30,8 @@ from ..model import (
     Region,
     Signature,
 )
+from ._parallels_shapes import rebuild as rebuild_container
+from ._parallels_shapes import shapes
 from ._qcow2_tables import (
     I64,
     U8,
@@ -221,4 +223,5 @@ def _extension_regions(h: Header, extension: _Extension) -> list[Region]:
 
 
 FORMAT = Format(name="parallels", extension="hds", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="parallels")
+                qemu_name="parallels", shapes=shapes,
+                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))

@@ -29,6 +29,8 @@ from ..model import (
     Signature,
 )
 from ._append_only import Plan, walk
+from ._append_shapes import QCOW1, rebuild_qcow1
+from ._first_level import plain_tables
 from ._qcow2_tables import OUR_MAX_DISK, U64, Cells, Ranges, regions, show_name
 
 KIND = "qcow1.header"
@@ -158,4 +160,5 @@ def _backing(reader: Reader, h: Header, container: Container) -> None:
 
 
 FORMAT = Format(name="qcow1", extension="qcow", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qcow")
+                qemu_name="qcow", shapes=lambda blocks, where: plain_tables(blocks, where, ">u8", QCOW1),
+                rebuild=lambda reader, clue: rebuild_qcow1(reader, clue, open_container))

@@ -47,6 +47,8 @@ from ._qcow2_header import (
     reference_patches,
 )
 from ._qcow2_refcounts import Comparison, Refcounts, compare, count_references, read_refcounts, rebuild
+from ._qcow2_shapes import rebuild as rebuild_container
+from ._qcow2_shapes import shapes
 from ._qcow2_tables import (
     I32,
     I64,
@@ -372,4 +374,5 @@ def _regions(walk: _Walk, grade: str) -> list[Region]:
 
 
 FORMAT = Format(name="qcow2", extension="qcow2", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qcow2")
+                qemu_name="qcow2", shapes=shapes,
+                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))

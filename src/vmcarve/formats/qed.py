@@ -29,6 +29,8 @@ from ..model import (
     Signature,
 )
 from ._append_only import Plan, walk
+from ._append_shapes import QED, rebuild_qed
+from ._first_level import plain_tables
 from ._qcow2_tables import U64, Cells, Ranges, regions, show_name
 
 KIND = "qed.header"
@@ -164,4 +166,5 @@ def _backing(reader: Reader, h: Header, container: Container) -> None:
 
 
 FORMAT = Format(name="qed", extension="qed", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qed")
+                qemu_name="qed", shapes=lambda blocks, where: plain_tables(blocks, where, "<u8", QED),
+                rebuild=lambda reader, clue: rebuild_qed(reader, clue, open_container))

@@ -32,6 +32,8 @@ from ..model import (
     Signature,
 )
 from ._qcow2_tables import I64, U8, Bools, named_twice, read_words, regions, show_name, spread, unit_map
+from ._vdi_shapes import rebuild as rebuild_container
+from ._vdi_shapes import shapes
 
 KIND = "vdi.header"
 MAGIC = b"\x7f\x10\xda\xbe"
@@ -207,4 +209,5 @@ def open_container(reader: Reader) -> Container:
 
 
 FORMAT = Format(name="vdi", extension="vdi", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="vdi")
+                qemu_name="vdi", shapes=shapes,
+                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))

@@ -37,6 +37,7 @@ from ..model import (
     Signature,
 )
 from . import _vmdk_header as header
+from . import _vmdk_shapes as shapes
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
 from ._vmdk_header import NO_OFFSET, Header
@@ -383,4 +384,6 @@ FORMAT = Format(
     confirm=confirm,
     salvage=salvage,
     qemu_name="vmdk",
+    shapes=shapes.shapes,
+    rebuild=lambda reader, clue: shapes.rebuild(reader, clue, open_extent),
 )
