@@ -31,6 +31,7 @@ BLOCK = 4096
 READ = 4 << 20
 MAX_PIECES = 1 << 16  # ours: of one kind and unit in an image
 MAX_PINS = 1024  # ours
+MAX_VOTES = 1 << 22  # ours: pins times pieces
 MAX_CANDIDATES = 48  # ours: begins of files that are tried, of one kind and unit
 MAX_DISKS = 64  # ours: disks whose partition tables are read for pins
 LEAST = 2  # guest units that must agree on where a file begins
@@ -50,16 +51,15 @@ class Found:
 
         pins int64[n, 2]: image offset and guest offset of one byte each.
         """
-        told: list[Int64s] = []
+        pins = pins[:: 1 + len(pins) * len(self.pieces.own) // MAX_VOTES]
+        by_unit: dict[int, list[Int64s]] = {}
         for p, g in pins.tolist():
             at = self.named(g)
-            origins = np.unique(p - at[at >= 0])
-            told.append(np.stack([origins, np.full(len(origins), g // self.pieces.unit)], 1))
+            by_unit.setdefault(g // self.pieces.unit, []).append(p - at[at >= 0])
         stated = self.pieces.own >= 0
-        own = np.unique(self.pieces.image_offset[stated] - self.pieces.own[stated])
-        told += [np.stack([own, np.full(len(own), -k)], 1) for k in range(1, LEAST + 1)]
-        every = np.unique(np.concatenate(told), axis=0)
-        origin, count = np.unique(every[:, 0], return_counts=True)
+        told = [np.unique(self.pieces.image_offset[stated] - self.pieces.own[stated])] * LEAST
+        told += [np.unique(np.concatenate(of_unit)) for of_unit in by_unit.values()]
+        origin, count = np.unique(np.concatenate(told), return_counts=True)
         order = np.argsort(-count, kind="stable")
         return origin[order], count[order]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..model import Clue, TablePieces
 from ._qcow2_tables import I64, U64, Bools, read_words
 from ._rebuilt import Laid
-from ._shapes import distinct, pieces, power_of_two, rows_of, sample
+from ._shapes import distinct, pieces, power_of_two, rows_of, sieve
 
 PIECE = 4096
 PER_SECTOR = 64  # entries
@@ -25,12 +25,11 @@ def plain_tables(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, k
     """Blocks of second-level tables whose entries are file offsets of clusters and nothing else (qcow 1, QED)."""
     words, where = rows_of(blocks, image_offset, dtype, PIECE)
     low = np.uint64(MIN_UNIT - 1)
-    some = sample(words).astype(np.uint64)
-    row = np.flatnonzero(((some & low <= 1) & (some < MAX_OFFSET)).all(axis=1))  # 1: a cluster of zeros (QED)
+    row = sieve(words, lambda w: (w & low <= 1) & (w < MAX_OFFSET))  # 1: a cluster of zeros (QED)
     value = words[row].astype(np.uint64)
     place = (value & ~low).astype(np.int64)
     used = place > 0
-    good = ((value & low == 0) | (value == 1)).all(axis=1) & (value < MAX_OFFSET).all(axis=1) & used.any(axis=1)
+    good = ((value & low == 0) | (value == 1)).all(axis=1) & used.any(axis=1)
     good &= distinct(place, used)
     row, place, used = row[good], place[good], used[good]
     step = np.minimum(power_of_two(place, used), MAX_UNIT)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, lose_untold, opened, orphan
-from ._shapes import I64, distinct, pieces, rows_of, sample
+from ._shapes import I64, distinct, one_remainder, pieces, rows_of, sieve
 
 CLUSTER = 1 << 20  # of QEMU and Parallels by default
 TABLE_AT = 64
@@ -22,16 +22,13 @@ KINDS = {"parallels.bat": (b"WithouFreSpacExt", CLUSTER), "parallels.bat-sectors
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of tables: numbers of clusters (new magic) or of sectors (old one), all different, 0 for none."""
     words, where = rows_of(blocks, image_offset, "<u4")
-    some = sample(words)
-    row = np.flatnonzero((some < MAX_NUMBER).all(axis=1))
+    row = sieve(words, lambda w: w < MAX_NUMBER)
     value = words[row].astype(np.int64)
     used = value > 0
-    good = (value < MAX_NUMBER).all(axis=1) & (used.sum(axis=1) >= 2) & distinct(value, used)
+    good = (used.sum(axis=1) >= 2) & distinct(value, used)
     for kind, (_, unit) in KINDS.items():
         if unit == SECTOR:  # one remainder throughout
-            step = CLUSTER // SECTOR
-            rest = np.where(used, value % step, step)
-            good &= (np.where(used, rest, rest.min(axis=1)[:, None]) == rest.min(axis=1)[:, None]).all(axis=1)
+            good = good & one_remainder(value, used, CLUSTER // SECTOR)
         place = np.where(used, value * unit, -1)
         yield pieces(kind, CLUSTER, where[row[good]], place[good], phase=-LEAD)
 

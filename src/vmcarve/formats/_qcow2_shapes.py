@@ -18,7 +18,7 @@ from ._first_level import completed, numbered, remains
 from ._qcow2_header import FORMAT_MAX_L1_BYTES, MAGIC, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS
 from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
-from ._shapes import I64, distinct, pieces, power_of_two, rows_of, sample
+from ._shapes import I64, distinct, pieces, power_of_two, rows_of, sieve
 
 REFCOUNTS, L2 = "qcow2.refcount-table", "qcow2.l2"
 PIECE = 4096
@@ -44,12 +44,11 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
         if not words[i][used:].any() and (words[i][1:used] < MAX_OFFSET).all():
             none = np.full((1, 1), -1, np.int64)
             yield TablePieces(REFCOUNTS, cluster, where[i : i + 1], none, np.array([cluster]))
-    some = sample(words).astype(np.uint64)
-    row = np.flatnonzero((some & ~LEGAL == 0).all(axis=1) & ~table)
+    row = sieve(words, lambda w: w & ~LEGAL == 0)
     value = words[row].astype(np.uint64)
     place = (value & OFFSET).astype(np.int64)
     used = place > 0
-    good = (value & ~LEGAL == 0).all(axis=1) & used.any(axis=1) & (place < MAX_OFFSET).all(axis=1)
+    good = used.any(axis=1) & (place < MAX_OFFSET).all(axis=1)
     good &= distinct(place, used) & (value & COPIED != 0).any(axis=1)
     row, place, used = row[good], place[good], used[good]
     step = np.minimum(power_of_two(place, used), 1 << MAX_CLUSTER_BITS)

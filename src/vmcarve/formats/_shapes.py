@@ -6,6 +6,7 @@ looked at, then all of those that could be one; what remains is a guess until a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,25 @@ def rows_of(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, row: i
     return words, np.repeat(image_offset, per) + np.tile(np.arange(per, dtype=np.int64) * row, len(image_offset))
 
 
-def sample(words: Words) -> Words:
-    """Some numbers of each row, the first among them."""
-    return words[:, :: max(1, words.shape[1] // SAMPLE)]
+def sieve(words: Words, legal: Callable[[Words], Bools], alike: Callable[[Words], Bools] | None = None) -> I64:
+    """Rows, not empty, in which every number is `legal`; `alike`, if given, holds of them and of parts of them.
+
+    The first numbers of a row share a cache line, so they go first; most rows end there.
+    """
+    row = np.flatnonzero(legal(words[:, 0]) & legal(words[:, 1]))
+    row = row[words[row].any(axis=1)]
+    for columns in (slice(None, SAMPLE), slice(None, None, max(1, words.shape[1] // SAMPLE)), slice(None)):
+        part = words[row, columns]
+        good = np.flatnonzero(legal(part).all(axis=1))
+        row = row[good if alike is None else good[alike(part[good])]]
+    return row
+
+
+def one_remainder(values: Words, used: Bools, step: int) -> Bools:
+    """Rows whose used numbers leave one remainder by `step`."""
+    rest = np.where(used, values % step, 0)
+    most = rest.max(axis=1, initial=0)
+    return ((rest == most[:, None]) | ~used).all(axis=1)
 
 
 def padding(words: Words) -> Bools:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, opened, orphan
-from ._shapes import I64, distinct, padding, pieces, rows_of, sample
+from ._shapes import I64, distinct, padding, pieces, rows_of, sieve
 
 BLOCK = 1 << 20  # of every known writer's default
 FREE, ZERO = 0xFFFF_FFFF, 0xFFFF_FFFE
@@ -22,11 +22,10 @@ LAYOUTS = ((SECTOR, SECTOR), (BLOCK, BLOCK), (SECTOR, BLOCK), (4096, 4096))
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of block maps: numbers of blocks, all different, and the two marks for none. They count from block 0."""
     words, where = rows_of(blocks, image_offset, "<u4")
-    some = sample(words)
-    row = np.flatnonzero(((some < MAX_BLOCKS) | (some >= ZERO)).all(axis=1))
+    row = sieve(words, lambda w: (w < MAX_BLOCKS) | (w >= ZERO))
     value = words[row].astype(np.int64)
     used = (value < MAX_BLOCKS) & ~padding(value)
-    good = ((value < MAX_BLOCKS) | (value >= ZERO)).all(axis=1) & (used.sum(axis=1) >= 1) & distinct(value, used)
+    good = used.any(axis=1) & distinct(value, used)
     good &= (value != value[:, :1]).any(axis=1)
     yield pieces("vdi.map", BLOCK, where[row[good]], np.where(used, value * BLOCK, -1)[good])
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, lose_untold, opened, orphan
-from ._shapes import I64, distinct, padding, pieces, rows_of, sample
+from ._shapes import I64, distinct, one_remainder, padding, pieces, rows_of, sieve
 from ._vhd_parts import FOOTER, HEADER_AT, TABLE_AT, UNUSED, VERSION, make_header, summed, up
 
 # block size: sectors from one block to the next, back to back and with data on 4 KiB
 STRIDES = {1 << 21: (4097, 4104), 1 << 19: (1025, 1032)}
+FLOOR = 4  # no block begins before this sector
+MAX_SECTOR = 1 << 29  # ours, of 2^32: text would pass as sectors behind 256 GiB
 BITMAP = SECTOR  # of both block sizes
 MAX_TABLE_AT = 1 << 20  # ours: bytes before the table; Windows puts it at 8192 (seen)
 
@@ -21,18 +24,22 @@ MAX_TABLE_AT = 1 << 20  # ours: bytes before the table; Windows puts it at 8192 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of block tables: sector numbers with one remainder by the stride, all different, else unused."""
     words, where = rows_of(blocks, image_offset, ">u4")
-    some = sample(words)
-    row = np.flatnonzero(((some == UNUSED) | (some == 0) | ((some >= 4) & (some < 1 << 31))).all(axis=1))
+    row = sieve(words, _legal, lambda w: np.logical_or.reduce([_in_step(w, s) for s in STRIDES.values()]))
     value = words[row].astype(np.int64)
     used = (value != UNUSED) & ~padding(value)  # zeros behind the table: tapdisk, VirtualBox (source)
-    good = (~used | (value >= 4) & (value < 1 << 31)).all(axis=1) & used.any(axis=1) & distinct(value, used)
+    good = (~used | (value > 0)).all(axis=1) & used.any(axis=1) & distinct(value, used)
     for block, strides in STRIDES.items():
-        step = np.zeros(len(row), bool)
-        for stride in strides:
-            rest = np.where(used, value % stride, -1)
-            step |= (np.where(used, rest, rest.max(axis=1)[:, None]) == rest.max(axis=1)[:, None]).all(axis=1)
-        fits = good & step
+        fits = good & _in_step(value, strides)
         yield pieces("vhd.bat", block, where[row[fits]], np.where(used, value * SECTOR + BITMAP, -1)[fits])
+
+
+def _legal(words: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    return (words == UNUSED) | (words == 0) | (words >= FLOOR) & (words < MAX_SECTOR)
+
+
+def _in_step(words: npt.NDArray[Any], strides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    used = (words != UNUSED) & (words != 0)
+    return np.logical_or.reduce([one_remainder(words, used, stride) for stride in strides])
 
 
 def rebuild(reader: Reader, clue: Clue, open_vhd: Callable[[Reader], Container]) -> Orphan | None:
@@ -69,7 +76,8 @@ def _told(reader: Reader, clue: Clue, table_at: int, entries: int) -> I64:
     view = Laid(reader, clue.origin)
     data = view.read(table_at, size).ljust(size, b"\0")
     value = np.frombuffer(data, ">u4").astype(np.int64).reshape(-1, SECTOR // 4)
-    used = (value != UNUSED) & (np.arange(value.size).reshape(value.shape) < entries)
-    good = (~used | (value >= 4) & (value < 1 << 31)).all(axis=1) & distinct(value, used)
+    inside = np.arange(value.size).reshape(value.shape) < entries
+    used = (value != UNUSED) & inside
+    good = (_legal(value) & (value != 0) | ~inside).all(axis=1) & distinct(value, used)
     good &= ~np.array([view.missing(table_at + at, SECTOR) for at in range(0, size, SECTOR)])
     return np.flatnonzero(np.repeat(good, SECTOR // 4)[:entries]).astype(np.int64)

@@ -17,7 +17,7 @@ from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, Tab
 from . import _vmdk_header as header
 from . import _vmdk_text as text
 from ._rebuilt import Laid, opened, orphan
-from ._shapes import I64, distinct, pieces, rows_of, sample
+from ._shapes import I64, distinct, one_remainder, pieces, rows_of, sieve
 from ._vmdk_header import Header
 from ._vmdk_rebuild import SPLIT_REDUNDANT_AT, with_zero_grains
 from ._vmdk_tables import read_array, read_directory
@@ -34,25 +34,18 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     """Sectors of grain tables, and first sectors of directories."""
     words, where = rows_of(blocks, image_offset, "<u4")
     yield _directories(words, where)
-    some = sample(words)
-    residue = some & (GRAIN - 1)
-    used = some > 1
-    one = np.where(used, residue, GRAIN).min(axis=1)
-    likely = ((some < MAX_SECTOR) & ((some <= 1) | (some >= FLOOR) & (residue == one[:, None]))).all(axis=1)
-    row = np.flatnonzero(likely)
+    row = sieve(words, lambda w: (w <= 1) | (w >= FLOOR) & (w < MAX_SECTOR), lambda w: one_remainder(w, w > 1, GRAIN))
     value = words[row].astype(np.int64)
     used = value > 1
-    residue = value & (GRAIN - 1)
-    one = np.where(used, residue, GRAIN).min(axis=1)
-    good = ((value < MAX_SECTOR) & ((value <= 1) | (value >= FLOOR) & (residue == one[:, None]))).all(axis=1)
-    good &= used.any(axis=1) & distinct(value, used)
+    good = used.any(axis=1) & distinct(value, used)
     yield pieces(TABLE, UNIT, where[row[good]], np.where(used, value * SECTOR, -1)[good])
 
 
 def _directories(words: npt.NDArray[np.uint32], where: I64) -> TablePieces:
     """Entries rise by the 4 sectors of a table, and the first one says how far behind the file's begin they lie."""
     first, second = words[:, 0].astype(np.int64), words[:, 1].astype(np.int64)
-    row = np.flatnonzero((first >= FRONTS[1]) & (first < 1 << 24) & ((second == first + 4) | (second == 0)))
+    alone = (second == 0) & (first <= 4 * FRONTS[0])  # a single table: its directory lies right behind a front
+    row = np.flatnonzero((first >= FRONTS[1]) & (first < 1 << 24) & ((second == first + 4) | alone))
     at: list[int] = []
     own: list[int] = []
     for i in row.tolist():

@@ -152,8 +152,8 @@ def open_cowd(reader: Reader) -> Container:
         Check("table entries are sound", not lost, f"{lost} entries are lost"),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
         Check("tables name every sector", named == expected, f"{named} of {expected} sectors"),
-        Check("freeSector agrees with the tables", h.free == used, f"{h.free}, the last named ends at {used}"),
-        Check("closed cleanly", not h.unclean, "uncleanShutdown is set" if h.unclean else ""),
+        Check("freeSector agrees with the tables", h.free == used, f"{h.free}, the last named ends at {used}", False),
+        Check("closed cleanly", not h.unclean, "uncleanShutdown is set" if h.unclean else "", False),
     ]
     c.detail = {"flags": f"{h.flags:#x}"}
     if h.parent:

@@ -135,7 +135,8 @@ def open_container(reader: Reader) -> Container:
     container = Container(
         "qcow1", "v1-encrypted" if h.crypt else "v1", end, [GuestDisk(h.size, tables.guest)],
         system="QEMU/KVM", cluster=h.cluster, size_exact=tables.whole, checks=[
-            Check("qcow1.l1-read", bool(tables.known.all()), f"{int((~tables.known).sum())} L1 entries are missing"),
+            Check("qcow1.l1-read", bool(tables.known.all()),
+                  f"{int((~tables.known).sum())} L1 entries are missing", False),
             *tables.tally.checks("qcow1")],
         regions=[*regions("qcow1.header", [0], [h.l1_offset], SUPPORTED),
                  *regions("qcow1.l1", [h.l1_offset], [h.entries * 8], SUPPORTED),

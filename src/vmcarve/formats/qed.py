@@ -143,9 +143,11 @@ def open_container(reader: Reader) -> Container:
     container = Container(
         "qed", "qed", end, [GuestDisk(h.size, tables.guest)], system="QEMU/KVM", cluster=h.cluster,
         size_exact=full_file, checks=[
-            Check("qed.l1-read", bool(tables.known.all()), f"{int((~tables.known).sum())} L1 entries are missing"),
-            Check("qed.every-cluster-once", named == end, f"{end - named} bytes that nothing names"),
-            Check("qed.closed", not h.features & NEED_CHECK), *tables.tally.checks("qed")],
+            Check("qed.l1-read", bool(tables.known.all()),
+                  f"{int((~tables.known).sum())} L1 entries are missing", False),
+            Check("qed.every-cluster-once", named == end, f"{end - named} bytes that nothing names",
+                  tables.whole or bool(tables.tally.illegal + tables.tally.outside + tables.tally.twice)),
+            Check("qed.closed", not h.features & NEED_CHECK, grave=False), *tables.tally.checks("qed")],
         regions=[*regions("qed.header", [0], [head], SUPPORTED),
                  *regions("qed.l1", [h.l1_offset], [h.table_bytes], grade),
                  *regions("qed.l2", l2, np.full(len(l2), h.table_bytes), grade)],

@@ -157,7 +157,7 @@ def open_sesparse(reader: Reader) -> Container:
     agree, compared = _compare_back_map(reader, h, guest)
     c.checks = [
         Check("directory entries are sound", not (bad.any() or regained),
-              f"{int(bad.sum())} lost, {regained} regained"),
+              f"{int(bad.sum())} lost, {regained} regained", bool(bad.any())),
         Check("table entries are sound", not (found.lost or found.restored),
               f"{found.lost} lost, {found.restored} taken from the back map"),
         Check("tables and back map agree", agree, f"{compared} grains compared"),

@@ -141,7 +141,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
     c = Container("vmdk", "", 0, [], cluster=h.grain_bytes)
     c.detail["header"] = origin or "as found"
     c.regions.append(Region(0, SECTOR, "vmdk.header"))
-    c.checks.append(Check("header is there", not origin, origin))
+    c.checks.append(Check("header is there", not origin, origin, False))
     stored = header.parse(reader.read(0, SECTOR))
     if origin:
         c.patches.append(Patch(0, h.pack(), "rebuilt", GUESSED if "rounded" in origin else SUPPORTED))
@@ -149,7 +149,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
         c.patches.append(Patch(0, header.MAGIC, "rebuilt", SUPPORTED))
         c.detail["header"] = "unfinished export: the magic was still in lower case"
     if h.unclean:
-        c.checks.append(Check("closed cleanly", False, "uncleanShutdown is set"))
+        c.checks.append(Check("closed cleanly", False, "uncleanShutdown is set", False))
     if area:
         c.regions.append(Region(*area, "vmdk.descriptor"))
         c.patches += text.safe_patches(data, found, area[0])
@@ -163,7 +163,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
         c.names = [n for n in (text.base_name(e.name, e.type) for e in found.extents) if n]
         c.detail |= found.detail
         c.checks.append(Check("descriptor agrees with the header", found.sectors == h.capacity,
-                              f"{found.sectors} and {h.capacity} sectors"))  # fmt: skip
+                              f"{found.sectors} and {h.capacity} sectors", False))  # fmt: skip
         return c
     c.variant = "streamOptimized" if h.compressed else "twoGbMaxExtentSparse"
     # Seen: qemu-img 7.2 says "descriptor at 1, 20 sectors" in split extents too, and leaves the area empty
@@ -172,7 +172,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
     gone = area is not None and (lost or reader.missing(*area))
     if gone or h.compressed:
         c.variant = "streamOptimized" if h.compressed else "monolithicSparse"
-        c.checks.append(Check("descriptor is there", False, "lost: a plain one is written"))
+        c.checks.append(Check("descriptor is there", False, "lost: a plain one is written", False))
         if area is not None:
             new = text.plain_text(h.capacity, c.variant)
             c.patches.append(Patch(area[0], new.ljust(area[1], b"\0"), "rebuilt", GUESSED))
@@ -227,7 +227,7 @@ def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
         c.detail["grains that no table names"] = str(orphans)
     if not h.zero_grains:  # a writer gives a grain up only to set its entry to 1
         c.checks.append(Check("tables name every grain", not orphans, f"{orphans} grains"))
-    _judge_tables(c, directory.damaged, tally, disputed, runs.given_up)
+    _judge_tables(c, directory, tally, disputed, runs.given_up)
     whole = c.size <= reader.size
     c.checks.append(Check("file is whole", whole, "" if whole else f"{c.size} bytes needed", False))
     return c
@@ -259,18 +259,20 @@ def _plain_map(reader: Reader, h: Header, directory: Directory, limit: int, doub
     return runs, tally, last, grains
 
 
-def _judge_tables(c: Container, directory: int, tally: Tally, disputed: int, given_up: int) -> None:
+def _judge_tables(c: Container, directory: Directory, tally: Tally, disputed: int, given_up: int) -> None:
+    alone = not directory.has_twin  # a second copy makes good what one has lost
     c.checks += [
-        Check("grain directories are sound", not directory, f"{directory} entries are damaged"),
-        Check("grain tables are sound", not tally.primary_bad, f"{tally.primary_bad} entries are damaged"),
-        Check("redundant grain tables are sound", not tally.twin_bad, f"{tally.twin_bad} entries are damaged"),
+        Check("grain directories are sound", not directory.damaged, f"{directory.damaged} entries are damaged",
+              alone and not directory.regular),
+        Check("grain tables are sound", not tally.primary_bad, f"{tally.primary_bad} entries are damaged", alone),
+        Check("redundant grain tables are sound", not tally.twin_bad, f"{tally.twin_bad} entries are damaged", False),
         Check("both copies of the tables agree", not tally.differ, f"{tally.differ} entries differ"),
-        Check("every table entry is known", not tally.lost, f"{tally.lost} entries are lost"),
-        Check("no entry beyond the capacity", not tally.beyond, f"{tally.beyond} entries"),
+        Check("every table entry is known", not tally.lost, f"{tally.lost} entries are lost", tally.refused > 0),
+        Check("no entry beyond the capacity", not tally.beyond, f"{tally.beyond} entries", False),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
     ]
     if given_up:
-        c.checks.append(Check("map within our limit", False, f"{given_up} guest bytes not mapped"))
+        c.checks.append(Check("map within our limit", False, f"{given_up} guest bytes not mapped", False))
 
 
 def _open_stream(reader: Reader, h: Header, origin: str) -> Container:
@@ -308,15 +310,16 @@ def _stream_container(reader: Reader, h: Header, origin: str, s: stream.Stream) 
         c.size_exact = False
         if tail > c.size and reader.read(c.size, tail - c.size) == bytes(tail - c.size):
             c.size = tail
+    # grains name their own places, so none of this puts what was found in doubt
     named, unknown = len(s.named_lost), int((s.unknown[:, 1] - s.unknown[:, 0]).sum())
     c.checks += [
-        Check("every grain that is named is there", not named, f"{named} grains"),
-        Check("every table entry is known", not unknown, f"{unknown} entries"),
+        Check("every grain that is named is there", not named, f"{named} grains", False),
+        Check("every table entry is known", not unknown, f"{unknown} entries", False),
         Check("grain tables are sound", not (s.damaged_tables or s.lost_entries),
-              f"{s.damaged_tables} tables or directory entries, {s.lost_entries} entries"),
-        Check("tables name every grain", not s.unnamed, f"{s.unnamed} grains were found without them"),
-        Check("no gap between the grains", not s.breaks, f"{s.breaks} gaps"),
-        Check("the end is there", s.finished, "" if s.finished else "no footer: one is written"),
+              f"{s.damaged_tables} tables or directory entries, {s.lost_entries} entries", False),
+        Check("tables name every grain", not s.unnamed, f"{s.unnamed} grains were found without them", False),
+        Check("no gap between the grains", not s.breaks, f"{s.breaks} gaps", False),
+        Check("the end is there", s.finished, "" if s.finished else "no footer: one is written", False),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
     ]  # fmt: skip
     return c
