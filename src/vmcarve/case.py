@@ -110,7 +110,8 @@ def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
     container = FileMap.build((e["offset"], e["length"], -1 if e["image_offset"] is None else e["image_offset"],
                                e["grade"], e["rule"]) for e in own)
     # plain runs are read from the image directly, encoded ones through the container
-    states = [_state(e) for e in rows]
+    alone = row["parent_id"] is None  # a parent that was not found is missing, not empty
+    states = [LOST if alone and e["grade"] == PARENT else _state(e) for e in rows]
     encoded = [ENCODING_NAMES.index(e["encoding"]) for e in rows]
     place = [-1 if s != DATA else (e["container_offset"] if c else e["image_offset"])
              for e, s, c in zip(rows, states, encoded, strict=True)]
