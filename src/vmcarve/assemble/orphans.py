@@ -63,6 +63,16 @@ class Found:
         order = np.argsort(-count, kind="stable")
         return origin[order], count[order]
 
+    def stating(self, origin: int) -> Int64s:
+        """Image offsets of the pieces that state this origin by themselves."""
+        p = self.pieces
+        return p.image_offset[(p.own >= 0) & (p.image_offset - p.own == origin)]
+
+    def inside(self, origin: int, orphans: list[Orphan]) -> bool:
+        """Whether pieces that state this origin all lie in containers that were put together already."""
+        at = self.stating(origin).tolist()
+        return bool(at) and all(any(p <= a < p + n for o in orphans for _, p, n in o.runs.tolist()) for a in at)
+
     def named(self, g: int) -> Int64s:
         """int64[m]: where each piece would have the guest byte `g`, from its origin; -1 where it names none."""
         unit = self.pieces.unit
@@ -144,10 +154,12 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) 
         origins, _ = found.votes(pins)
         best: list[tuple[int, Orphan]] = []
         for origin in origins[:MAX_CANDIDATES].tolist():
+            if found.inside(origin, [orphan for _, orphan in best]):
+                continue
             size = _disk_size(found, origin, pins, sizes)
             orphan = found.format.rebuild(image, Clue(origin, size, found.pieces, found.first(origin, pins)))
             if orphan is not None and orphan.container.guests:
-                stated = bool((found.pieces.image_offset - found.pieces.own == origin)[found.pieces.own >= 0].any())
+                stated = len(found.stating(origin)) > 0
                 best.append((_agreeing(image, orphan, pins, stated), orphan))
         for agreeing, orphan in sorted(best, key=lambda b: -b[0]):
             if agreeing >= LEAST and not any(claims.overlap(p, p + n) for _, p, n in orphan.runs.tolist()):

@@ -33,6 +33,7 @@ from ..model import (
     Region,
     Signature,
 )
+from ._sesparse_shapes import rebuild, shapes
 from ._vmdk_tables import (
     Bools,
     Int64s,
@@ -383,4 +384,6 @@ FORMAT = Format(
     open=open_sesparse,
     confirm=confirm,
     qemu_name="vmdk",
+    shapes=shapes,
+    rebuild=lambda reader, clue: rebuild(reader, clue, open_sesparse),
 )

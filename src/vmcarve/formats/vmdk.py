@@ -36,6 +36,7 @@ from ..model import (
     Region,
     Signature,
 )
+from . import _vmdk_grains as grains
 from . import _vmdk_header as header
 from . import _vmdk_shapes as shapes
 from . import _vmdk_stream as stream
@@ -387,6 +388,7 @@ FORMAT = Format(
     confirm=confirm,
     salvage=salvage,
     qemu_name="vmdk",
-    shapes=shapes.shapes,
-    rebuild=lambda reader, clue: shapes.rebuild(reader, clue, open_extent),
+    shapes=lambda blocks, where: [*shapes.shapes(blocks, where), *grains.shapes(blocks, where)],
+    rebuild=lambda reader, clue: (grains if clue.pieces.kind == grains.KIND else shapes).rebuild(
+        reader, clue, open_extent),
 )
