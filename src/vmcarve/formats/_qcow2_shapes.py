@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, LOST, Clue, Container, Orphan, Patch, Reader, TablePieces
+from ..model import GUESSED, LOST, PLAIN, ZSTD, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._first_level import completed, numbered, remains
 from ._qcow2_header import FORMAT_MAX_L1_BYTES, MAGIC, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS
 from ._qcow2_tables import U64, Bools
@@ -27,8 +27,10 @@ OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
 LEGAL = OFFSET | COPIED | np.uint64(1)
 MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
 USUAL_CLUSTER = 1 << 16
-EXTENDED, ZSTD = 16, 8  # incompatible features
-VARIANTS = ((0, 0), (ZSTD, 1), (EXTENDED, 0), (EXTENDED | ZSTD, 1))  # features, compression type
+EXTENDED, COMPRESSION = 16, 8  # incompatible features
+VARIANTS = ((0, 0), (COMPRESSION, 1), (EXTENDED, 0), (EXTENDED | COMPRESSION, 1))  # features, compression type
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+STREAMS = 16  # that are looked at
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
@@ -67,10 +69,17 @@ def rebuild(reader: Reader, clue: Clue, open_qcow2: Callable[[Reader], Container
             if c is None or not (c.guests[0].map.file_offset >= 0).any():
                 continue
             lose_untold(c, told, span)
-            score = sum(not x.ok for x in c.checks), _unknown(c)
+            score = sum(not x.ok for x in c.checks) + _foreign_streams(view, c), _unknown(c)
             if best is None or score < best[0]:
                 best = score, orphan(c, clue.origin, "qcow2.tables", reader.size)
     return None if best is None else best[1]
+
+
+def _foreign_streams(view: Laid, c: Container) -> int:
+    """Of some streams, how many begin as those of the other compression (fact: see qcow2.py)."""
+    m = c.guests[0].map
+    some = np.flatnonzero(m.encoding != PLAIN)[:STREAMS]
+    return sum((view.read(int(m.file_offset[i]), 4) == ZSTD_MAGIC) != (m.encoding[i] == ZSTD) for i in some.tolist())
 
 
 def _unknown(c: Container) -> int:

@@ -37,9 +37,12 @@ def rebuild(reader: Reader, clue: Clue, open_vdi: Callable[[Reader], Container])
     if not len(starts) or not clue.size:
         return None
     begins = int(starts[int(votes.argmax())])
-    for map_at, data_at in _places(begins, clue.origin, -(-clue.size // BLOCK)):
+    blocks = -(-clue.size // BLOCK)
+    for map_at, data_at in _places(begins, clue.origin, blocks) if blocks <= MAX_BLOCKS else ():
+        if data_at >= FREE:
+            continue
         base = begins - map_at
-        head = _header(clue.size, map_at, data_at, _allocated(reader, begins, -(-clue.size // BLOCK)))
+        head = _header(clue.size, map_at, data_at, _allocated(reader, begins, blocks))
         c = opened(open_vdi, Laid(reader, base, [Patch(0, head, "rebuilt", GUESSED)]), "rebuilt from the block map")
         if c is not None:
             return orphan(c, base, "vdi.map", reader.size)
