@@ -33,6 +33,7 @@ MAX_PIECES = 1 << 16  # ours: of one kind and unit in an image
 MAX_PINS = 1024  # ours
 MAX_VOTES = 1 << 22  # ours: pins times pieces
 MAX_CANDIDATES = 48  # ours: begins of files that are tried, of one kind and unit
+MAX_BEFORE = 64 << 20  # ours: bytes of a container that may lie before the image's begin
 MAX_DISKS = 64  # ours: disks whose partition tables are read for pins
 LEAST = 2  # guest units that must agree on where a file begins
 
@@ -152,6 +153,7 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) 
         if found.format.rebuild is None:
             continue
         origins, _ = found.votes(pins)
+        origins = origins[(origins > -MAX_BEFORE) & (origins < image.size)]
         best: list[tuple[int, Orphan]] = []
         for origin in origins[:MAX_CANDIDATES].tolist():
             if found.inside(origin, [orphan for _, orphan in best]):
