@@ -120,7 +120,7 @@ def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
 
     from .disk import VirtualDisk
     from .filemap import FileMap, FileView
-    from .model import DATA, ENCODING_NAMES, PARENT, PLAIN, GuestMap
+    from .model import DATA, ENCODING_NAMES, LOST, PARENT, PLAIN, GuestMap
 
     rows = _columns(case.map(row["disk_id"], "guest"))
     image = case.image(row["source"])
@@ -130,6 +130,8 @@ def _open(case: Case, row: dict[str, Any], depth: int) -> VirtualDisk:
     container = FileMap(own["offset"], own["length"], own["image_offset"], own["grade"].tolist(), own["rule"].tolist())
     # plain runs are read from the image directly, encoded ones through the container
     states = _states(rows)
+    if row["parent_id"] is None:  # a parent that was not found is missing, not empty
+        states[rows["grade"] == PARENT] = LOST
     encoded = np.zeros(len(states), np.uint8)
     for code, name in enumerate(ENCODING_NAMES):
         encoded[rows["encoding"] == name] = code

@@ -240,6 +240,40 @@ class Orphan:
     evidence: str  # the rule, e.g. "vmdk.stream-markers"
 
 
+@dataclass(slots=True)
+class TablePieces:
+    """Pieces of allocation tables of one kind, recognised by their shape alone, wherever they lie (`Format.shapes`).
+
+    unit: guest bytes that one entry stands for. image_offset int64[m], rising. place int64[m, k]: where the unit that
+    each entry names lies, in bytes from the container's origin, -1 where it names none. The unit number of entry e is
+    e + phase modulo k; which multiple of k, the piece does not say. own int64[m]: where the piece itself lies from the
+    origin, -1 where its shape does not tell. The origin is the container's first byte, or, for formats whose entries
+    count from elsewhere, the point that they count from.
+    """
+
+    kind: str
+    unit: int
+    image_offset: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    own: npt.NDArray[np.int64]
+    phase: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """What shapes and guest structures tell of a container whose header is lost (`Format.rebuild`).
+
+    origin: image offset of the origin that `pieces` count from, at most 64 MiB before the image's begin. first
+    int64[m]: unit number of each piece's first entry, -1 unknown; a guest structure that lies where the piece says
+    proves it. size: bytes of the guest disk as its own structures say, 0 unknown.
+    """
+
+    origin: int
+    size: int
+    pieces: TablePieces
+    first: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """A block of 4096 bytes with tables, that a container must have at file_offset and does not have there.
@@ -267,6 +301,9 @@ class Format:
     salvage(reader, evidence rows of this format's kinds that no opened container explains) -> orphans.
     wants(reader) -> blocks of tables that are not where the reader has them (the container is in pieces): those that
     can be told by what was found so far. It raises nothing.
+    shapes(blocks uint8[n, 4096], image_offset int64[n] rising) -> pieces of tables that have no magic. Called on space
+    that nothing else explains, so it may take some ns a block and be wrong; arrays in, arrays out.
+    rebuild(reader of the image, clue) -> the container with a header written anew, or None when the clue does not hold.
     """
 
     name: str
@@ -278,6 +315,8 @@ class Format:
     salvage: Callable[[Reader, Sequence[Evidence]], Iterable[Orphan]] | None = None
     wants: Callable[[Reader], Sequence[Want]] | None = None
     qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
+    shapes: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Iterable[TablePieces]] | None = None
+    rebuild: Callable[[Reader, Clue], Orphan | None] | None = None
 
 
 # --- guest file systems and partition schemes ---------------------------------------------------------------------

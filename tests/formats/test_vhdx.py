@@ -262,10 +262,27 @@ def test_lost_bat_sector(made: dict[str, Path]) -> None:
     data = made["qemu"].read_bytes()
     whole, _ = opened(data)
     bat = next(region for region in whole.regions if region.kind == "vhdx.bat").file_offset
-    container, reader = opened(data, ((bat, 512),))
+    container, reader = opened(data, ((bat, 512), (MIB, MIB)))  # and the log, which has copies
     assert (container.guests[0].map.state == LOST).all() and "BAT is there" in failed(container)
     again, _ = opened(patched(container, reader))
     assert (again.guests[0].map.state == HOLE).all()
+
+
+@pytest.mark.parametrize("length", [512, 4096, MIB])
+def test_a_lost_bat_is_in_the_log(made: dict[str, Path], guest: bytes, length: int, tmp_path: Path) -> None:
+    """QEMU's closed file has its BAT pages in old entries of the log: the places come back, and the file opens."""
+    data = made["qemu"].read_bytes()
+    whole, _ = opened(data)
+    bat = next(region for region in whole.regions if region.kind == "vhdx.bat").file_offset
+    container, reader = opened(data, ((bat, length),))
+    before, after = whole.guests[0].map, container.guests[0].map
+    held = before.guest_offset[before.state == DATA]
+    assert after.guest_offset[after.state == DATA].tolist() == held.tolist()
+    assert after.file_offset[after.state == DATA].tolist() == before.file_offset[before.state == DATA].tolist()
+    assert "BAT is the file's own" in failed(container)
+    path = tmp_path / "a.vhdx"
+    path.write_bytes(patched(container, reader))
+    assert qemu_guest(path, tmp_path / "raw") == guest
 
 
 @pytest.mark.parametrize("value", [0, 6, 1 << 20 | 6, 3 << 20 | 6, 1 << 40 | 6, (1 << 64) - 2, None])
@@ -276,7 +293,7 @@ def test_wrong_entries_are_lost(made: dict[str, Path], value: int | None) -> Non
     bat = next(region for region in whole.regions if region.kind == "vhdx.bat").file_offset
     other = bytes(data[bat + 8 * 7 : bat + 8 * 8])
     data[bat + 8 * 3 : bat + 8 * 4] = other if value is None else value.to_bytes(8, "little")
-    container, reader = opened(bytes(data))
+    container, reader = opened(bytes(data), ((MIB, MIB),))  # without the log, which has copies
     disk = container.guests[0].map
     lost = {int(g) // MIB for g in disk.guest_offset[disk.state == LOST]}
     if value == 0:

@@ -17,6 +17,7 @@ from ..tables import pc
 from .headers import lead
 from .host_files import host_files
 from .hosts import Spot, find_hosts, read_hosts, unallocated
+from .orphans import rebuilt
 from .places import Places
 from .raw import raw_disks
 from .state import Assembled, HostView, State
@@ -72,6 +73,9 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
             file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence)
             if not state.taken(file_map):
                 state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
+    for orphan in rebuilt(image, places, state.claims, room):
+        file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence)
+        state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     hosts_at = {v.volume.offset for v in state.views} | {0}
     space = np.array([[0, image.size]], np.int64) if room is None or len(room) == 0 else room
     for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space):

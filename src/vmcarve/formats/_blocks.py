@@ -13,6 +13,7 @@ from ..model import DATA, LOST, UNALLOCATED, GuestMap, Patch, Reader
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+NOISE = 4  # a bitmap with a change at more than each NOISE-th bit was overwritten: guests write 4 KiB and more at once
 BATCH_BITS = 1 << 19  # bitmap bits unpacked at once: some 20 MiB of working arrays where every bit is a run
 
 
@@ -62,7 +63,8 @@ def split_map(
     """One entry per unit, with the units of `partial` split by their bitmaps: 1 here (DATA), 0 the parent's.
 
     Returns the map, the number of partial units whose bitmap is lost, and how many were given up at the limit; both
-    become LOST.
+    become LOST. A bitmap that no writer leaves is lost too: a unit that is here has a sector that is (a crash between
+    allocating and writing looks the same, and tells nothing either), and bits change seldom.
     """
     state, sectors = state.copy(), max(1, unit // partial.sector)
     width, step = -(-sectors // 8), max(1, BATCH_BITS // sectors)
@@ -76,6 +78,7 @@ def split_map(
             state[partial.units[at:]] = LOST
             break
         rows, known = partial.read(index)
+        known &= _plausible(rows[:, :width], sectors, partial.order)
         state[index[~known]] = LOST
         lost += int((~known).sum())
         index, rows = index[known], rows[known]
@@ -102,9 +105,21 @@ def split_map(
     return GuestMap.build(g, np.minimum(n, size - g), s, f), lost, given_up
 
 
+def _bits(rows: npt.NDArray[np.uint8], sectors: int, order: str) -> npt.NDArray[np.uint8]:
+    """One bit a column, in sector order."""
+    return np.unpackbits(rows, axis=1, bitorder="little" if order == "little" else "big")[:, :sectors]
+
+
+def _plausible(rows: npt.NDArray[np.uint8], sectors: int, order: str) -> Bools:
+    """Which bitmaps a writer could have left."""
+    bits = _bits(rows, sectors, order)
+    changes = (bits[:, 1:] != bits[:, :-1]).sum(axis=1)
+    return bits.any(axis=1) & (changes <= 8 + sectors // NOISE)
+
+
 def _bit_runs(rows: npt.NDArray[np.uint8], sectors: int, order: str) -> tuple[Int64s, Int64s, npt.NDArray[np.uint8]]:
     """Runs of equal bits that end with their row: (row * sectors + first sector, sectors, bit)."""
-    bits = np.unpackbits(rows, axis=1, bitorder="little" if order == "little" else "big")[:, :sectors]
+    bits = _bits(rows, sectors, order)
     edge = np.ones(bits.shape, bool)
     np.not_equal(bits[:, 1:], bits[:, :-1], out=edge[:, 1:])
     start = np.flatnonzero(edge).astype(np.int64)

@@ -108,7 +108,7 @@ class Tally:
             Check(f"{name}.entries-inside", self.outside == 0, f"{self.outside} entries outside or inside metadata"),
             Check(f"{name}.entries-unique", self.twice == 0, f"{self.twice} entries name a cluster twice"),
             Check(f"{name}.tables-read", self.unread + self.empty == 0,
-                  f"{self.unread} tables missing, {self.empty} empty"),
+                  f"{self.unread} tables missing, {self.empty} empty", False),
         ]
 
 

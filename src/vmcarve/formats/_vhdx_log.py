@@ -63,6 +63,7 @@ class Replay:
     flushed: int = 0  # bytes that the file must have
     last: int = 0  # bytes that the file has after the replay
     refused: int = 0  # descriptors that name the log, the headers or nothing sound
+    damaged: int = 0  # sectors of the log that are missing or no log's: newer entries may be among them
 
     @property
     def failed(self) -> bool:
@@ -81,7 +82,7 @@ def replay(reader: Reader, header: Header) -> Replay:
     chain = _active(log, header.log_guid)
     if not chain:
         return Replay("no whole sequence of log entries is left")
-    out = Replay("replayed", flushed=chain[-1].flushed, last=chain[-1].last)
+    out = Replay("replayed", flushed=chain[-1].flushed, last=chain[-1].last, damaged=_damaged(reader, header, log))
     order_of: dict[int, int] = {}
     zeros: list[tuple[int, int, int]] = []
     for step, entry in enumerate(chain):
@@ -91,6 +92,47 @@ def replay(reader: Reader, header: Header) -> Replay:
         return Replay("the log zeroes more ranges than our limit")
     _settle(out, order_of, zeros)
     return out
+
+
+def copies(reader: Reader, log_range: tuple[int, int], pages: set[int]) -> dict[int, bytes]:
+    """The newest copy that the log still holds of each of `pages` (file offsets), whichever log it was written for.
+
+    Old entries stay, with a right CRC, until the ring comes round (seen: QEMU 7.2, also after closing). A later entry
+    states a file that is at least as long; QEMU begins with sequence 1 at each opening (seen), so that comes second.
+    """
+    start, end = log_range
+    log = reader.read(start, min(end - start, OUR_MAX_LOG))
+    log = log[: len(log) // PAGE * PAGE]
+    best: dict[int, tuple[tuple[int, int], bytes]] = {}
+    budget = CRC_BUDGET * len(log)
+    sectors = np.frombuffer(log, np.uint8).reshape(-1, PAGE)
+    for place in (np.flatnonzero((sectors[:, :4] == np.frombuffer(b"loge", np.uint8)).all(axis=1)) * PAGE).tolist():
+        entry = parse_entry(log[place : place + 64], place, len(log))
+        if entry is None or budget < entry.length:
+            continue
+        budget -= entry.length
+        raw = _ring(log, place, entry.length)
+        found = Replay("")
+        if crc32c_zeroed(raw, 4) != int.from_bytes(raw[4:8], "little") or not _apply(log, entry, 0, log_range, found,
+                                                                                       {}, []):
+            continue
+        age = entry.flushed, entry.sequence
+        for at in pages & found.pages.keys():
+            if at not in best or best[at][0] < age:
+                best[at] = age, found.pages[at]
+    return {at: page for at, (_, page) in best.items()}
+
+
+def _damaged(reader: Reader, header: Header, log: bytes) -> int:
+    """How many sectors of the log are missing or no log's: each begins with a sign, or with zeros never written to."""
+    first = np.frombuffer(log, np.uint8).reshape(-1, PAGE)[:, :4]
+    known = (first == 0).all(axis=1)
+    for sign in (b"loge", b"desc", b"zero", b"data"):
+        known |= (first == np.frombuffer(sign, np.uint8)).all(axis=1)
+    if reader.missing(header.log_offset, header.log_length):
+        gone = [reader.missing(header.log_offset + at, PAGE) for at in range(0, len(log), PAGE)]
+        known &= ~np.array(gone)
+    return int((~known).sum())
 
 
 def _active(log: bytes, guid: bytes) -> list[Entry]:

@@ -75,7 +75,7 @@ def _from_text(reader: Reader) -> tuple[Header, str] | None:
             front = header.front_layout(capacity)  # its only directory is where QEMU's redundant one is
             if stream.grain_head(front, reader.read(front.overhead * SECTOR, 16)) is not None:
                 h = front
-        return _with_zero_grains(reader, h), "rebuilt from descriptor and tables"
+        return with_zero_grains(reader, h), "rebuilt from descriptor and tables"
     h = header.marker_layout(capacity)
     if is_stream and _acceptable(h) and len(stream.walk(reader, h, h.overhead, "markers").grains.number):
         return h, "rebuilt from descriptor and grains"
@@ -107,7 +107,7 @@ def _directories_that_fit(reader: Reader, h: Header) -> list[int]:
             > h.tables]  # fmt: skip
 
 
-def _with_zero_grains(reader: Reader, h: Header) -> Header:
+def with_zero_grains(reader: Reader, h: Header) -> Header:
     """The header with the zero-grain flag when the tables use it: an entry of 1 would be the descriptor's sector."""
     if h.compressed:
         return h
@@ -132,7 +132,7 @@ def _from_directory(reader: Reader) -> tuple[Header, str] | None:
     as_stream = header.layout(capacity, stream=True)
     if stream.inflates(reader, as_stream, as_stream.overhead):
         return as_stream, "rebuilt from tables, capacity rounded up"
-    return _with_zero_grains(reader, header.layout(capacity)), "rebuilt from tables, capacity rounded up"
+    return with_zero_grains(reader, header.layout(capacity)), "rebuilt from tables, capacity rounded up"
 
 
 def redundant_directory(reader: Reader, offset: int, place: int = REDUNDANT_AT) -> int | None:

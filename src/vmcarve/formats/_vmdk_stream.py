@@ -303,7 +303,7 @@ def _front_style(reader: Reader, h: Header) -> Stream:
         elif not directory.has_twin and hurt and not (_tiled(h, out.grains) and len(out.grains.number)):
             # something lies where no table points, and no second table tells: an empty part may have been emptied
             out.unknown = np.concatenate([unknown, *empty])
-        out.patches += _missing_tables(reader, h, out, np.concatenate([unknown, _runs(new)]))
+        out.patches += _missing_tables(reader, h, out, np.concatenate([unknown, _runs(new), _runs(out.named_lost)]))
     ends = out.grains.end
     last = int(ends.max()) if len(ends) else h.overhead
     out.end = last + (0 if h.redundant else _empty(reader, last))
@@ -318,16 +318,20 @@ def _tiled(h: Header, grains: Grains) -> bool:
 
 
 def _missing_tables(reader: Reader, h: Header, out: Stream, lost: npt.NDArray[np.int64]) -> list[Patch]:
-    """Tables with entries that were lost, from the grains that were found."""
-    held = np.unique(out.grains.number // h.entries)
+    """Tables with entries that were lost, or that lead to lost grains, from the grains that were found.
+
+    An entry to a grain that is gone becomes empty: other programs stop at one that leads nowhere.
+    """
+    hurt = np.unique(out.named_lost // h.entries)
+    held = np.union1d(out.grains.number // h.entries, hurt)
     first, end = lost[:, 0] // h.entries, -(-lost[:, 1] // h.entries)
     touched = np.zeros(h.tables + 1, np.int64)
     np.add.at(touched, first, 1)
     np.add.at(touched, end, -1)
-    grade = GUESSED if out.breaks else SUPPORTED
     patches: list[Patch] = []
     for k in held[np.cumsum(touched)[held] > 0][:OUR_MAX_REBUILT].tolist():
         row = table_row(h, out.grains, k)
+        grade = GUESSED if out.breaks or k in hurt else SUPPORTED
         for place in (int(out.table_at[k]), int(out.twin_at[k])):
             if place > 0 and reader.read(place * SECTOR, len(row)) != row:
                 patches.append(Patch(place * SECTOR, row, "rebuilt", grade))
@@ -461,11 +465,13 @@ def _runs(numbers: Int64s) -> npt.NDArray[np.int64]:
 
 
 def _rebuilt_tables(reader: Reader, out: Stream, known: Bools) -> list[Patch]:
-    """Tables whose place is known and whose content is lost, from the grains that were found."""
+    """Tables whose place is known and whose content is lost, or leads to lost grains, from the grains found."""
     h = out.header
-    grade = GUESSED if out.breaks else SUPPORTED
+    hurt = np.zeros(len(known), bool)
+    hurt[out.named_lost // h.entries] = True
     patches: list[Patch] = []
-    for k in np.flatnonzero((out.table_at > 0) & ~known)[:OUR_MAX_REBUILT].tolist():
+    for k in np.flatnonzero((out.table_at > 0) & (~known | hurt))[:OUR_MAX_REBUILT].tolist():
+        grade = GUESSED if out.breaks or hurt[k] else SUPPORTED
         place = int(out.table_at[k])
         patches.append(Patch((place - 1) * SECTOR, marker(h.table_sectors, GRAIN_TABLE) + table_row(h, out.grains, k),
                              "rebuilt", grade))  # fmt: skip

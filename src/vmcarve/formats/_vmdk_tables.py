@@ -66,6 +66,7 @@ class Tally:
     twin_bad: int = 0
     differ: int = 0
     lost: int = 0
+    refused: int = 0  # of the lost ones, those that are there and wrong: others beside them may be wrong too
     beyond: int = 0
     zeroed: int = 0
     rest: int = 0
@@ -200,6 +201,7 @@ def _merge(
     if not (a.any() or b.any() or bad_a.any()):
         tally.twin_bad += int(bad_b.sum()) if not bad_b.all() else 0
         return a.astype(np.int64), np.zeros(a.shape, bool)
+    gone = bad_a & bad_b
     judge(a, bad_a, rules)
     if not bad_b.all():
         judge(b, bad_b, rules)
@@ -213,6 +215,7 @@ def _merge(
     lost = bad_a & bad_b
     tally.primary_bad += int(bad_a.sum())
     tally.lost += int(lost.sum())
+    tally.refused += int((lost & ~gone).sum())
     tally.zeroed += int((value == 1).sum()) if rules.zero else 0
     return value, lost
 

@@ -123,7 +123,7 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
 def open_cowd(reader: Reader) -> Container:
     """Opens a COWD extent through a reader of its file."""
     h = _parse(reader.read(0, HEADER_BYTES))
-    limit = min(h.free, -(-reader.size // SECTOR))
+    limit = min(h.free, h.data_at + h.tables * TABLE_SECTORS + h.capacity + h.grain)  # whether the file was cut or not
     raw, gone = read_array(reader, h.directory_at * SECTOR, h.tables, "<u4")
     tables = raw.astype(np.int64)
     bad = gone | _bad_tables(tables, h, limit)
@@ -152,8 +152,8 @@ def open_cowd(reader: Reader) -> Container:
         Check("table entries are sound", not lost, f"{lost} entries are lost"),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
         Check("tables name every sector", named == expected, f"{named} of {expected} sectors"),
-        Check("freeSector agrees with the tables", h.free == used, f"{h.free}, the last named ends at {used}"),
-        Check("closed cleanly", not h.unclean, "uncleanShutdown is set" if h.unclean else ""),
+        Check("freeSector agrees with the tables", h.free == used, f"{h.free}, the last named ends at {used}", False),
+        Check("closed cleanly", not h.unclean, "uncleanShutdown is set" if h.unclean else "", False),
     ]
     c.detail = {"flags": f"{h.flags:#x}"}
     if h.parent:

@@ -177,7 +177,7 @@ def open_ova(reader: Reader) -> Container:
     absent = [n for n in description.files if n not in sizes]
     for check, said, names in (("ova.sizes", "not as described", wrong), ("ova.files", "not there", absent)):
         out.checks.append(Check(check, not names, f"{said}: {', '.join(names[:OUR_MAX_SHOWN])}" if names else ""))
-    out.checks.append(Check("ova.end", ended, "" if ended else f"no end marker at {end:#x}"))
+    out.checks.append(Check("ova.end", ended, "" if ended else f"no end marker at {end:#x}", False))
     out.regions.sort(key=lambda r: r.file_offset)
     return out
 

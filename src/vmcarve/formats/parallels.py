@@ -30,6 +30,8 @@ from ..model import (
     Region,
     Signature,
 )
+from ._parallels_shapes import rebuild as rebuild_container
+from ._parallels_shapes import shapes
 from ._qcow2_tables import (
     I64,
     U8,
@@ -175,11 +177,13 @@ def _resolve(h: Header, entry: I64, known: Bools, taken: Ranges, size: int) -> t
     lost = bad | ~known
     state = np.where(lost, LOST, np.where(used, DATA, UNALLOCATED)).astype(np.uint8)
     return state, np.where(state == DATA, host, -1), [
-        Check("parallels.table-read", bool(known.all()), f"{int((~known).sum())} of {h.entries} entries are missing"),
+        Check("parallels.table-read", bool(known.all()),
+              f"{int((~known).sum())} of {h.entries} entries are missing", False),
         Check("parallels.entries-legal", not illegal.any(), f"{int(illegal.sum())} entries at no cluster"),
         Check("parallels.entries-inside", not outside.any(), f"{int(outside.sum())} entries outside or in metadata"),
         Check("parallels.entries-unique", not twice.any(), f"{int(twice.sum())} entries name a cluster twice"),
-        Check("parallels.consecutive", gaps <= 0, f"{max(gaps, 0)} clusters inside the file that nothing names"),
+        Check("parallels.consecutive", gaps <= 0, f"{max(gaps, 0)} clusters inside the file that nothing names",
+              gaps > int(lost.sum())),
     ]
 
 
@@ -198,8 +202,8 @@ def open_container(reader: Reader) -> Container:
     taken = Ranges.of(taken_at, [h.cluster] * len(taken_at))
     state, host, checks = _resolve(h, raw.astype(np.int64), known, taken, reader.size)
     if h.extension:
-        checks.append(Check("parallels.extension-md5", extension.ok))
-    checks.append(Check("parallels.closed", h.in_use != IN_USE_OPEN))
+        checks.append(Check("parallels.extension-md5", extension.ok, grave=False))
+    checks.append(Check("parallels.closed", h.in_use != IN_USE_OPEN, grave=False))
     size = max(h.data_offset, int(host.max(initial=-h.cluster)) + h.cluster, int(taken.end.max(initial=0)))
     whole = all(c.ok for c in checks)
     grade = PROVEN if whole else SUPPORTED
@@ -221,4 +225,5 @@ def _extension_regions(h: Header, extension: _Extension) -> list[Region]:
 
 
 FORMAT = Format(name="parallels", extension="hds", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="parallels")
+                qemu_name="parallels", shapes=shapes,
+                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))

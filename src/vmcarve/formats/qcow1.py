@@ -30,21 +30,10 @@ from ..model import (
     Signature,
     Want,
 )
-from ._qcow2_tables import (
-    OUR_MAX_DISK,
-    U64,
-    Cells,
-    Layout,
-    Ranges,
-    Tally,
-    build_map,
-    claims,
-    first_level,
-    load_tables,
-    read_words,
-    regions,
-    show_name,
-)
+from ._append_only import Plan, walk
+from ._append_shapes import QCOW1, rebuild_qcow1
+from ._first_level import plain_tables
+from ._qcow2_tables import OUR_MAX_DISK, U64, Cells, Ranges, regions, show_name
 from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
 
@@ -141,31 +130,20 @@ def open_container(reader: Reader) -> Container:
     head = [(0, HEADER_LENGTH), (h.backing_offset, h.backing_size if h.backing_offset else 0),
             (h.l1_offset, h.entries * 8)]
     fixed = Ranges.of([at for at, _ in head], [n for _, n in head])
-    raw, known = read_words(reader, h.l1_offset, h.entries, ">u8")
-    words = raw.astype(np.uint64)
-    illegal = (words >= COMPRESSED) | (words & np.uint64(h.cluster - 1) != 0)  # L2s lie on cluster boundaries (seen)
-    table = np.where(illegal, 0, words).astype(np.int64)
-    # nothing is freed, so what is named fills the file: an offset beyond all of it together is no cluster of ours
-    limit = max(reader.size, int(fixed.end[-1]))
-    tally = Tally()
-    l1 = first_level(table, illegal, known, table_bytes, fixed, limit, tally)
-    l2 = np.unique(l1.named)
-    tables = load_tables(reader, l2, 1 << h.l2_bits, ">u8")
-    layout = Layout(h.cluster, 1 << h.l2_bits, lambda block: _parse(h, block), limit,
-                    fixed.joined(l2, np.full(len(l2), table_bytes)), tally=tally)
-    rows = np.where(l1.table >= 0, tables.rows(l1.table), -1)
-    guest = build_map(h.size, layout, tables, rows, l1.absent)
-    tally.unread += int((~known).sum()) + len(l1.named) - int((rows >= 0).sum())
-    found = claims(layout, tables, rows[rows >= 0])
+    tables = walk(reader, Plan(h.size, h.cluster, h.l1_offset, h.entries, table_bytes, 1 << h.l2_bits, fixed, ">u8",
+                               # L2s lie on cluster boundaries (seen)
+                               lambda words: (words >= COMPRESSED) | (words & np.uint64(h.cluster - 1) != 0),
+                               lambda words: _parse(h, words)))
+    found, l2 = tables.found, tables.l2
     end = max([-(-h.entries * 8 // SECTOR) * SECTOR + h.l1_offset,  # the L1 is written in whole sectors (seen)
                *(l2[-1:] + table_bytes).tolist(), *(found.plain + h.cluster).max(initial=0, keepdims=True).tolist(),
                int((found.start + found.length).max(initial=0))])
-    whole = bool(known.all()) and all(c.ok for c in tally.checks(""))
     container = Container(
-        "qcow1", "v1-encrypted" if h.crypt else "v1", end, [GuestDisk(h.size, guest)], system="QEMU/KVM",
-        cluster=h.cluster, size_exact=whole, checks=[
-            Check("qcow1.l1-read", bool(known.all()), f"{int((~known).sum())} L1 entries are missing"),
-            *tally.checks("qcow1")],
+        "qcow1", "v1-encrypted" if h.crypt else "v1", end, [GuestDisk(h.size, tables.guest)],
+        system="QEMU/KVM", cluster=h.cluster, size_exact=tables.whole, checks=[
+            Check("qcow1.l1-read", bool(tables.known.all()),
+                  f"{int((~tables.known).sum())} L1 entries are missing", False),
+            *tables.tally.checks("qcow1")],
         regions=[*regions("qcow1.header", [0], [h.l1_offset], SUPPORTED),
                  *regions("qcow1.l1", [h.l1_offset], [h.entries * 8], SUPPORTED),
                  *regions("qcow1.l2", l2, np.full(len(l2), table_bytes), SUPPORTED)],
@@ -209,4 +187,5 @@ def wants(reader: Reader) -> list[Want]:
 
 
 FORMAT = Format(name="qcow1", extension="qcow", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                wants=wants, qemu_name="qcow")
+                qemu_name="qcow", wants=wants, shapes=lambda blocks, where: plain_tables(blocks, where, ">u8", QCOW1),
+                rebuild=lambda reader, clue: rebuild_qcow1(reader, clue, open_container))

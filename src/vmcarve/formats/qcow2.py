@@ -47,6 +47,8 @@ from ._qcow2_header import (
     reference_patches,
 )
 from ._qcow2_refcounts import Comparison, Refcounts, compare, count_references, read_refcounts, rebuild
+from ._qcow2_shapes import rebuild as rebuild_container
+from ._qcow2_shapes import shapes
 from ._qcow2_tables import (
     I32,
     I64,
@@ -143,12 +145,13 @@ def open_container(reader: Reader) -> Container:
     container.checks = [
         *_refcount_checks(h, rc, told),
         Check("qcow2.copied-bits", (bad := _wrong_copied(walk)) == 0, f"{bad} L2 entries disagree with the references"),
-        Check("qcow2.snapshots-read", not trouble, trouble),
-        Check("qcow2.bitmaps-read", not bitmap_trouble, bitmap_trouble),
+        Check("qcow2.snapshots-read", not trouble, trouble, False),
+        Check("qcow2.bitmaps-read", not bitmap_trouble, bitmap_trouble, False),
         Check("qcow2.not-marked-corrupt", not h.incompatible & CORRUPT),
         Check("qcow2.metadata-apart", walk.layout.metadata.overlap == 0,
               f"{walk.layout.metadata.overlap} bytes of metadata are claimed twice"),
-        Check("qcow2.within-our-limits", not spent, "snapshots left out: too many tables" if spent else ""),
+        Check("qcow2.within-our-limits", not spent, "snapshots left out: too many tables" if spent else "",
+              False),
         *walk.layout.tally.checks("qcow2"),
     ]
     _references_out(h, container)
@@ -338,10 +341,10 @@ def _wrong_copied(walk: _Walk) -> int:
 def _refcount_checks(h: Header, rc: Refcounts, told: Comparison) -> list[Check]:
     state = "" if rc.complete else "refcount table or blocks are missing"
     return [
-        Check("qcow2.refcounts-read", rc.complete, state),
+        Check("qcow2.refcounts-read", rc.complete, state, False),
         Check("qcow2.refcounts-agree", told.below == told.above == 0,
               f"{told.below} clusters counted too low, {told.above} too high, of {told.compared}"),
-        Check("qcow2.no-leaks", told.leaked == 0, f"{told.leaked} clusters counted that nothing names"),
+        Check("qcow2.no-leaks", told.leaked == 0, f"{told.leaked} clusters counted that nothing names", False),
     ]
 
 
@@ -375,4 +378,5 @@ def _regions(walk: _Walk, grade: str) -> list[Region]:
 
 
 FORMAT = Format(name="qcow2", extension="qcow2", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                wants=wants, qemu_name="qcow2")
+                qemu_name="qcow2", wants=wants, shapes=shapes,
+                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))

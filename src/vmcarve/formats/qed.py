@@ -29,20 +29,10 @@ from ..model import (
     Signature,
     Want,
 )
-from ._qcow2_tables import (
-    U64,
-    Cells,
-    Layout,
-    Ranges,
-    Tally,
-    build_map,
-    claims,
-    first_level,
-    load_tables,
-    read_words,
-    regions,
-    show_name,
-)
+from ._append_only import Plan, walk
+from ._append_shapes import QED, rebuild_qed
+from ._first_level import plain_tables
+from ._qcow2_tables import U64, Cells, Ranges, regions, show_name
 from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
 
@@ -145,31 +135,23 @@ def open_container(reader: Reader) -> Container:
                       bound=f"at most {OUR_MAX_ENTRIES}")
     head = h.header_clusters * h.cluster
     fixed = Ranges.of([0, h.l1_offset], [head, h.table_bytes])
-    limit = max(reader.size, int(fixed.end[-1]))
-    raw, known = read_words(reader, h.l1_offset, h.l1_entries, "<u8")
-    words = raw.astype(np.uint64)
-    illegal = (words & np.uint64(h.cluster - 1) != 0) | (words >= np.uint64(FORMAT_MAX_OFFSET))
-    table = np.where(illegal, 0, words).astype(np.int64)
-    tally = Tally()
-    l1 = first_level(table, illegal, known, h.table_bytes, fixed, limit, tally)
-    l2 = np.unique(l1.named)
-    tables = load_tables(reader, l2, h.l2_entries, "<u8")
-    layout = Layout(h.cluster, h.l2_entries, lambda block: _parse(h, block), limit,
-                    fixed.joined(l2, np.full(len(l2), h.table_bytes)), tally=tally)
-    rows = np.where(l1.table >= 0, tables.rows(l1.table), -1)
-    guest = build_map(h.size, layout, tables, rows, l1.absent)
-    tally.unread += int((~known).sum()) + len(l1.named) - int((rows >= 0).sum())
-    plain = np.unique(claims(layout, tables, rows[rows >= 0]).plain)
-    end = max(int(layout.metadata.end[-1]), int(plain.max(initial=0)) + (h.cluster if len(plain) else 0))
-    named = int((layout.metadata.end - layout.metadata.start).sum()) + len(plain) * h.cluster
-    full_file = named == end and bool(known.all()) and all(c.ok for c in tally.checks(""))
+    tables = walk(reader, Plan(h.size, h.cluster, h.l1_offset, h.l1_entries, h.table_bytes, h.l2_entries, fixed, "<u8",
+                               lambda words: (words & np.uint64(h.cluster - 1) != 0)
+                               | (words >= np.uint64(FORMAT_MAX_OFFSET)), lambda words: _parse(h, words)))
+    metadata, l2 = tables.metadata, tables.l2
+    plain = np.unique(tables.found.plain)
+    end = max(int(metadata.end[-1]), int(plain.max(initial=0)) + (h.cluster if len(plain) else 0))
+    named = int((metadata.end - metadata.start).sum()) + len(plain) * h.cluster
+    full_file = named == end and tables.whole
     grade = PROVEN if full_file else SUPPORTED
     container = Container(
-        "qed", "qed", end, [GuestDisk(h.size, guest)], system="QEMU/KVM", cluster=h.cluster, size_exact=full_file,
-        checks=[
-            Check("qed.l1-read", bool(known.all()), f"{int((~known).sum())} L1 entries are missing"),
-            Check("qed.every-cluster-once", named == end, f"{end - named} bytes that nothing names"),
-            Check("qed.closed", not h.features & NEED_CHECK), *tally.checks("qed")],
+        "qed", "qed", end, [GuestDisk(h.size, tables.guest)], system="QEMU/KVM", cluster=h.cluster,
+        size_exact=full_file, checks=[
+            Check("qed.l1-read", bool(tables.known.all()),
+                  f"{int((~tables.known).sum())} L1 entries are missing", False),
+            Check("qed.every-cluster-once", named == end, f"{end - named} bytes that nothing names",
+                  tables.whole or bool(tables.tally.illegal + tables.tally.outside + tables.tally.twice)),
+            Check("qed.closed", not h.features & NEED_CHECK, grave=False), *tables.tally.checks("qed")],
         regions=[*regions("qed.header", [0], [head], SUPPORTED),
                  *regions("qed.l1", [h.l1_offset], [h.table_bytes], grade),
                  *regions("qed.l2", l2, np.full(len(l2), h.table_bytes), grade)],
@@ -200,4 +182,5 @@ def wants(reader: Reader) -> list[Want]:
 
 
 FORMAT = Format(name="qed", extension="qed", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                wants=wants, qemu_name="qed")
+                qemu_name="qed", wants=wants, shapes=lambda blocks, where: plain_tables(blocks, where, "<u8", QED),
+                rebuild=lambda reader, clue: rebuild_qed(reader, clue, open_container))

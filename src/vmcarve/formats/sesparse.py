@@ -33,6 +33,7 @@ from ..model import (
     Region,
     Signature,
 )
+from ._sesparse_shapes import rebuild, shapes
 from ._vmdk_tables import (
     Bools,
     Int64s,
@@ -157,7 +158,7 @@ def open_sesparse(reader: Reader) -> Container:
     agree, compared = _compare_back_map(reader, h, guest)
     c.checks = [
         Check("directory entries are sound", not (bad.any() or regained),
-              f"{int(bad.sum())} lost, {regained} regained"),
+              f"{int(bad.sum())} lost, {regained} regained", bool(bad.any())),
         Check("table entries are sound", not (found.lost or found.restored),
               f"{found.lost} lost, {found.restored} taken from the back map"),
         Check("tables and back map agree", agree, f"{compared} grains compared"),
@@ -383,4 +384,6 @@ FORMAT = Format(
     open=open_sesparse,
     confirm=confirm,
     qemu_name="vmdk",
+    shapes=shapes,
+    rebuild=lambda reader, clue: rebuild(reader, clue, open_sesparse),
 )

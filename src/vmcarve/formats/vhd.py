@@ -71,6 +71,7 @@ from ._vhd_parts import (
     text_of,
     up,
 )
+from ._vhd_shapes import rebuild, shapes
 
 # --- habits of the writers
 EPOCH = 946_684_800  # 2000-01-01 UTC
@@ -581,4 +582,5 @@ def _starts(footer: Footer, tail_at: int) -> Iterable[_Start]:
                 yield _Start(at, first, stride, n, header.entries)
 
 
-FORMAT = Format("vhd", "vhd", SIGNATURES, open_vhd, confirm=confirm, salvage=salvage, qemu_name="vpc")
+FORMAT = Format("vhd", "vhd", SIGNATURES, open_vhd, confirm=confirm, salvage=salvage, qemu_name="vpc", shapes=shapes,
+                rebuild=lambda reader, clue: rebuild(reader, clue, open_vhd))

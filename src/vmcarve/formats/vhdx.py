@@ -8,7 +8,7 @@ Source: [MS-VHDX]. "Seen" names what was checked on files of QEMU 7.2; no file o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -271,6 +271,7 @@ class _File:
     creator: str
     identified: bool
     log_range: tuple[int, int]  # (start, end), bytes
+    regained: int = 0  # pages of the BAT that were lost and are taken from old entries of the log
 
 
 def open_vhdx(reader: Reader) -> Container:
@@ -301,7 +302,37 @@ def _gather(reader: Reader) -> _File:
     if table is None:
         raise Damaged("the BAT of a VHDX is beyond our limit", offset=regions.bat[0], field="entries",
                       value=metadata.entries, bound=OUR_MAX_ENTRIES)
-    return _File(replayed, headers, current, tables, regions, log, metadata, table, creator, identified, log_range)
+    found = _File(replayed, headers, current, tables, regions, log, metadata, table, creator, identified, log_range)
+    return _regained(reader, found) if table.doubtful else found
+
+
+def _regained(reader: Reader, file: _File) -> _File:
+    """The file with lost entries of its BAT as the log last had them.
+
+    Blocks never move, so what a copy names is there; what it does not name may have come later, and stays lost.
+    """
+    table, bat = file.table, file.regions.bat
+    wrong = np.concatenate((table.payload[table.lost | table.bad], table.bitmap[table.bitmap_bad]))
+    pages = {bat[0] + at * log_of.PAGE for at in np.unique(wrong * 8 // log_of.PAGE).tolist()}
+    copies: dict[int, bytes] = {}
+    for at, page in log_of.copies(reader, file.log_range, pages).items():
+        first = (at - bat[0]) // 8
+        old, now = np.frombuffer(page, "<u8"), table.raw[first : first + log_of.PAGE // 8]
+        old = old[: len(now)]
+        doubtful = np.isin(np.arange(first, first + len(now)), wrong)
+        there = ~doubtful & (old & 7 >= FULL) & (now & 7 >= FULL)
+        if (old[there] == now[there]).all():  # blocks never move: one elsewhere is another file's
+            copies[at] = np.where(doubtful, old, now).astype("<u8").tobytes().ljust(log_of.PAGE, b"\0")
+    if not copies:
+        return file
+    log = replace(file.log, pages=file.log.pages | copies)
+    view = Replayed(reader, log)
+    new = read_table(view, file.metadata, bat, _reserved(file.regions, file.log_range),
+                     file.creator.startswith("QEMU"))
+    if new is None or new.doubtful >= table.doubtful:
+        return file
+    new.lost |= (table.lost | table.bad) & (new.place < 0) & ~new.bad
+    return replace(file, reader=view, log=log, table=new, regained=len(copies))
 
 
 def _meets(log_range: tuple[int, int], region: tuple[int, int]) -> bool:
@@ -339,6 +370,8 @@ def _map(out: Container, file: _File) -> GuestMap:
     state = np.full(metadata.blocks, HOLE, np.uint8)
     state[table.kind == NOT_PRESENT] = UNALLOCATED
     state[table.place >= 0] = DATA
+    if file.log.damaged or (file.log.failed and file.current is not None):
+        state[state != DATA] = LOST  # a newer entry of the log, now gone, may have given these blocks a place
     state[table.lost | table.bad] = LOST
     if not metadata.has_parent:
         return GuestMap.from_units(metadata.size, metadata.block, state, table.place)
@@ -408,9 +441,9 @@ def _add_checks(out: Container, file: _File) -> None:
         Check("file identifier", file.identified, grave=False),
         *(Check(f"header {i + 1}", header is not None, grave=False) for i, header in enumerate(file.headers)),
         *(Check(f"region table {i + 1}", found is not None, grave=False) for i, found in enumerate(file.tables)),
-        Check("log", not file.log.failed and not file.log.refused,
-              f"{file.log.refused} descriptors refused" if file.log.refused else file.log.state),
+        Check("log", not (file.log.failed or file.log.refused or file.log.damaged), _trouble(file.log)),
         Check("metadata table", file.metadata.table is None),
+        Check("BAT is the file's own", not file.regained, f"{file.regained} pages taken from old entries of the log"),
         Check("BAT is there", lost == 0, f"{lost} entries lost" if lost else ""),
         Check("blocks lie apart and inside the file", bad == 0, f"{bad} entries" if bad else ""),
         Check("file is whole", whole, need),
@@ -421,6 +454,12 @@ def _add_checks(out: Container, file: _File) -> None:
         # disk2vhd writes two equal headers (QEMU's source); any other pair of one sequence is damage
         sound = first.sequence != second.sequence or first.raw == second.raw
         out.checks.append(Check("header sequences differ", sound))
+
+
+def _trouble(log: Replay) -> str:
+    if log.refused:
+        return f"{log.refused} descriptors refused"
+    return f"{log.damaged} of its sectors are lost, newer entries may be too" if log.damaged else log.state
 
 
 def _add_regions(out: Container, file: _File) -> None:

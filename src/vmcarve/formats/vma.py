@@ -317,7 +317,7 @@ def _guests(out: Container, extents: _Extents, header: _Header | None, limit: in
         out.detail[name] = f"{size} bytes" + (", RAM of the machine, not a disk" if ram else "")
     out.regions += [Region(at, EXTENT_HEADER, EXTENT_KIND, PROVEN) for at in extents.offset]
     gaps = f"{len(extents.breaks)} breaks, the first at {extents.breaks[0]:#x}" if extents.breaks else ""
-    out.checks.append(Check("vma.extents", not gaps, gaps))
+    out.checks.append(Check("vma.extents", not gaps, gaps, False))
 
 
 def _container(uuid: str, size: int) -> Container:
@@ -339,7 +339,8 @@ def open_vma(reader: Reader) -> Container:
         _last_extent(extents, header)
     end = min(end, reader.size)
     out = _container(extents.uuid, max(end, start if sound else 0))
-    out.checks.append(Check("vma.header", sound, "" if sound else "MD5 does not agree: device sizes from extents"))
+    out.checks.append(Check("vma.header", sound, "" if sound else "MD5 does not agree: device sizes from extents",
+                            False))
     if header is not None and sound:
         out.names = list(header.configs)
         out.regions.append(Region(0, header.size, HEADER_KIND, PROVEN))
@@ -379,7 +380,8 @@ def _orphan(reader: Reader, uuid: str, offsets: list[int], header: _Header | Non
     out = _container(uuid, int(length.sum()))
     out.size_exact = False
     known = header is not None
-    out.checks.append(Check("vma.header", known, "" if known else "no header: device sizes from the last cluster seen"))
+    out.checks.append(Check("vma.header", known, "" if known else "no header: device sizes from the last cluster seen",
+                            False))
     if header is not None:
         out.names = list(header.configs)
     _guests(out, extents, header, reader.size)

@@ -36,7 +36,9 @@ from ..model import (
     Region,
     Signature,
 )
+from . import _vmdk_grains as grains
 from . import _vmdk_header as header
+from . import _vmdk_shapes as shapes
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
 from ._vmdk_header import NO_OFFSET, Header
@@ -145,7 +147,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
     c = Container("vmdk", "", 0, [], cluster=h.grain_bytes)
     c.detail["header"] = origin or "as found"
     c.regions.append(Region(0, SECTOR, "vmdk.header"))
-    c.checks.append(Check("header is there", not origin, origin))
+    c.checks.append(Check("header is there", not origin, origin, False))
     stored = header.parse(reader.read(0, SECTOR))
     if origin:
         c.patches.append(Patch(0, h.pack(), "rebuilt", GUESSED if "rounded" in origin else SUPPORTED))
@@ -153,7 +155,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
         c.patches.append(Patch(0, header.MAGIC, "rebuilt", SUPPORTED))
         c.detail["header"] = "unfinished export: the magic was still in lower case"
     if h.unclean:
-        c.checks.append(Check("closed cleanly", False, "uncleanShutdown is set"))
+        c.checks.append(Check("closed cleanly", False, "uncleanShutdown is set", False))
     if area:
         c.regions.append(Region(*area, "vmdk.descriptor"))
         c.patches += text.safe_patches(data, found, area[0])
@@ -167,7 +169,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
         c.names = [n for n in (text.base_name(e.name, e.type) for e in found.extents) if n]
         c.detail |= found.detail
         c.checks.append(Check("descriptor agrees with the header", found.sectors == h.capacity,
-                              f"{found.sectors} and {h.capacity} sectors"))  # fmt: skip
+                              f"{found.sectors} and {h.capacity} sectors", False))  # fmt: skip
         return c
     c.variant = "streamOptimized" if h.compressed else "twoGbMaxExtentSparse"
     # Seen: qemu-img 7.2 says "descriptor at 1, 20 sectors" in split extents too, and leaves the area empty
@@ -176,7 +178,7 @@ def _base(reader: Reader, h: Header, origin: str) -> Container:
     gone = area is not None and (lost or reader.missing(*area))
     if gone or h.compressed:
         c.variant = "streamOptimized" if h.compressed else "monolithicSparse"
-        c.checks.append(Check("descriptor is there", False, "lost: a plain one is written"))
+        c.checks.append(Check("descriptor is there", False, "lost: a plain one is written", False))
         if area is not None:
             new = text.plain_text(h.capacity, c.variant)
             c.patches.append(Patch(area[0], new.ljust(area[1], b"\0"), "rebuilt", GUESSED))
@@ -202,12 +204,17 @@ def _text_area(h: Header) -> tuple[int, int] | None:
 def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
     c = _base(reader, h, origin)
     directory = read_directory(reader, h)
-    runs, tally, last, grains = _plain_map(reader, h, directory, False)
+    limit = h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK)
+    runs, tally, last, grains = _plain_map(reader, h, directory, limit, False)
+    if (last + h.grain) * SECTOR > reader.size:
+        # the file was cut, or entries are wrong: grains fill a file, so no true one lies far behind their number
+        limit = min(limit, max(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * grains + 1)))
+        runs, tally, last, grains = _plain_map(reader, h, directory, limit, False)
     orphans = max(0, (last + h.grain - h.overhead) // h.grain - grains) if last else 0
     damaged = directory.damaged or tally.primary_bad or tally.twin_bad
     if damaged and (orphans and not h.zero_grains or not grains):
         # grains that no table names, and tables are damaged: where both copies name nothing both may have been emptied
-        runs, tally, last, grains = _plain_map(reader, h, directory, True)
+        runs, tally, last, grains = _plain_map(reader, h, directory, limit, True)
     reserved = [(0, SECTOR), (h.directory_at * SECTOR, h.directory_sectors * SECTOR)]
     proof = PROVEN if directory.regular and directory.has_twin and not directory.damaged else SUPPORTED
     for kind, sectors, at in (("gd", directory.primary, h.directory_at), ("rgd", directory.twin, h.redundant_at)):
@@ -226,17 +233,19 @@ def _open_plain(reader: Reader, h: Header, origin: str) -> Container:
         c.detail["grains that no table names"] = str(orphans)
     if not h.zero_grains:  # a writer gives a grain up only to set its entry to 1
         c.checks.append(Check("tables name every grain", not orphans, f"{orphans} grains"))
-    _judge_tables(c, directory.damaged, tally, disputed, runs.given_up)
+    _judge_tables(c, directory, tally, disputed, runs.given_up)
+    whole = c.size <= reader.size
+    c.checks.append(Check("file is whole", whole, "" if whole else f"{c.size} bytes needed", False))
     return c
 
 
-def _plain_map(reader: Reader, h: Header, directory: Directory, doubt: bool) -> tuple[RunList, Tally, int, int]:
+def _plain_map(reader: Reader, h: Header, directory: Directory, limit: int, doubt: bool
+               ) -> tuple[RunList, Tally, int, int]:
     """The runs, what the tables told, the highest sector of a grain (0: none), and how many grains are named.
 
-    doubt: sectors of tables that name nothing count as lost.
+    limit: no grain lies behind this sector. doubt: sectors of tables that name nothing count as lost.
     """
     tally, runs = Tally(), RunList()
-    limit = min(-(-reader.size // SECTOR), h.overhead + h.grain * (ORPHAN_FACTOR * h.grains + ORPHAN_SLACK))
     rules = Rules(h.overhead, max(limit, h.overhead), h.grain, h.zero_grains)
     size, last, grains = h.capacity * SECTOR, 0, 0
     for first, value, lost in merge_tables(reader, h, directory, rules, tally):
@@ -256,18 +265,20 @@ def _plain_map(reader: Reader, h: Header, directory: Directory, doubt: bool) -> 
     return runs, tally, last, grains
 
 
-def _judge_tables(c: Container, directory: int, tally: Tally, disputed: int, given_up: int) -> None:
+def _judge_tables(c: Container, directory: Directory, tally: Tally, disputed: int, given_up: int) -> None:
+    alone = not directory.has_twin  # a second copy makes good what one has lost
     c.checks += [
-        Check("grain directories are sound", not directory, f"{directory} entries are damaged"),
-        Check("grain tables are sound", not tally.primary_bad, f"{tally.primary_bad} entries are damaged"),
-        Check("redundant grain tables are sound", not tally.twin_bad, f"{tally.twin_bad} entries are damaged"),
+        Check("grain directories are sound", not directory.damaged, f"{directory.damaged} entries are damaged",
+              alone and not directory.regular),
+        Check("grain tables are sound", not tally.primary_bad, f"{tally.primary_bad} entries are damaged", alone),
+        Check("redundant grain tables are sound", not tally.twin_bad, f"{tally.twin_bad} entries are damaged", False),
         Check("both copies of the tables agree", not tally.differ, f"{tally.differ} entries differ"),
-        Check("every table entry is known", not tally.lost, f"{tally.lost} entries are lost"),
-        Check("no entry beyond the capacity", not tally.beyond, f"{tally.beyond} entries"),
+        Check("every table entry is known", not tally.lost, f"{tally.lost} entries are lost", tally.refused > 0),
+        Check("no entry beyond the capacity", not tally.beyond, f"{tally.beyond} entries", False),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
     ]
     if given_up:
-        c.checks.append(Check("map within our limit", False, f"{given_up} guest bytes not mapped"))
+        c.checks.append(Check("map within our limit", False, f"{given_up} guest bytes not mapped", False))
 
 
 def _open_stream(reader: Reader, h: Header, origin: str) -> Container:
@@ -305,15 +316,16 @@ def _stream_container(reader: Reader, h: Header, origin: str, s: stream.Stream) 
         c.size_exact = False
         if tail > c.size and reader.read(c.size, tail - c.size) == bytes(tail - c.size):
             c.size = tail
+    # grains name their own places, so none of this puts what was found in doubt
     named, unknown = len(s.named_lost), int((s.unknown[:, 1] - s.unknown[:, 0]).sum())
     c.checks += [
-        Check("every grain that is named is there", not named, f"{named} grains"),
-        Check("every table entry is known", not unknown, f"{unknown} entries"),
+        Check("every grain that is named is there", not named, f"{named} grains", False),
+        Check("every table entry is known", not unknown, f"{unknown} entries", False),
         Check("grain tables are sound", not (s.damaged_tables or s.lost_entries),
-              f"{s.damaged_tables} tables or directory entries, {s.lost_entries} entries"),
-        Check("tables name every grain", not s.unnamed, f"{s.unnamed} grains were found without them"),
-        Check("no gap between the grains", not s.breaks, f"{s.breaks} gaps"),
-        Check("the end is there", s.finished, "" if s.finished else "no footer: one is written"),
+              f"{s.damaged_tables} tables or directory entries, {s.lost_entries} entries", False),
+        Check("tables name every grain", not s.unnamed, f"{s.unnamed} grains were found without them", False),
+        Check("no gap between the grains", not s.breaks, f"{s.breaks} gaps", False),
+        Check("the end is there", s.finished, "" if s.finished else "no footer: one is written", False),
         Check("no byte is claimed twice", not disputed, f"{disputed} guest bytes"),
     ]  # fmt: skip
     return c
@@ -382,4 +394,7 @@ FORMAT = Format(
     salvage=salvage,
     wants=wants,
     qemu_name="vmdk",
+    shapes=lambda blocks, where: [*shapes.shapes(blocks, where), *grains.shapes(blocks, where)],
+    rebuild=lambda reader, clue: (grains if clue.pieces.kind == grains.KIND else shapes).rebuild(
+        reader, clue, open_extent),
 )

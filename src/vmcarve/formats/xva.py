@@ -252,8 +252,8 @@ def _verdicts(w: Walk, chunks: list[Chunk]) -> list[Check]:
     breaks = f"{len(w.breaks)} breaks, the first at {w.breaks[0][0]:#x}" if w.breaks else ""
     return [
         Check("xva.hashes", not bad, told),
-        Check("xva.breaks", not w.breaks, breaks),
-        Check("xva.end", w.ended, "" if w.ended else f"no end marker at {w.end:#x}"),
+        Check("xva.breaks", not w.breaks, breaks, False),
+        Check("xva.end", w.ended, "" if w.ended else f"no end marker at {w.end:#x}", False),
     ]
 
 
@@ -273,7 +273,7 @@ def open_xva(reader: Reader) -> Container:
     for ref in machine.disks:
         if ref in w.closed or all(c.ref != ref for c in w.chunks):
             continue
-        out.checks.append(Check("xva.complete", False, f"{ref}: the archive breaks off inside this disk"))
+        out.checks.append(Check("xva.complete", False, f"{ref}: the archive breaks off inside this disk", False))
     out.size = min(out.size, max(reader.size, 0))
     return out
 
@@ -369,7 +369,8 @@ def _orphan(reader: Reader, walks: list[Walk], first: int, joins: dict[int, _Joi
         _to_file(guest.map, table)
     places = [(_file_offset(r.file_offset, table), r) for r in container.regions]
     container.regions = [Region(f, r.length, r.kind, r.grade) for f, r in sorted(places, key=lambda x: x[0]) if f >= 0]
-    container.checks.append(Check("xva.start", False, "ova.xml is lost: disk sizes are those of the chunks found"))
+    container.checks.append(Check("xva.start", False, "ova.xml is lost: disk sizes are those of the chunks found",
+                                  False))
     return Orphan(container, table, "xva.chunks")
 
 

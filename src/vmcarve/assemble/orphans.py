@@ -1,0 +1,202 @@
+"""Containers whose header is lost and whose tables have no magic: shapes, guest structures, and a new header.
+
+Space that nothing else explains is looked through for pieces of allocation tables (`Format.shapes`). Such a piece says
+which unit of a guest lies where in its file, but neither which file, nor where that begins. A guest structure that
+states its own place says the rest: it lies at p in the image and at g on its disk, the piece names a place f for g, so
+the file would begin at p - f. Where several structures agree on one begin, it is believed, and the format writes what
+is lost (`Format.rebuild`).
+
+Only containers in one piece are put together here; `find` and `Found.votes` are what a solver needs for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..disk import VirtualDisk
+from ..filemap import FileMap, FileView
+from ..model import DATA, PLAIN, Clue, Format, GuestMap, Orphan, Reader, TablePieces
+from ..registry import formats
+from ..verify.guest import describe
+from .places import USUAL_STARTS, Places
+from .state import Claims
+from .window import Window
+
+BLOCK = 4096
+READ = 4 << 20
+MAX_PIECES = 1 << 16  # ours: of one kind and unit in an image
+MAX_PINS = 1024  # ours
+MAX_VOTES = 1 << 22  # ours: pins times pieces
+MAX_CANDIDATES = 48  # ours: begins of files that are tried, of one kind and unit
+MAX_BEFORE = 64 << 20  # ours: bytes of a container that may lie before the image's begin
+MAX_DISKS = 64  # ours: disks whose partition tables are read for pins
+LEAST = 2  # guest units that must agree on where a file begins
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Pieces of one format's tables, of one kind and unit, over the whole image."""
+
+    format: Format
+    pieces: TablePieces
+
+    def votes(self, pins: Int64s) -> tuple[Int64s, Int64s]:
+        """Where files would begin (image offsets), and how many guest units say so; most first.
+
+        pins int64[n, 2]: image offset and guest offset of one byte each.
+        """
+        pins = pins[:: 1 + len(pins) * len(self.pieces.own) // MAX_VOTES]
+        by_unit: dict[int, list[Int64s]] = {}
+        for p, g in pins.tolist():
+            at = self.named(g)
+            by_unit.setdefault(g // self.pieces.unit, []).append(p - at[at >= 0])
+        stated = self.pieces.own >= 0
+        told = [np.unique(self.pieces.image_offset[stated] - self.pieces.own[stated])] * LEAST
+        told += [np.unique(np.concatenate(of_unit)) for of_unit in by_unit.values()]
+        origin, count = np.unique(np.concatenate(told), return_counts=True)
+        order = np.argsort(-count, kind="stable")
+        return origin[order], count[order]
+
+    def stating(self, origin: int) -> Int64s:
+        """Image offsets of the pieces that state this origin by themselves."""
+        p = self.pieces
+        return p.image_offset[(p.own >= 0) & (p.image_offset - p.own == origin)]
+
+    def inside(self, origin: int, orphans: list[Orphan]) -> bool:
+        """Whether pieces that state this origin all lie in containers that were put together already."""
+        at = self.stating(origin).tolist()
+        return bool(at) and all(any(p <= a < p + n for o in orphans for _, p, n in o.runs.tolist()) for a in at)
+
+    def named(self, g: int) -> Int64s:
+        """int64[m]: where each piece would have the guest byte `g`, from its origin; -1 where it names none."""
+        unit = self.pieces.unit
+        at = self.pieces.place[:, self._column(g)]
+        return np.where(at >= 0, at + g % unit, -1)
+
+    def _column(self, g: int) -> int:
+        return (g // self.pieces.unit - self.pieces.phase) % self.pieces.place.shape[1]
+
+    def first(self, origin: int, pins: Int64s) -> Int64s:
+        """int64[m]: the unit number of each piece's first entry, where the pins prove it under this origin, else -1."""
+        out = np.full(len(self.pieces.image_offset), -1, np.int64)
+        for p, g in pins.tolist():
+            out[self.named(g) == p - origin] = g // self.pieces.unit - self._column(g)
+        return out
+
+
+def find(image: Reader, space: Int64s) -> list[Found]:
+    """Pieces of tables in `space` int64[n, 2] (offset, length, rising) of the image."""
+    parts: dict[tuple[str, str, int, int, int], list[TablePieces]] = {}
+    shaped = [fmt for fmt in formats().values() if fmt.shapes is not None]
+    for blocks, where in _blocks(image, space):
+        for fmt in shaped:
+            for p in fmt.shapes(blocks, where) if fmt.shapes is not None else ():
+                if len(p.image_offset):
+                    parts.setdefault((fmt.name, p.kind, p.unit, p.place.shape[1], p.phase), []).append(p)
+    out: list[Found] = []
+    for (name, kind, unit, _, phase), same in parts.items():
+        joined = [np.concatenate([getattr(p, c) for p in same])[:MAX_PIECES] for c in ("image_offset", "place", "own")]
+        out.append(Found(formats()[name], TablePieces(kind, unit, joined[0], joined[1], joined[2], phase)))
+    return out
+
+
+def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8], Int64s]]:
+    """Blocks of the space that hold something, by the MiB: uint8[n, 4096] and their image offsets."""
+    for start, length in space.tolist():
+        end = start + length
+        for at in range(-(-start // BLOCK) * BLOCK, end - BLOCK + 1, READ):
+            data = image.read(at, min(READ, (end - at) // BLOCK * BLOCK))
+            blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
+            full = np.flatnonzero(blocks.view(np.uint64).any(axis=1))
+            if len(full):
+                yield blocks[full], at + full * BLOCK
+
+
+def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:
+    """Guest structures that state their place: pins int64[n, 2] (image offset, guest offset), and bytes of the disk
+    that each of them tells of (0 none).
+
+    A file system states places in its volume; where volumes begin, the partition tables of the same image say, or the
+    usual places stand in.
+    """
+    direct = np.flatnonzero(places.guest_offset >= 0)
+    rows = [(int(places.image_offset[i]), int(places.guest_offset[i]), int(places.value[i])) for i in direct.tolist()]
+    starts: set[int] = set()
+    for p, g, _ in rows[:MAX_DISKS]:
+        if p >= g:
+            starts |= {o for v in describe(Window(image, p - g, image.size - p + g)) for o, _, _ in v.partitions}
+    inside = np.flatnonzero((places.guest_offset < 0) & (places.volume_offset >= 0))
+    for i in inside[:: max(1, len(inside) // MAX_PINS)].tolist():
+        rows += [(int(places.image_offset[i]), int(places.volume_offset[i]) + start, 0)
+                 for start in sorted(starts or USUAL_STARTS)]
+    table = np.array(rows[: 4 * MAX_PINS], np.int64).reshape(-1, 3)
+    return table[:, :2], np.maximum(table[:, 2], 0)
+
+
+def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) -> Iterator[Orphan]:
+    """Containers in one piece that are put together from table shapes, outside `claims`; the caller claims each one.
+
+    free: the host's free runs int64[n, 2], or None.
+    """
+    pins, sizes = pins_of(image, places)
+    space = claims.free_of(np.array([[0, image.size]], np.int64) if free is None or not len(free) else free)
+    outside = np.array([not claims.holds(int(p)) for p, _ in pins], bool)
+    pins, sizes = pins[outside], sizes[outside]
+    for found in find(image, space):
+        if found.format.rebuild is None:
+            continue
+        origins, _ = found.votes(pins)
+        origins = origins[(origins > -MAX_BEFORE) & (origins < image.size)]
+        best: list[tuple[int, Orphan]] = []
+        for origin in origins[:MAX_CANDIDATES].tolist():
+            if found.inside(origin, [orphan for _, orphan in best]):
+                continue
+            size = _disk_size(found, origin, pins, sizes)
+            orphan = found.format.rebuild(image, Clue(origin, size, found.pieces, found.first(origin, pins)))
+            if orphan is not None and orphan.container.guests:
+                stated = len(found.stating(origin)) > 0
+                best.append((_agreeing(image, orphan, pins, stated), orphan))
+        for agreeing, orphan in sorted(best, key=lambda b: -b[0]):
+            if agreeing >= LEAST and not any(claims.overlap(p, p + n) for _, p, n in orphan.runs.tolist()):
+                yield orphan
+
+
+def _disk_size(found: Found, origin: int, pins: Int64s, sizes: Int64s) -> int:
+    """Bytes of the disk as its own partition table says, when that lies where the pieces have it; 0 unknown."""
+    for (p, g), size in zip(pins.tolist(), sizes.tolist(), strict=True):
+        if size and (found.named(g) == p - origin).any():
+            return size
+    return int(sizes.max(initial=0)) if np.count_nonzero(np.unique(sizes)) == 1 else 0
+
+
+def _agreeing(image: Reader, orphan: Orphan, pins: Int64s, stated: bool) -> int:
+    """How many guest structures lie where the container has them, in different units.
+
+    A guest that agrees with itself counts for several; so do, where a table stated its own place, tables that hold.
+    """
+    guest = orphan.container.guests[0].map
+    unit = max(1, orphan.container.cluster)
+    units: set[int] = set()
+    for p, g in pins.tolist():
+        f = _file_offset(guest, g)
+        if f >= 0 and any(low <= f < low + n and f - low + at == p for low, at, n in orphan.runs.tolist()):
+            units.add(g // unit)
+    disk = VirtualDisk(FileView(image, FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence),
+                                [(x.file_offset, x.data) for x in orphan.container.patches]), guest)
+    failed = [c for c in orphan.container.checks if c.grave and not c.ok]
+    sound = units and any(v.consistent for v in describe(disk)) or stated and len(failed) <= 1  # the header is ours
+    return len(units) + (LEAST if sound else 0)
+
+
+def _file_offset(guest: GuestMap, g: int) -> int:
+    i = int(np.searchsorted(guest.guest_offset, g, "right")) - 1
+    inside = g - int(guest.guest_offset[i]) if i >= 0 else -1
+    if not 0 <= inside < int(guest.length[i]) or guest.state[i] != DATA or guest.encoding[i] != PLAIN:
+        return -1
+    return int(guest.file_offset[i]) + inside
