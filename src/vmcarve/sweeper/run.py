@@ -32,7 +32,7 @@ RANGE = 64 << 20  # bytes a task; evidence is handed on in this order
 
 
 def _piece() -> int:
-    """Bytes a read, looked at while they are in the second-level cache: half of it, the call's cost being small then."""
+    """Bytes a read, looked at while they are in the second-level cache: half of it, for calls cost too."""
     try:
         cache = os.sysconf("SC_LEVEL2_CACHE_SIZE")
     except (ValueError, OSError, AttributeError):
