@@ -77,8 +77,8 @@ def test_all_our_magics(benchmark: Any, scratch: Path) -> None:
 
     def check(result: Sweep) -> None:
         assert not result.failed, result.failed
-        assert sum(result.hits.values()) >= source.size // SECTOR
-        assert not result.confirmed, result.confirmed
+        assert result.bytes_read == source.size
+        assert not result.confirmed, result.confirmed  # nor is all of it a hit: most lack the second field
 
     buffer = page_buffer(READ)
     with open_image(scratch / "i") as source:

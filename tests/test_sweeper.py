@@ -25,6 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmcarve._ext.cpu import PATHS
 from vmcarve.errors import UsageError
 from vmcarve.model import Evidence, EvidenceBatch, Reader, Signature
 from vmcarve.source import ImageSource, open_image
@@ -157,6 +158,17 @@ def test_every_split_finds_the_same_structures(
         assert sorted(rows) == plain(data)
         assert result.confirmed == Counter(kind for kind, *_ in rows) and not result.failed
         assert swept(source, ranges=ranges, threads=1)[0] == rows, "the order must not hang on the threads"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_finds_the_same_structures(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever instructions VMCARVE_SIMD names: the structures that the plain loop finds."""
+    monkeypatch.setenv("VMCARVE_SIMD", path)
+    rng = np.random.default_rng(6)
+    data = image_of([(int(rng.integers(SECTORS)), int(rng.integers(6)), int(rng.integers(256))) for _ in range(60)], 99)
+    (tmp_path / "i").write_bytes(data)
+    with open_image(tmp_path / "i") as source, settled(24 * SECTOR, 48 * SECTOR):
+        assert sorted(swept(source)[0]) == plain(data)
 
 
 @pytest.mark.parametrize("which", range(len(SPARSE) + len(DENSE)))

@@ -14,7 +14,7 @@ from .._ext.every_byte import BytesTable
 from ..model import Signature
 from ..registry import formats
 from ..simd import best_path
-from .table import MAX_FIELD, Entry
+from .table import Entry, fields
 
 LEAST, TELLING = 4, 3  # bytes of a magic at least, and how many of its first four are not zero
 BUCKETS = 8
@@ -40,32 +40,26 @@ def _telling(s: Signature) -> bool:
 
 def compile_bytes(entries: list[Entry], path: int | None = None) -> ByteTable:
     """The tables for `entries`; path: cpu.PATHS, default the best here."""
-    m = len(entries)
     low, high = (np.zeros((LEAST, 16), np.uint8) for _ in range(2))
     six = np.zeros((LEAST, 64), np.uint8)
     begins = np.zeros(8192, np.uint8)
-    room, also_room = np.zeros(m, np.int32), np.zeros(m, np.int32)
-    at, also_at = np.zeros(m, np.int64), np.zeros(m, np.int64)
-    magic, also_mask, also_value = (np.zeros((m, MAX_FIELD), np.uint8) for _ in range(3))
     bucket = _buckets(sorted({e.signature.magic[:LEAST] for e in entries}))
-    for i, e in enumerate(entries):
-        s = e.signature
-        begin = s.magic[0] | s.magic[1] << 8
+    for e in entries:
+        head = e.signature.magic[:LEAST]
+        begin = int.from_bytes(head[:2], "little")
         begins[begin >> 3] |= 1 << (begin & 7)
-        for j, byte in enumerate(s.magic[:LEAST]):
-            low[j, byte & 15] |= 1 << bucket[s.magic[:LEAST]]
-            high[j, byte >> 4] |= 1 << bucket[s.magic[:LEAST]]
-            six[j, byte & 63] |= 1 << bucket[s.magic[:LEAST]]
-        magic[i, : len(s.magic)] = np.frombuffer(s.magic, np.uint8)
-        room[i], at[i] = len(s.magic), s.at
-        if s.also is not None:
-            place, mask, value = s.also
-            also_at[i], also_room[i] = place, len(mask)
-            also_mask[i, : len(mask)] = np.frombuffer(mask, np.uint8)
-            also_value[i, : len(mask)] = np.frombuffer(value, np.uint8)
+        for j, byte in enumerate(head):
+            low[j, byte & 15] |= 1 << bucket[head]
+            high[j, byte >> 4] |= 1 << bucket[head]
+            six[j, byte & 63] |= 1 << bucket[head]
+    magic, room = fields([e.signature.magic for e in entries])
+    at = np.array([e.signature.at for e in entries], np.int64)
+    also_at = np.array([0 if e.signature.also is None else e.signature.also[0] for e in entries], np.int64)
+    also_mask, also_room = fields([b"" if e.signature.also is None else e.signature.also[1] for e in entries])
+    also_value, _ = fields([b"" if e.signature.also is None else e.signature.also[2] for e in entries])
     search = BytesTable(low, high, six, begins, magic, room, at, also_at, also_room, also_mask, also_value,
                         best_path() if path is None else path)
-    return ByteTable(tuple(entries), search, int(room.max()) if m else 0)
+    return ByteTable(tuple(entries), search, int(room.max(initial=0)))
 
 
 def _buckets(heads: list[bytes]) -> dict[bytes, int]:

@@ -28,8 +28,19 @@ from .digest import ImageDigest
 from .fold import EvidenceRows
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
-RANGE = 32 << 20  # bytes a task; evidence is handed on in this order
-PIECE = 256 << 10  # bytes a read, looked at while they are in the second-level cache (benches/test_sweep.py)
+RANGE = 64 << 20  # bytes a task; evidence is handed on in this order
+
+
+def _piece() -> int:
+    """Bytes a read, looked at while they are in the second-level cache: half of it, for calls cost too."""
+    try:
+        cache = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        cache = 0
+    return min(max(cache // 2, 256 << 10), 1 << 20) // SECTOR * SECTOR
+
+
+PIECE = _piece()
 CHUNK = 1 << 21  # bytes that are confirmed together, once a piece has a hit
 HITS = 4096  # hits a kernel call hands back before it is called again
 HASHED_BUFFERS = 4  # of CHUNK bytes: one is read and looked at while others are hashed

@@ -75,21 +75,15 @@ def compile_table(entries: list[Entry], path: int | None = None) -> MagicTable:
     bits = np.zeros((len(probe), 8192), np.uint8)
     chains: list[dict[int, int]] = [{} for _ in probe]  # the first two bytes -> the last magic declared with them
     next_ = np.full(m, -1, np.int32)
-    room, also_room, also_at = np.zeros(m, np.int32), np.zeros(m, np.int32), np.zeros(m, np.int64)
-    magic, also_mask, also_value = (np.zeros((m, MAX_FIELD), np.uint8) for _ in range(3))
     for i, e in enumerate(entries):
-        s = e.signature
-        k = places[s.at % SECTOR]
-        value = s.magic[0] | s.magic[1] << 8
+        k = places[e.signature.at % SECTOR]
+        value = int.from_bytes(e.signature.magic[:2], "little")
         bits[k, value >> 3] |= 1 << (value & 7)
         next_[i], chains[k][value] = chains[k].get(value, -1), i
-        magic[i, : len(s.magic)] = np.frombuffer(s.magic, np.uint8)
-        room[i] = len(s.magic)
-        if s.also is not None:
-            at, mask, wanted = s.also
-            also_at[i], also_room[i] = at - e.back, len(mask)
-            also_mask[i, : len(mask)] = np.frombuffer(mask, np.uint8)
-            also_value[i, : len(mask)] = np.frombuffer(wanted, np.uint8)
+    magic, room = fields([e.signature.magic for e in entries])
+    also_at = np.array([0 if e.signature.also is None else e.signature.also[0] - e.back for e in entries], np.int64)
+    also_mask, also_room = fields([b"" if e.signature.also is None else e.signature.also[1] for e in entries])
+    also_value, _ = fields([b"" if e.signature.also is None else e.signature.also[2] for e in entries])
     heads = np.cumsum([0, *map(len, chains)], dtype=np.int32)
     head = np.array([value for chain in chains for value in sorted(chain)], np.uint16)
     first = np.array([chain[value] for chain in chains for value in sorted(chain)], np.int32)
@@ -98,6 +92,13 @@ def compile_table(entries: list[Entry], path: int | None = None) -> MagicTable:
                      also_at, also_room, also_mask, also_value, best_path() if path is None else path)
     touched = {int(at) // LINE * LINE for at in [*line, *gates]}
     return MagicTable(tuple(entries), look, tuple(sorted(touched)))
+
+
+def fields(texts: list[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """uint8[m, MAX_FIELD], padded with zeros, and their lengths."""
+    padded = b"".join(text.ljust(MAX_FIELD, b"\0") for text in texts)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    return np.frombuffer(padded, np.uint8).reshape(-1, MAX_FIELD), lengths
 
 
 def _refuse(s: Signature) -> None:
