@@ -7,16 +7,18 @@ whatever became of it. A block whose bit is set in a later copy was given to ano
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ..model import RUN_DATA, RUN_REUSED, Reader
 from ._blocks import I64
-from ._ext_inode import slots
+from ._ext_inode import changes, slots
 from ._ext_journal import Copies
 from ._ext_super import Groups, Super
 from ._space import equal_runs
 
 FIRST_TIME = 1 << 24  # smaller deletion times are numbers of inodes: the file is on the orphan list still
 OUR_MAX_GROUPS = 1 << 10  # groups of which we hold when each block was last seen in use (256 KiB each)
+STATE = np.dtype([("generation", "<u4"), ("links", "<u2"), ("dtime", "<u4"), ("ended", "<f8")])
 NEVER, BEFORE_THE_LOG = 1 << 62, -1
 
 
@@ -28,30 +30,56 @@ class History:
         self._bitmap = groups.block_bitmap
         self._good = groups.good
         self._used: dict[int, I64 | None] = {}
+        self._home = -1
+        self._states: tuple[I64, npt.NDArray[np.void]] = (np.zeros(0, np.int64), np.zeros((0, 0), STATE))
 
-    def deleted_in(self, home: int, index: int, generation: int) -> int:
-        """Sequence number of the transaction that deleted the inode at place `index` of table block `home`.
+    def deleted_in(self, home: int, index: int, generation: int) -> tuple[int, bool]:
+        """The transaction in which the log first shows the inode at place `index` of table block `home` deleted.
 
-        BEFORE_THE_LOG when the log shows nothing of it; NEVER when it shows the file alive and not its end.
+        The second value: whether that is the one that deleted it, and the log holds all that came after. A later copy
+        of a block shows the same. BEFORE_THE_LOG when the log shows nothing of it; NEVER when it shows the file alive
+        and not its end.
         """
-        alive = False
-        for k in self._log.of(home):
-            table = slots(self._log.read(self._reader, k, self._super.block_size), self._super.inode_size)
-            if index >= len(table):
-                continue
-            slot = table[index]
-            if int(slot["generation"]) != generation:
-                if alive:
-                    return int(self._log.seq[k])
-            elif int(slot["links"]) == 0 and int(slot["dtime"]) > FIRST_TIME:
-                return int(self._log.seq[k])
-            else:
-                alive = True
-        return NEVER if alive else BEFORE_THE_LOG
+        if self._home != home:  # files come by number, so that those of one block follow each other
+            self._home, self._states = home, self._states_of(home)
+        seq, states = self._states
+        if not len(seq) or index >= states.shape[1]:
+            return BEFORE_THE_LOG, False
+        own = states["generation"][:, index] == generation
+        dead = own & (states["links"][:, index] == 0) & (states["dtime"][:, index] > FIRST_TIME)
+        alive = own & ~dead
+        if not alive.any() and not dead.any():
+            return BEFORE_THE_LOG, False
+        end = dead | ~own & (np.arange(len(seq)) > int((alive | dead).argmax()))
+        if not end.any():
+            return NEVER, False
+        k = int(end.argmax())
+        if not dead[k]:  # its next life: that transaction's own bitmaps show what others had already
+            return int(seq[k]) - 1, False
+        return int(seq[k]), self._is_its_own(int(seq[k]), float(states["ended"][k, index]))
 
-    def knows_all_since(self, sequence: int) -> bool:
-        """Whether the log holds every transaction after `sequence`."""
-        return self._log.unbroken <= sequence < NEVER
+    def _is_its_own(self, sequence: int, when: float) -> bool:
+        """Whether what happened at `when`, and a copy of transaction `sequence` shows first, happened in that one.
+
+        A transaction takes changes until the next begins, which is before its commit is written. So what is newer than
+        the commit before the last was no part of anything older than the last, and had it been of that, it would show.
+        """
+        log = self._log
+        before = log.before.get(log.before.get(sequence, -1))
+        return before is not None and log.unbroken <= before and log.times[before] < when
+
+    def _states_of(self, home: int) -> tuple[I64, npt.NDArray[np.void]]:
+        """Sequence numbers int64[n], rising, and the n copies of a block of the inode table: STATE[n, slots]."""
+        copies = self._log.of(home)
+        tables = [slots(self._log.read(self._reader, k, self._super.block_size), self._super.inode_size)
+                  for k in copies]  # fmt: skip
+        width = min((len(t) for t in tables), default=0)
+        states = np.zeros((len(tables), width), STATE)
+        for row, table in zip(states, tables, strict=True):
+            for name in ("generation", "links", "dtime"):
+                row[name] = table[name][:width]
+            row["ended"] = np.maximum(changes(table[:width]), row["dtime"])
+        return self._log.seq[copies.start : copies.stop], states
 
     def _last_used(self, group: int) -> I64 | None:
         """For each cluster of a group the newest sequence number that shows it in use (-2: none); None: no copy."""

@@ -116,9 +116,20 @@ def births(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
     names = table.dtype.names or ()
     if "crtime" not in names:
         return table["ctime"].astype(np.float64)
-    changed, made = (table[n] + ((table[f"{n}_extra"] & 3).astype(np.int64) << 32)
-                     + np.minimum(table[f"{n}_extra"] >> 2, 999_999_999) / 1e9 for n in ("ctime", "crtime"))
-    return np.where(table["crtime"] != 0, made, changed)
+    return np.where(table["crtime"] != 0, _seconds(table, "crtime"), _seconds(table, "ctime"))
+
+
+def changes(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
+    """When the inodes of an array were changed last, in Unix seconds."""
+    return _seconds(table, "ctime")
+
+
+def _seconds(table: npt.NDArray[np.void], name: str) -> npt.NDArray[np.float64]:
+    whole = table[name].astype(np.float64)
+    if f"{name}_extra" not in (table.dtype.names or ()):
+        return whole
+    extra = table[f"{name}_extra"]
+    return whole + ((extra & 3).astype(np.int64) << 32) + np.minimum(extra >> 2, 999_999_999) / 1e9
 
 
 def slots(data: bytes, size: int) -> npt.NDArray[np.void]:

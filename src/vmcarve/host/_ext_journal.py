@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ def parse_tags(block: bytes, incompat: int) -> list[tuple[int, int]]:
     return tags
 
 
-@dataclass(slots=True)
+@dataclass
 class Copies:
     """Journal copies, sorted by (home, seq): arrays int64 of home block, sequence, image offset; escaped bool."""
 
@@ -85,7 +86,8 @@ class Copies:
     escaped: npt.NDArray[np.bool_]
     commits: dict[int, int]  # sequence -> log block of its commit
     revoked: dict[int, int]  # home block -> highest sequence that revoked it
-    unbroken: int  # every transaction after this one is there whole
+    before: dict[int, int]  # sequence -> the transaction before it, where none between the two is lost
+    times: dict[int, float]  # sequence -> when its commit was written, Unix seconds
 
     def __len__(self) -> int:
         return len(self.home)
@@ -99,6 +101,14 @@ class Copies:
         """The block as it was at sequence seq[i]."""
         data = reader.read(int(self.where[i]), block_size)
         return struct.pack(">I", MAGIC) + data[4:] if self.escaped[i] else data
+
+    @cached_property
+    def unbroken(self) -> int:
+        """Every transaction after this one is there whole."""
+        sequence = max(self.commits, default=1 << 62)
+        while sequence in self.before:
+            sequence = self.before[sequence]
+        return sequence
 
     def to_replay(self, reader: Reader, log: LogSuper, block_size: int) -> dict[int, bytes | int]:
         """Home block -> newest committed content (bytes, or the image offset of the copy) that was not yet at home."""
@@ -120,7 +130,7 @@ class Copies:
 def no_copies() -> Copies:
     """What a volume without a journal has."""
     none = np.zeros(0, np.int64)
-    return Copies(none, none, none, np.zeros(0, np.bool_), {}, {}, 1 << 62)
+    return Copies(none, none, none, np.zeros(0, np.bool_), {}, {}, {}, {})
 
 
 def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_blocks: int) -> Copies:
@@ -128,6 +138,7 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
     control: dict[int, tuple[int, int]] = {}  # log block -> (type, sequence)
     descriptors: list[tuple[int, int, list[tuple[int, int]]]] = []
     commits: dict[int, int] = {}
+    times: dict[int, float] = {}
     revoked: dict[int, int] = {}
     for at, kind, sequence, block in _control_blocks(reader, where, log, block_size):
         control[at] = (kind, sequence)
@@ -135,6 +146,8 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
             descriptors.append((at, sequence, parse_tags(block, log.incompat)))
         elif kind == COMMIT:
             commits[sequence] = at
+            seconds, nanoseconds = struct.unpack_from(">QI", block, 48)
+            times[sequence] = seconds + min(nanoseconds, 999_999_999) / 1e9
         elif kind == REVOKE:
             width = 8 if log.wide else 4
             used = min(int.from_bytes(block[12:16], "big"), len(block))
@@ -160,24 +173,25 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
     arrays = [np.array(a, np.int64) for a in (home, seq, place)]
     order = np.lexsort((arrays[1], arrays[0]))
     h, s, w = (a[order] for a in arrays)
-    unbroken = _unbroken(log, control, commits)
-    return Copies(h, s, w, np.array(escaped, np.bool_)[order], commits, revoked, unbroken)
+    before = _before(log, control, commits)
+    return Copies(h, s, w, np.array(escaped, np.bool_)[order], commits, revoked, before, times)
 
 
-def _unbroken(log: LogSuper, control: dict[int, tuple[int, int]], commits: dict[int, int]) -> int:
-    """The sequence number after which nothing is lost: each commit follows the one before it, or begins the log anew.
+def _before(log: LogSuper, control: dict[int, tuple[int, int]], commits: dict[int, int]) -> dict[int, int]:
+    """Of each transaction the one before it: it begins right behind that one's commit, or at the log's first block.
 
-    A clean mount starts at the log's first block again, and runs over what an earlier one wrote last.
+    Linux leaves two numbers out between the last transaction of a mount and the first of the next, which goes on behind
+    it (seen: Linux 6.18) or begins the log anew, and runs over what was written there before.
     """
-    if not commits:
-        return 1 << 62
-    sequence = max(commits)
-    while sequence - 1 in commits:
-        behind = log.first + (commits[sequence - 1] + 1 - log.first) % (log.last - log.first)
-        if sequence not in (control.get(behind, (0, -1))[1], control.get(log.first, (0, -1))[1]):
-            break
-        sequence -= 1
-    return sequence
+    anew = control.get(log.first, (0, -1))[1]
+    out: dict[int, int] = {}
+    for sequence in commits:
+        last = sequence - 1 if sequence - 1 in commits else sequence - 3 if sequence - 2 not in commits else -1
+        if last in commits:
+            behind = log.first + (commits[last] + 1 - log.first) % (log.last - log.first)
+            if sequence in (control.get(behind, (0, -1))[1], anew):
+                out[sequence] = last
+    return out
 
 
 def _control_blocks(

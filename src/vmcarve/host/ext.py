@@ -408,16 +408,16 @@ class ExtVolume:
             last = gone.times.get("created", last)  # the slot's next life
         identity = f"inode {key[0]} generation {key[1]:08x}"
         size = told.size if told is not None else -1
-        since = self._deleted_in(key)
+        since, settled = self._deleted_in(key)
         maps = [(origin, self._history.without_reused(rows, since), whole) for origin, rows, whole in maps]
         yield from candidates(identity, maps, self.block_size, self.offset, name, size, times, key[0], born, last,
-                              self._history.knows_all_since(since))
+                              settled)
 
-    def _deleted_in(self, key: tuple[int, int]) -> int:
+    def _deleted_in(self, key: tuple[int, int]) -> tuple[int, bool]:
         """The journal's transaction that deleted a file (History.deleted_in)."""
         place = self._place(key[0])
         if place is None:
-            return NEVER
+            return NEVER, False
         home, inside = divmod(place - self.offset, self.block_size)
         return self._history.deleted_in(home, inside // self.sb.inode_size, key[1])
 
