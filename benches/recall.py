@@ -232,6 +232,8 @@ def line(row: Row, total: Sum) -> str:
     """A line of the tables."""
     wrong, checked = total.wrong
     rate = f"{wrong} ({wrong / checked:.1e})" if wrong else "0"
+    harmed = sum(total.tallies[grade]["wrong_harmed"] for grade in ("proven", "supported"))
+    rate += f", {harmed} of them overwritten in place" if harmed else ""
     goals = [f"≥ {percent(row.recall)}"] if row.recall is not None else []
     goals += [f"{percent(row.exact)} exact"] if row.exact is not None else []
     goals += ["all found"] if row.found else []

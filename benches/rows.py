@@ -65,7 +65,7 @@ UNBROKEN = (
 
 BESIDE = (
     Row("all formats, copied, deleted", IN_ORDER, "(all-formats|makers)-.*(?<!wiped)|.*contiguous.*(?<!wiped)|demo"),
-    Row("containers whole, in noise, no host", CONTIGUOUS, "bare-(?!shuffled).*"),
+    Row("containers whole, in noise, no host", CONTIGUOUS, "bare-.*"),
     Row("reused and wiped", BRAIDED, "braided-.*reused.*-wiped"),
     Row("tail overwritten; image cut short; footer gone", MISSING_PARTS, "harmed-(tail|cut|footer)"),
     Row("harmed and the host wiped", MISSING_PARTS, "harmed-.*-wiped"),

@@ -255,6 +255,18 @@ def test_a_wrong_map_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert disk["recall"] is not None and disk["recall"] < 1
 
 
+@needs_root
+def test_what_was_overwritten_in_place_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right map over bytes that were encrypted since gives wrong bytes, counted as such and as harmed."""
+    scene = make_small(monkeypatch, tmp_path / "scene", harm=harm.FIRST)
+    disks, extents = perfect_case(scene, tmp_path / "case")
+    write_case(tmp_path / "case", disks, extents)
+    (disk,) = score(tmp_path / "case", scene)["disks"]
+    tally = disk["wrong_by_grade"]["supported"]
+    assert 0 < tally["wrong"] == tally["wrong_harmed"] <= 1 << 20
+    assert disk["harmed_unsaid_bytes"] <= disk["harmed_bytes"] == 1 << 20
+
+
 def test_the_score_says_what_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recoverable bytes are counted by the grade that the case gives their blocks; the rest is missing."""
     scene = make_small(monkeypatch, tmp_path / "scene", offline=True)

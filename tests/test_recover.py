@@ -29,7 +29,8 @@ def no_lie(result: dict[str, Any]) -> None:
 
 @needs_root
 @pytest.mark.parametrize("name", ["ext4-contiguous", "ext3-contiguous", "xfs-contiguous-gpt", "ntfs-contiguous",
-                                  "btrfs-contiguous", "fragmented-ext4", "fragmented-ntfs"])
+                                  "btrfs-contiguous", "braided-ext4", "braided-ntfs", "braided-btrfs",
+                                  "braided-xfs-unflushed", "chains"])
 def test_deleted_disks_come_back_exact(name: str, tmp_path: Path) -> None:
     """With the host's metadata there, every disk is found, told live or deleted, and equal to the original."""
     result = run(name, 71, tmp_path, live=True)

@@ -30,7 +30,7 @@ def _make(words: list[str]) -> int:
     options = parser.parse_args(words)
     if options.list:
         for scene in SCENES.values():
-            print(f"{scene.name:34}{scene.about}")
+            print(f"{scene.name:36}{scene.about}")
         return 0
     if not options.name or not options.out:
         parser.error("NAME and --out DIR are needed")

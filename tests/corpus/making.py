@@ -84,7 +84,8 @@ class _Making:
         why = no_mounts_because()
         self.mounts = why is None and not scene.offline
         if why and not scene.offline:
-            if scene.host and not scene.host.kind.startswith(("ext4", "fat32")):
+            host = self.scene.host
+            if host and not host.kind.startswith(("ext4", "fat32")):
                 raise NeedsRoot(f"{scene.name}: needs loop mounts ({why})")
             print(
                 f"{scene.name}: {why}, so made with mkfs -d, debugfs and mtools, on ext4 and FAT32 only",

@@ -97,7 +97,6 @@ def _bare_scenes() -> list[Scene]:
     makers = discover()
     own = set(makers) - set(external(makers))
     small = [key for key in makers if key in own and not (isinstance(maker := makers[key], QemuMaker) and maker.wide)]
-    mixed = [*MIXED, "qcow2/zstd", "qcow/plain"]
     made = [
         Scene(
             f"bare-{group}", f"{group} containers in noise, no host", None, _plans(_only(small, formats), 0, ("copy",))
@@ -111,9 +110,6 @@ def _bare_scenes() -> list[Scene]:
     made.append(
         Scene("bare-all-formats", "one container of each format in noise", None, _plans(_firsts(small), 0, ("copy",)))
     )
-    for name, mean in (("8m", 8 << 20), ("1m", 1 << 20), ("64k", 64 << 10)):
-        about = f"eight containers in shuffled fragments of {name} on average, in noise"
-        made.append(Scene(f"bare-shuffled-{name}", about, None, _plans(mixed, 0, ("copy",)), cut=mean))
     return made
 
 

@@ -6,6 +6,7 @@ import bisect
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,14 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
 def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
     """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept).
 
-    Of a disk in several files the container rows are checked against the file of their size, if there is one."""
+    `wrong_harmed` are those of the wrong ones that were overwritten where they lay: the map may be right there, the
+    content is not what it was. Of a disk in several files the container rows are checked against the file of their
+    size, if there is one."""
     tally: dict[str, dict[str, int]] = defaultdict(
-        lambda: {"claimed": 0, "wrong": 0, "wrong_blocks": 0, "unchecked": 0}
+        lambda: {"claimed": 0, "wrong": 0, "wrong_blocks": 0, "wrong_harmed": 0, "unchecked": 0}
     )
     files = state.disk["files"]
+    harmed = files[0]["harmed"] if len(files) == 1 else []
     alike = [file for file in files if file["size"] == found["container_size"]] if len(files) > 1 else [state.disk]
     container = folder / ORIGINALS / Path(alike[0]["host_path"]).name if len(alike) == 1 else None
     with image.open("rb") as source:
@@ -228,9 +232,14 @@ def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Pa
                         sums["unchecked"] += row["length"] - at
                         break
                     right.seek(row["offset"] + at)
-                    wrong, blocks = differing(block.ljust(length, b"\0"), right.read(length).ljust(length, b"\0"))
+                    found_there, wanted = block.ljust(length, b"\0"), right.read(length).ljust(length, b"\0")
+                    wrong, blocks = differing(found_there, wanted)
                     sums["wrong"] += wrong
                     sums["wrong_blocks"] += blocks
+                    if wrong and (start := _in_container(row)) is not None:
+                        for first, last in _parts(harmed, start + at, start + at + length):
+                            inside = slice(first - start - at, last - start - at)
+                            sums["wrong_harmed"] += differing(found_there[inside], wanted[inside])[0]
                     at += length
     return dict(tally)
 
@@ -270,9 +279,21 @@ def harmed_unsaid(disk: Row, rows: list[Row]) -> int:
         if row["space"] != "container" or row["grade"] in ("missing", "parent") or row["image_offset"] is None:
             continue
         start, end = row["offset"], row["offset"] + row["length"]
-        for at, length in disk["files"][0]["harmed"]:
-            total += max(0, min(end, at + length) - max(start, at))
+        total += sum(last - first for first, last in _parts(disk["files"][0]["harmed"], start, end))
     return total
+
+
+def _in_container(row: Row) -> int | None:
+    """Byte of the container at which a row begins, where it says so."""
+    return row["offset"] if row["space"] == "container" else row.get("container_offset")
+
+
+def _parts(areas: list[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of what `areas`, (offset, length), have of [start, end)."""
+    for at, length in areas:
+        first, last = max(start, at), min(end, at + length)
+        if first < last:
+            yield first, last
 
 
 def _share(part: int, whole: int) -> float:
