@@ -169,11 +169,15 @@ def _free_points(p: _Piece, begin: int, taken: Taken) -> list[int]:
     base = begin + p.delta * BLOCK
     files = taken.file(p.owner)
     out: list[int] = []
+    first = 0  # of what is kept
     for k, f in enumerate(p.points.tolist()):
-        if base + f * BLOCK < 0 or files.holds(f) or taken.image.overlap(base + f * BLOCK, base + (f + 1) * BLOCK):
+        low = first if out else f
+        if base + f * BLOCK < 0 or files.overlap(low, f + 1) or \
+                taken.image.overlap(base + low * BLOCK, base + (f + 1) * BLOCK):
             if out:
                 break
             continue
+        first = first if out else f
         out.append(p.start + k)
     return out
 
