@@ -33,6 +33,7 @@ MAX_END_BITS = 14.0
 PIN_BITS = 40.0  # a structure that states its own place
 TABLE_BITS = 20.0  # the format's own table, sound and where one run has it
 HEADER_BITS = 1e6
+FOUND_BITS = 1e5  # a table that was looked for: without it the rest of the container cannot be read
 MAX_TABLES = 1024  # ours: of one container
 NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
 NEAR_MARGIN = 6.0  # bits
@@ -284,8 +285,7 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     for o, c in enumerate(active):
         if c.nested:
             continue
-        pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in [*c.pins, *c.tables] if f],
-                          np.int64).reshape(-1, 2)
+        pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins], np.int64).reshape(-1, 2)
         parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
         parts.append((o, *_tables(image, c)))
         parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]
@@ -299,6 +299,8 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     _find_nested(active, candidates)
     heads = [Segment(o, 0, np.array([f // BLOCK], np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
              for o, c in enumerate(active) if not c.nested for f in c.anchors]
+    heads += [Segment(o, (p - f - c.start) // BLOCK, np.array([f // BLOCK], np.int64), np.full(1, FOUND_BITS), FOUND_BITS)
+              for o, c in enumerate(active) if not c.nested for f, p in c.tables]
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
     strong += _nearby(candidates, strong, begins, taken, wanted)
