@@ -29,7 +29,8 @@ SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the gue
 # where volumes begin when no table says it, with what that adds to the cost: since 2008, before, bare, ESX
 USUAL_STARTS = {1 << 20: 0.10, 63 * 512: 0.15, 0: 0.15, 64 << 10: 0.25}
 ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
-UNKNOWN = 1.2  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
+UNKNOWN = 0.6  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
+INSIDE = 0.4  # what it counts that a volume lies where the container's own run would be, before any other header
 UNFIT, MAYBE_UNFIT = 0.8, 0.05  # the cost of a volume that does not fill the partition that a table gives it
 FLAT = 0.98  # of a volume's space allocated: then the allocation tells nothing
 ROOM = 0.03  # the cost of each MiB that a volume leaves of the disk, where nothing else is known
@@ -95,6 +96,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     """The volumes of each container (image offset of the first byte, container): each to the one that it fits best."""
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = _first_rows(places)
+    heads = sorted(start for start, _ in containers)
+    after = [min((h for h in heads if h > start), default=image.size) for start, _ in containers]
     tried = 0
     for k, (start, container) in enumerate(containers):
         guest_map = container.guests[0].map
@@ -114,6 +117,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                     fits = any(length <= room <= length + (length >> 5) + (2 << 20) for room in rooms)
                     if cost == UNKNOWN:
                         cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
+                    if start <= p < min(start + container.size, after[k]):
+                        cost -= INSIDE
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
                                     Owned(g, length, i, p - start - f)))
