@@ -306,7 +306,10 @@ class _Making:
             return False
         self.debris += [(at, length) for _, at, length, mark in extents if mark != "inline"]
         self.aside += 1
-        host.turn_into(path, f"aside/{self.aside}.dat", random.Random(f"aside {self.key} {self.aside}"))
+        rng = random.Random(f"aside {self.key} {self.aside}")
+        host.turn_into(path, f"aside/{self.aside}.dat", rng)
+        if host.root is not None:  # the next copy is to begin elsewhere in the host's own grid
+            (host.root / f"aside/{self.aside}.gap").write_bytes(payload.stretch(rng, rng.randrange(1, 12) * MIB))
         return True
 
     def _clear(self, contents: Sequence[Area]) -> None:
