@@ -68,13 +68,13 @@ class Sum:
             self.disks += 1
             self.found += disk["found"]
             self.exact += is_exact(disk)
-            self.exact_of += disk["intact"]
+            self.exact_of += disk["intact"] or is_exact(disk)
             self.harmed += disk["harmed_bytes"] if disk["found"] else 0
             self.unsaid += disk.get("harmed_unsaid_bytes", 0)
             if disk["recall"] is not None:
                 self.wanted += disk["wanted_bytes"]
                 self.recovered += recall_of(disk) * disk["wanted_bytes"]
-                self.said.update(disk.get("wanted_by_grade") or {"missing": disk["wanted_bytes"]})
+                self.said.update(said_of(disk))
             for grade, counts in disk["wrong_by_grade"].items():
                 self.tallies[grade].update(counts)
                 self.lying[grade] += counts["wrong"] > 0
@@ -111,6 +111,13 @@ def is_exact(disk: Result) -> bool:
 def recall_of(disk: Result) -> float:
     """An exact disk is wholly recalled."""
     return 1.0 if is_exact(disk) else disk["recall"]
+
+
+def said_of(disk: Result) -> dict[str, int]:
+    """Recoverable bytes by grade; an archive written whole has no map of its guest, and counts as supported."""
+    said = disk.get("wanted_by_grade") or {"missing": disk["wanted_bytes"]}
+    whole = disk.get("exact_by") == "bytes" and said.get("missing") == disk["wanted_bytes"]
+    return {"supported": disk["wanted_bytes"]} if whole else said
 
 
 def bound(wrong: int, of: int) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import fiemap
+from . import fiemap, payload
 from .fat import Fat
 from .loops import loop_device, mounted
 from .nbd import random_writes
@@ -86,6 +86,10 @@ class Host:
     def put_preallocated(self, source: Path, path: str, dense: bool) -> None:
         """Copy one file into space that was asked for in advance; unless `dense`, its holes are made at the end."""
         raise CorpusError(f"{self.spec.kind}: no space can be asked for in advance here")
+
+    def turn_into(self, path: str, new: str, rng: random.Random) -> None:
+        """Give a file other content, at the same place where the file system writes in place, and another name."""
+        raise CorpusError(f"{self.spec.kind}: files cannot be changed here")
 
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Copy several files at once by small appends in turn."""
@@ -192,6 +196,18 @@ class MountedHost(Host):
                         file.flush()
                         run("fallocate", "--punch-hole", "-o", str(end), "-l", str(at + start - end), target)
                     end = at + stop
+
+    def turn_into(self, path: str, new: str, rng: random.Random) -> None:
+        """Write over it, durably, and rename."""
+        size = self._at(path).stat().st_size
+        with self._at(path).open("r+b") as file:
+            for at in range(0, size, STEADY_MOST):
+                file.seek(at)
+                file.write(payload.stretch(rng, min(STEADY_MOST, size - at)))
+            file.flush()
+            os.fsync(file.fileno())
+        self._at(new).parent.mkdir(exist_ok=True)
+        self._at(path).rename(self._at(new))
 
     def grow(self, sources: Sequence[tuple[Path, str]], rng: random.Random) -> None:
         """Append to a file drawn by lot, and make that durable, until all are whole."""

@@ -78,6 +78,7 @@ class _Making:
         self.seed, self.key = seed, f"{scene.name}-{seed}"
         self.plans = plans_for(scene, seed)
         self.debris: list[Area] = []
+        self.aside = 0
         self.image = out / IMAGE
         self.makers = discover()
         self.guests, self.stage = out / ORIGINALS, work / "stage"
@@ -285,7 +286,7 @@ class _Making:
         if not self.scene.roomy:
             host.put(file, path, dense)
             return
-        ways = (host.put, host.put_steadily, host.put_preallocated, *[host.put] * 5) if host.root else (host.put,)
+        ways = (host.put, host.put_steadily, host.put_preallocated, *[host.put] * 9) if host.root else (host.put,)
         for put in ways:
             host.sync()  # else the kernel writes several files out in turn, and they break
             put(file, path, dense)
@@ -294,7 +295,9 @@ class _Making:
         raise CorpusError(f"{self.scene.name}: the host breaks {path}")
 
     def _is_broken(self, host: Host, path: str) -> bool:
-        """Whether a file lies in fragments; if so it is removed, and its bytes are to go too."""
+        """Whether a file lies in fragments. If so it becomes another one, which lives: no trace of a second disk stays.
+
+        Btrfs writes the other content elsewhere, so what lay there before is zeroed at the end."""
         host.sync()
         extents = host.locate(path)
         contents = host.contents()
@@ -302,11 +305,15 @@ class _Making:
         if not lay.jumps and not lay.gaps:
             return False
         self.debris += [(at, length) for _, at, length, mark in extents if mark != "inline"]
-        host.remove(path)
+        self.aside += 1
+        rng = random.Random(f"aside {self.key} {self.aside}")
+        host.turn_into(path, f"aside/{self.aside}.dat", rng)
+        if host.root is not None:  # the next copy is to begin elsewhere in the host's own grid
+            (host.root / f"aside/{self.aside}.gap").write_bytes(payload.stretch(rng, rng.randrange(1, 12) * MIB))
         return True
 
     def _clear(self, contents: Sequence[Area]) -> None:
-        """Zero what broken copies left, or an image would hold the same disk twice."""
+        """Zero what broken copies left outside of `contents`, or an image would hold the same disk twice."""
         for at, length in without(self.debris, contents):
             with self.image.open("r+b") as file:
                 file.seek(at)
