@@ -31,9 +31,8 @@ REACH = 64 << 10  # bytes that a structure of metadata may have
 MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
 MAX_END_BITS = 14.0
 PIN_BITS = 40.0  # a structure that states its own place
-TABLE_BITS = 20.0  # the format's own table, sound and where one run has it
 HEADER_BITS = 1e6
-FOUND_BITS = 1e5  # a table that was looked for: without it the rest of the container cannot be read
+FOUND_BITS = 1e5  # a table that is read: without it the rest of the container cannot be
 MAX_TABLES = 1024  # ours: of one container
 NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
 NEAR_MARGIN = 6.0  # bits
@@ -89,6 +88,8 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     active = [c for c in candidates if not c.settled and c.plain]
     if not active:
         return
+    for c in active:
+        c.tables = sorted(dict([*_tables(image, c), *c.tables]).items())
     free = taken.image.free_of(room)
     looks: dict[int, SectorEnds] = {}
     before: list[list[tuple[int, int, int, str, str]]] = []
@@ -287,7 +288,6 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
             continue
         pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins], np.int64).reshape(-1, 2)
         parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
-        parts.append((o, *_tables(image, c)))
         parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]
         f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
         parts.append((o, f, delta, bits))
@@ -323,21 +323,22 @@ def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
     return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits)
 
 
-def _tables(image: Reader, c: Candidate) -> tuple[Int64s, Int64s, npt.NDArray[np.float64]]:
-    """(file block, delta, bits) of the tables before the first guest data, when they tell every guest byte.
+def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:
+    """(file, image offset)s of the tables before the first guest data, when they tell every guest byte.
 
     Those behind it are not known to lie where the map has them: nothing but the map says so.
     """
-    out: dict[int, int] = {}
-    if not any((g.map.state == LOST).any() for g in c.container.guests):
-        m = c.container.guests[0].map
-        head = int(m.file_offset[m.state == DATA].min(initial=c.container.size))
-        for region in [r for r in c.container.regions if r.file_offset < head][:MAX_TABLES]:
-            f = region.file_offset // BLOCK * BLOCK
-            p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
-            if f and p >= 0 and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
-                out[f // BLOCK] = (p - f - c.start) // BLOCK
-    return np.array(list(out), np.int64), np.array(list(out.values()), np.int64), np.full(len(out), TABLE_BITS)
+    if any((g.map.state == LOST).any() for g in c.container.guests):
+        return []
+    m = c.container.guests[0].map
+    head = int(m.file_offset[m.state == DATA].min(initial=c.container.size))
+    out: list[tuple[int, int]] = []
+    for region in [r for r in c.container.regions if r.file_offset < head][:MAX_TABLES]:
+        f = region.file_offset // BLOCK * BLOCK
+        p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
+        if f and p >= 0 and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
+            out.append((f, p))
+    return out
 
 
 def _matches(c: Candidate, seen: SectorEnds) -> tuple[Int64s, Int64s,
