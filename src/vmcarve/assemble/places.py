@@ -7,7 +7,8 @@ container, and a container that holds much that the file system calls free is an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,14 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, Reader, Volume
+from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, Reader
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .segments import BLOCK
 from .state import Claims
 from .tails import open_volumes, to_file
+from .window import Window
 
 Int64s = npt.NDArray[np.int64]
 SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the guest's own end (cylinder rounding)
@@ -92,8 +94,18 @@ class Owned:
     delta: int  # bytes: image offset - container's first byte - file offset
 
 
-def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places) -> list[list[Owned]]:
-    """The volumes of each container (image offset of the first byte, container): each to the one that it fits best."""
+Known = dict[tuple[int, bytes, int, int], tuple[float, int] | None]
+"""What was found of (container's first byte, digest of its map, row, guest offset): a volume's cost and length."""
+
+
+def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places, known: Known | None = None
+           ) -> list[list[Owned]]:
+    """The volumes of each container (image offset of the first byte, container): each to the one that it fits best.
+
+    known: what earlier calls found; grows.
+    """
+    known = {} if known is None else known
+    tables = _tables(image, places)
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = _first_rows(places)
     heads = sorted(start for start, _ in containers)
@@ -102,7 +114,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     for k, (start, container) in enumerate(containers):
         guest_map = container.guests[0].map
         size = container.virtual_size
-        starts = _partitions(image, start, container, places)
+        starts = _partitions(image, start, container, tables)
+        digest = _digest(guest_map)
         for i in rows:
             behind = int(places.length[i]) - 1  # the structure's last byte: before it there may be a hole
             p, value = int(places.image_offset[i]) + behind, int(places.value[i])
@@ -110,8 +123,11 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                 f = int(to_file(guest_map, np.array([g + behind], np.int64))[0]) if g + value <= size else -1
                 if f < 0 or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
-                tried += 1
-                found = _cost(image, start, container, g, p - start - f)
+                key = (start, digest, i, g)
+                if key not in known:
+                    tried += 1
+                    known[key] = _cost(image, start, container, g, p - start - f, places.module[i])
+                found = known[key]
                 if found is not None:
                     cost, length = found
                     fits = any(length <= room <= length + (length >> 5) + (2 << 20) for room in rooms)
@@ -145,7 +161,21 @@ def _first_rows(places: Places) -> list[int]:
     return sorted([*sure, *maybe])
 
 
-def _partitions(image: Reader, start: int, container: Container, places: Places
+def _tables(image: Reader, places: Places) -> list[tuple[int, list[tuple[int, int]]]]:
+    """(bytes of the disk, (guest offset, length) of its partitions) of every partition table that states its place."""
+    out: list[tuple[int, list[tuple[int, int]]]] = []
+    for i in np.flatnonzero(places.guest_offset >= 0).tolist():
+        size = int(places.value[i])
+        start = int(places.image_offset[i] - places.guest_offset[i])
+        if start < 0 or size <= 0:
+            continue
+        table = guests()[places.module[i]].probe(Window(image, start, size), 0, size)
+        if table is not None:
+            out.append((size, [(offset, length) for offset, length, _ in table.partitions]))
+    return out
+
+
+def _partitions(image: Reader, start: int, container: Container, tables: list[tuple[int, list[tuple[int, int]]]]
                 ) -> dict[int, tuple[float, float, list[int]]]:
     """Guest offsets where volumes of a container may begin: (cost, cost of a volume of another size, sizes).
 
@@ -153,18 +183,20 @@ def _partitions(image: Reader, start: int, container: Container, places: Places
     """
     out: dict[int, tuple[float, float, list[int]]] = {g: (doubt, 0.0, []) for g, doubt in USUAL_STARTS.items()}
     size = container.virtual_size
-    tables = [(0, UNFIT)]
-    for i in np.flatnonzero(places.guest_offset >= 0).tolist():
-        if size - SIZE_SLACK < places.value[i] <= size:
-            f = to_file(container.guests[0].map, places.guest_offset[i : i + 1])
-            delta = int(places.image_offset[i]) - start - int(f[0])
-            tables.append((delta, UNFIT if places.value[i] == size else MAYBE_UNFIT))
-    for delta, unfit in tables:
-        for v in describe(through(image, start, container, delta)):
-            for offset, length, _ in v.partitions:
-                _, before, rooms = out.get(offset, (0.0, 0.0, []))
-                out[offset] = (0.0, max(unfit, before), [*rooms, length])
+    disk = through(image, start, container, 0)
+    stated = [(UNFIT, [(offset, length) for v in describe(disk) for offset, length, _ in v.partitions])]
+    stated += [(UNFIT if end == size else MAYBE_UNFIT, parts) for end, parts in tables
+               if size - SIZE_SLACK < end <= size]
+    for unfit, parts in stated:
+        for offset, length in parts:
+            _, before, rooms = out.get(offset, (0.0, 0.0, []))
+            out[offset] = (0.0, max(unfit, before), [*rooms, length])
     return out
+
+
+def _digest(guest_map: GuestMap) -> bytes:
+    parts = (guest_map.guest_offset, guest_map.file_offset, guest_map.state)
+    return hashlib.blake2b(b"".join(a.tobytes() for a in parts), digest_size=16).digest()
 
 
 def through(image: Reader, start: int, container: Container, delta: int) -> VirtualDisk:
@@ -177,11 +209,12 @@ def through(image: Reader, start: int, container: Container, delta: int) -> Virt
     return VirtualDisk(FileView(image, FileMap.build(rows)), container.guests[0].map)
 
 
-def _cost(image: Reader, start: int, container: Container, g: int, delta: int) -> tuple[float, int] | None:
+def _cost(image: Reader, start: int, container: Container, g: int, delta: int, module: str
+          ) -> tuple[float, int] | None:
     """(what speaks against the volume lying here: 0 nothing, 2 all; its length), or None when none is to be seen."""
     disk = through(image, start, container, delta)
-    volume = next(_volumes(disk, g), None)
-    if volume is None:
+    volume = guests()[module].probe(disk, g, disk.size - g)
+    if volume is None or volume.partitions or not 0 < volume.size <= disk.size - g:
         return None
     used = _used(disk, g) if volume.consistent else None
     if used is None:
@@ -192,13 +225,6 @@ def _cost(image: Reader, start: int, container: Container, g: int, delta: int) -
     both = _overlap(used, allocated)
     in_use, there = int(used[:, 1].sum()), int(allocated[:, 1].sum())
     return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume.size
-
-
-def _volumes(disk: VirtualDisk, g: int) -> Iterator[Volume]:
-    for kind in guests().values():
-        volume = kind.probe(disk, g, disk.size - g)
-        if volume is not None and not volume.partitions and 0 < volume.size <= disk.size - g:
-            yield volume
 
 
 def _used(disk: VirtualDisk, g: int) -> Int64s | None:

@@ -20,7 +20,7 @@ from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
 from .breaks import Borders, Expectation, lay_out
-from .places import Owned, Places, assign, has_plain, pins_of, through
+from .places import Known, Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
 from .tails import PAGE_SECTORS, SECTOR, STEP, FileEnds, SectorEnds, agree, file_ends, look, open_volumes, to_file
@@ -56,6 +56,7 @@ class Candidate:
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
+    read: object = None  # what the guest was last read through
     metadata: dict[int, Metadata] = field(default_factory=dict[int, "Metadata"])  # by guest offset of the volume
 
     @property
@@ -76,8 +77,9 @@ class Metadata:
 def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s) -> None:
     """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs."""
     taken = Taken(_outside(room, image.size), {})
+    known: Known = {}
     plain = [c for c in candidates if c.plain]
-    _give_volumes(image, plain, places)
+    _give_volumes(image, plain, places, known)
     for c in plain:
         _read_guest(image, c, places)
     for c in candidates:
@@ -95,7 +97,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     before: list[list[tuple[int, int, int, str, str]]] = []
     for number in range(ROUNDS):
         if number:
-            _give_volumes(image, active, places)
+            _give_volumes(image, active, places, known)
             for c in active:
                 _read_guest(image, c, places)
         _place_metadata(image, active, free)
@@ -136,8 +138,8 @@ def _copy(claims: Claims) -> Claims:
 
 
 # --- what a guest tells ----------------------------------------------------------------------------------------------
-def _give_volumes(image: Reader, candidates: list[Candidate], places: Places) -> None:
-    found = assign(image, [(c.start, c.container) for c in candidates], places)
+def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known) -> None:
+    found = assign(image, [(c.start, c.container) for c in candidates], places, known)
     for c, owned in zip(candidates, found, strict=True):
         c.owned = owned
 
@@ -145,6 +147,10 @@ def _give_volumes(image: Reader, candidates: list[Candidate], places: Places) ->
 def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     """Pins, volumes and file ends of a candidate as its map shows them now."""
     guest_map = c.container.guests[0].map
+    key = (c.map.rows(), [g.map.file_offset.tobytes() for g in c.container.guests], c.owned)
+    if key == c.read:
+        return
+    c.read = key
     disk = VirtualDisk(FileView(image, c.map), guest_map)
     c.pins = pins_of(c.container, c.start, c.owned, places)
     try:
@@ -299,7 +305,8 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     _find_nested(active, candidates)
     heads = [Segment(o, 0, np.array([f // BLOCK], np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
              for o, c in enumerate(active) if not c.nested for f in c.anchors]
-    heads += [Segment(o, (p - f - c.start) // BLOCK, np.array([f // BLOCK], np.int64), np.full(1, FOUND_BITS), FOUND_BITS)
+    heads += [Segment(o, (p - f - c.start) // BLOCK, np.array([f // BLOCK], np.int64), np.full(1, FOUND_BITS),
+                      FOUND_BITS)
               for o, c in enumerate(active) if not c.nested for f, p in c.tables]
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
