@@ -79,7 +79,7 @@ def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[i
 
     # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
     first = [0] if 0 in anchors else anchors
-    return Candidate(start, led.container, led.map, reopen, led.tables, first)
+    return Candidate(start, led.container, led.map, reopen, led.tables, fmt.wants is not None, first)
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,

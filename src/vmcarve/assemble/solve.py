@@ -49,6 +49,7 @@ class Candidate:
     map: FileMap
     reopen: Callable[[FileMap], Container | None]
     tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
+    checked: bool = False  # the format tells a table from anything else (`Format.wants`)
     anchors: list[int] = field(default_factory=lambda: [0])  # file offsets of what proposes it, at the delta of `start`
     settled: bool = False
     nested: bool = False
@@ -104,18 +105,26 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
+        held = [c.map for c in active]
         now = Taken(_copy(taken.image), {})
         borders = Borders()
         _round(image, active, looks, now, borders)
-        for c in active:
+        for c, old in zip(active, held, strict=True):
             container = c.reopen(c.map)
-            if container is not None:
-                c.container = container
-                c.map = c.map.resized(container.size)
+            if container is None or _lost(container) > _lost(c.container):
+                c.map = old  # what was read before is worth more than a better place for something else
+                continue
+            c.container = container
+            c.map = c.map.resized(container.size)
         maps = [c.map.rows() for c in active]
         if maps == before:
             break
         before = maps
+
+
+def _lost(container: Container) -> int:
+    """Guest bytes that the container's tables do not tell."""
+    return sum(int(g.map.length[g.map.state == LOST].sum()) for g in container.guests)
 
 
 def _outside(room: Int64s, size: int) -> Claims:
@@ -331,14 +340,15 @@ def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
 
 
 def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:
-    """(file, image offset)s of the tables before the first guest data, when they tell every guest byte.
+    """(file, image offset)s of the tables that the first map reads, when they tell every guest byte.
 
-    Those behind it are not known to lie where the map has them: nothing but the map says so.
+    Where the format has no test for a table in its place, only those before the first guest data: of others nothing but
+    the map says that they lie there.
     """
-    if any((g.map.state == LOST).any() for g in c.container.guests):
+    if _lost(c.container):
         return []
     m = c.container.guests[0].map
-    head = int(m.file_offset[m.state == DATA].min(initial=c.container.size))
+    head = c.container.size if c.checked else int(m.file_offset[m.state == DATA].min(initial=c.container.size))
     out: list[tuple[int, int]] = []
     for region in [r for r in c.container.regions if r.file_offset < head][:MAX_TABLES]:
         f = region.file_offset // BLOCK * BLOCK
