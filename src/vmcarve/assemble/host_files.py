@@ -32,6 +32,7 @@ from ..model import (
 )
 from ..registry import formats
 from .chains import base_name
+from .doubt import contradicted, doubted
 from .raw import raw_container
 from .rivals import CONTESTED, REUSED, Rivals
 from .state import HostView, State
@@ -85,6 +86,8 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
                 continue
             file_map = rest
         solved.add((view.label, file.identity))
+        if deleted and contradicted(state.image, container, file_map):
+            file_map = doubted(file_map)
         state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
 

@@ -23,7 +23,19 @@ from .breaks import Borders, Expectation, lay_out
 from .places import Known, Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
-from .tails import PAGE_SECTORS, SECTOR, STEP, FileEnds, SectorEnds, agree, file_ends, look, open_volumes, to_file
+from .tails import (
+    PAGE_SECTORS,
+    SECTOR,
+    STEP,
+    FileEnds,
+    SectorEnds,
+    agree,
+    file_ends,
+    look,
+    mapped,
+    open_volumes,
+    to_file,
+)
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
@@ -225,19 +237,11 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
         if not cut or cut[0][2] != p:
             return False
     if len(c.ends) >= FEW:
-        right, wrong = agree(image, _mapped(c.map, c.ends.file_offset), c.ends)
+        right, wrong = agree(image, mapped(c.map, c.ends.file_offset), c.ends)
         return right >= max(FEW, SOUND * (right + wrong)) and 2 * (right + wrong) > len(c.ends)
     told = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
             if v.consistent is not None]
     return bool(told) and all(told)
-
-
-def _mapped(file_map: FileMap, file_offset: Int64s) -> Int64s:
-    """The image offsets of bytes of a file, -1 where they are missing. Behind a byte: of the one before, plus one."""
-    before = file_offset - 1
-    i = np.clip(np.searchsorted(file_map.file_offset, before, side="right") - 1, 0, None)
-    p = file_map.image_offset[i]
-    return np.where(p >= 0, p + before - file_map.file_offset[i] + 1, -1)
 
 
 def _expect(c: Candidate) -> Expectation:

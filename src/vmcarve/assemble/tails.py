@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._ext.sector_tails import sector_tails
+from ..filemap import FileMap
 from ..model import DATA, PLAIN, RUN_DATA, SECTOR, GuestMap, HostFile, HostVolume, Reader
 from ..registry import hosts
 
@@ -169,3 +170,11 @@ def agree(image: Reader, image_offset: Int64s, ends: FileEnds) -> tuple[int, int
         elif data[0]:
             right += 1
     return right, wrong
+
+
+def mapped(file_map: FileMap, file_offset: Int64s) -> Int64s:
+    """The image offsets of bytes of a file, -1 where they are missing. Behind a byte: of the one before, plus one."""
+    before = file_offset - 1
+    i = np.clip(np.searchsorted(file_map.file_offset, before, side="right") - 1, 0, None)
+    p = file_map.image_offset[i]
+    return np.where(p >= 0, p + before - file_map.file_offset[i] + 1, -1)
