@@ -250,14 +250,21 @@ def test_back_undoes_the_crc(rows: list[tuple[int, bytes]]) -> None:
 
 # --- XFS -----------------------------------------------------------------------------------------------------------
 XFS_KINDS = {"4k": (), "1k": ("-b", "size=1024", "-n", "size=4096"), "wide": ("-i", "size=1024")}
-XFS_MAGICS = {b"AB3B": 32, b"AB3C": 32, b"IAB3": 32, b"FIB3": 32, b"RMB3": 32, b"R3FC": 32, b"BMA3": 40,
-              b"XDB3": 24, b"XDD3": 24, b"XDF3": 24}  # fmt: skip
+# magic: (its place, that of the uuid behind the address, whether it sums a directory's block, not the volume's)
+XFS_MAGICS = {
+    **dict.fromkeys((b"AB3B", b"AB3C", b"IAB3", b"FIB3", b"RMB3", b"R3FC"), (0, 32, False)),
+    b"BMA3": (0, 40, False),
+    **dict.fromkeys((b"XDB3", b"XDD3", b"XDF3"), (0, 24, True)),
+    **dict.fromkeys((b"\x3d\xf1", b"\x3d\xff", b"\x3e\xbe"), (8, 32, True)),
+    b"\x3b\xee": (8, 32, False),
+}
 
 
 @dataclass(repr=False)
 class Xfs(Two):
     block: int
-    headers: set[int]  # blocks with the volume's uuid, groups' headers among them
+    headers: dict[int, bytes]  # blocks with the volume's uuid: place -> magic
+    groups: set[int]
 
 
 def xfs_inodes(image: Path, inodes: set[int]) -> set[int]:
@@ -266,16 +273,17 @@ def xfs_inodes(image: Path, inodes: set[int]) -> set[int]:
     return {int(b) for b in re.findall(r"\((\d+)\)", run("xfs_db", "-r", *commands, image))}
 
 
-def xfs_headers(data: bytes, block: int) -> set[int]:
-    """A plain search for magics with the volume's uuid at their place, which is no journal's copy."""
+def xfs_headers(data: bytes, block: int) -> dict[int, bytes]:
+    """A plain search for magics with the volume's uuid, and the place where they are, at theirs."""
     uuid = data[32:48]
-    out: set[int] = set()
-    for magic, at in XFS_MAGICS.items():
+    out: dict[int, bytes] = {}
+    for magic, (before, at, directory) in XFS_MAGICS.items():
         for found in re.finditer(re.escape(magic), data):
-            p = found.start()
-            where = int.from_bytes(data[p + at - 16 : p + at - 8], "big") * 512
-            if p % block == 0 and data[p + at : p + at + 16] == uuid and where == p:
-                out.add(p)
+            p = found.start() - before
+            address = at - 16 if at != 24 else 8  # of the directory's headers the log sequence number lies between
+            where = int.from_bytes(data[p + address : p + address + 8], "big") * 512
+            if p % block == 0 and data[p + at : p + at + 16] == uuid and where == p and not (directory and block < 4096):
+                out[p] = magic
     return out
 
 
@@ -301,7 +309,8 @@ def xfs5(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     block = 1024 if request.param == "1k" else 4096
     size = 1024 if request.param == "wide" else 512
     assert len(places) > FILES
-    return Xfs(made[0], made[1], size, places, block, xfs_headers(made[0], block))
+    groups = {m.start() for m in re.finditer(b"XAG[FI]", made[0]) if m.start() % 512 == 0}
+    return Xfs(made[0], made[1], size, places, block, xfs_headers(made[0], block), groups)
 
 
 @needs_loop
@@ -314,12 +323,10 @@ def test_xfs_inodes_and_headers_tell_their_places(xfs5: Xfs) -> None:
     assert_true(xfs5.data, placed, 512)
     assert xfs5.structures <= placed.keys()
     headers = {at for at in xfs5.headers if parts.holds(at, xfs5.block)}
-    assert len(headers) >= 0.8 * len(xfs5.headers) >= 16
-    # directories of more than one block are summed by the whole of it, which may be more than a block of the volume
-    summed = {at for at in headers if not xfs5.data.startswith((b"XDD3", b"XDF3", b"XDB3"), at) or xfs5.block == 4096}
-    assert len(summed) >= 16 and summed <= placed.keys()
-    groups = {m.start() for magic in (b"XAGF", b"XAGI") for m in re.finditer(magic, xfs5.data) if m.start() % 512 == 0}
-    assert len(groups) == 8 and groups <= placed.keys()
+    assert len(headers) >= 0.8 * len(xfs5.headers) >= 16 and headers <= placed.keys()
+    if xfs5.block == 4096:  # those of larger blocks of directories are not looked for
+        assert {b"XDD3", b"\x3d\xf1"} <= {xfs5.headers[at] for at in headers}
+    assert len(xfs5.groups) == 8 and xfs5.groups <= placed.keys()
     assert placer.bits >= 32
 
 
@@ -340,8 +347,10 @@ def test_xfs_changed_structures_tell_nothing(xfs5: Xfs) -> None:
         data[at + 300] ^= 1
     for at in xfs5.headers:
         data[at + 600] ^= 1
+    for at in xfs5.groups:
+        data[at + 500] ^= 1
     found = feed(the_placer(xfs.HOST, xfs5.data), cut(bytes(data), 1)).keys()
-    assert found & (xfs5.structures | xfs5.headers) == set()
+    assert found & (xfs5.structures | xfs5.headers.keys() | xfs5.groups) == set()
 
 
 @needs("mkfs.xfs")
