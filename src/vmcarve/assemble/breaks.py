@@ -72,7 +72,7 @@ class Bracket:
     right: int
     from_left: npt.NDArray[np.float64]
     from_right: npt.NDArray[np.float64]
-    settled: tuple[int, int] | None = None  # file blocks: where the left run ends, and where the right one begins
+    settled: list[Part] = field(default_factory=list[Part])
 
     def at(self, block: int, delta: int) -> int:
         return self.begin + (block + delta) * BLOCK
@@ -103,15 +103,12 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
         for i, (a, b) in enumerate(zip(chain, chain[1:], strict=False)):
             bend = _within_run(image, begins[owner], a, b, expectations[owner], taken)
             if bend is not None:
-                placed[owner, i] = bend
-                _take(begins[owner], bend, taken, owner)
+                placed[owner, i] = _take(begins[owner], bend, taken, owner)
             else:
                 open_.append((owner, i, _bracket(image, begins[owner], a, b, expectations[owner])))
     _settle([b for _, _, b in open_], taken, borders)
     for owner, i, b in open_:
-        x, y = b.settled or (b.low + 1, b.high)
-        placed[owner, i] = [(b.low + 1, x, b.left, "aligned"), (x, y, None, "not-found"),
-                            (y, b.high, b.right, "aligned")]
+        placed[owner, i] = b.settled
     return {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken) for owner, chain in chains.items()}
 
 
@@ -122,13 +119,9 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
     first = chain[0]
     if first.first > 0:  # the run goes back as far as nobody else is there
         p = begin + first.delta * BLOCK
-        start = max(p, 0)
-        free = taken.image.free_of(np.array([[start, p + first.first * BLOCK - start]], np.int64))
-        parts += [(a, b, d, rule) for a, b, d, rule in _unowned(start, (start - p) // BLOCK, first.first, first.delta,
-                                                                 free)]
-        if start > p:
-            parts.insert(0, (0, (start - p) // BLOCK, None, "not-found"))
-        _take(begin, parts, taken, first.owner)
+        before = max(0, -(p // BLOCK))  # whole blocks of the file that would lie before the image
+        parts += _take(begin, [(0, before, None, "not-found"), (before, first.first, first.delta, "aligned")], taken,
+                       first.owner)
     for i, s in enumerate(chain):
         parts.append((s.first, s.last + 1, s.delta, "aligned"))
         parts += placed.get((s.owner, i), [])
@@ -142,6 +135,7 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
                 rows += [(a * BLOCK + at - p, start - at, -1, MISSING, "others"),
                          (a * BLOCK + start - p, length, start, GUESSED, rule)]
                 at = start + length
+            taken.image.add_range(p, p + n)
             rows.append((a * BLOCK + at - p, p + n - at, -1, MISSING, "others"))
         elif n > 0:
             p = -1 if delta is None else begin + (a + delta) * BLOCK
@@ -161,11 +155,20 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
     return [r for r in rows if r[1] > 0]
 
 
-def _take(begin: int, parts: list[Part], taken: Taken, owner: int) -> None:
+def _take(begin: int, parts: list[Part], taken: Taken, owner: int) -> list[Part]:
+    """Claims the parts, one after another, but for what others own (or an earlier part): the parts without that."""
+    out: list[Part] = []
     for a, b, delta, rule in parts:
-        if delta is not None and b > a and rule != PADDING:
-            taken.image.add_range(begin + (a + delta) * BLOCK, begin + (b + delta) * BLOCK)
+        if b <= a:
+            continue
         taken.file(owner).add_range(a, b)
+        if delta is None or rule == PADDING:
+            out.append((a, b, delta, rule))
+            continue
+        low, n = begin + (a + delta) * BLOCK, (b - a) * BLOCK
+        out += _unowned(low, a, b, delta, taken.image.free_of(np.array([[low, n]], np.int64)), rule)
+        taken.image.add_range(low, low + n)
+    return out
 
 
 # --- named breaks: a run that bends ---------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ def _padded(parts: list[Part], expected: Expectation) -> list[Part]:
     return out
 
 
-def _unowned(low: int, first: int, last: int, delta: int, free: npt.NDArray[np.int64]
+def _unowned(low: int, first: int, last: int, delta: int, free: npt.NDArray[np.int64], rule: str = "aligned"
              ) -> list[Part]:
     """File blocks [first, last) at one delta, without those whose image blocks others own."""
     out: list[Part] = []
@@ -222,7 +225,7 @@ def _unowned(low: int, first: int, last: int, delta: int, free: npt.NDArray[np.i
         a = first + -(-(start - low) // BLOCK)
         b = first + (start + length - low) // BLOCK
         if b > a:
-            out += [(at, a, None, "others"), (a, b, delta, "aligned")]
+            out += [(at, a, None, "others"), (a, b, delta, rule)]
             at = b
     return [*out, (at, last, None, "others")]
 
@@ -306,9 +309,8 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
         for (x, y), _, b in sorted(chosen, key=lambda f: -f[1]):
             if _owned(b, x, y, taken):
                 (x, y), _ = _best(b, taken, borders)
-            b.settled = (x, y)
-            parts: list[Part] = [(b.low + 1, x, b.left, ""), (y, b.high, b.right, "")]
-            _take(b.begin, parts, taken, b.owner)
+            b.settled = _take(b.begin, [(b.low + 1, x, b.left, "aligned"), (x, y, None, "not-found"),
+                                        (y, b.high, b.right, "aligned")], taken, b.owner)
             bisect.insort(borders.end, b.at(x, b.left))
             bisect.insort(borders.begin, b.at(y, b.right))
         done = {id(b) for _, _, b in chosen}
