@@ -15,7 +15,7 @@ import vmcarve
 from tests.formats.damage import make_guest
 from tests.helpers import check_map, run
 from vmcarve.assemble import orphans
-from vmcarve.assemble.breaks import Places
+from vmcarve.assemble.places import Places
 from vmcarve.assemble.state import Claims
 from vmcarve.errors import Damaged
 from vmcarve.model import Clue, TablePieces

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..filemap import FileMap
-from ..model import Evidence, Reader
+from ..model import GUESSED, Evidence, Reader
 from ..registry import formats, guests
 from ..tables import pc
 from .headers import lead
@@ -70,11 +70,12 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
         if not own:
             continue
         for orphan in fmt.salvage(image, own):
-            file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence)
+            # no header says where the file begins: on a host that breaks files a part may be missing before all of it
+            file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
             if not state.taken(file_map):
                 state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     for orphan in rebuilt(image, places, state.claims, room):
-        file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence)
+        file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
         state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     hosts_at = {v.volume.offset for v in state.views} | {0}
     space = np.array([[0, image.size]], np.int64) if room is None or len(room) == 0 else room

@@ -20,7 +20,7 @@ Int64s = npt.NDArray[np.int64]
 BLOCK = 4096
 STEP = 4 << 20
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
-MAX_RIVALS = 64  # ours: blocks that are read for one want, the nearest first
+MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
 LEAST_BITS = 8.0
 STRONG = 16.0  # bits from which one block is better than another, whatever lies nearer
 

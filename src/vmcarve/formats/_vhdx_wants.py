@@ -79,6 +79,7 @@ def _legal(regions: Regions):  # noqa: ANN202
     def legal(words: Words) -> npt.NDArray[np.bool_]:
         state, place = words & STATE, words >> np.uint64(20) << np.uint64(20)
         known = np.isin(state, STATES) & (words & RESERVED == 0)
-        return known & np.where(state >= 6, (place >= MIB) & (place < low + (1 << 42)), place < low + (1 << 42))
+        there = np.where(state >= 6, place >= MIB, (state > 0) | (place == 0))
+        return known & there & (place < low + (1 << 42))
 
     return legal
