@@ -282,7 +282,9 @@ def xfs_headers(data: bytes, block: int) -> dict[int, bytes]:
             p = found.start() - before
             address = at - 16 if at != 24 else 8  # of the directory's headers the log sequence number lies between
             where = int.from_bytes(data[p + address : p + address + 8], "big") * 512
-            if p % block == 0 and data[p + at : p + at + 16] == uuid and where == p and not (directory and block < 4096):
+            if directory and block < 4096:
+                continue
+            if p % block == 0 and data[p + at : p + at + 16] == uuid and where == p:
                 out[p] = magic
     return out
 
