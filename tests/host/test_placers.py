@@ -282,7 +282,9 @@ def xfs_headers(data: bytes, block: int) -> dict[int, bytes]:
             p = found.start() - before
             address = at - 16 if at != 24 else 8  # of the directory's headers the log sequence number lies between
             where = int.from_bytes(data[p + address : p + address + 8], "big") * 512
-            if p % block == 0 and data[p + at : p + at + 16] == uuid and where == p and not (directory and block < 4096):
+            if directory and block < 4096:
+                continue
+            if p % block == 0 and data[p + at : p + at + 16] == uuid and where == p:
                 out[p] = magic
     return out
 
@@ -372,7 +374,9 @@ def btrfs_two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         pytest.skip("not installed: btrfs")
     made: list[bytes] = []
     nodes: set[int] = set()
-    for seed, identity in enumerate(IDS):
+    # half of the other one's id is the same: all of it counts
+    similar = IDS[0][:18] + IDS[1][18:] if request.param == "single" else IDS[1][:18] + IDS[0][18:]
+    for seed, identity in enumerate((IDS[0], similar)):
         options = ("-m", request.param, "-n", str(NODE), "-U", identity)
         disk = make(tmp_path_factory.mktemp("btrfs"), 128 * MIB, "mkfs.btrfs", "-q", "-f", *options)
         written_by_loop(disk, seed)
@@ -504,10 +508,12 @@ def test_ntfs_records_tell_their_numbers(ntfs_two: Ntfs, request: pytest.Fixture
 
 
 @NTFS_TOOLS
-def test_ntfs_without_record_0_takes_mft_for_one_run(ntfs_two: Ntfs) -> None:
-    """Without the record and its copy $MFT's runs are unknown: what lies in the first is sent there all the same."""
+@pytest.mark.parametrize("all_lost", [False, True])
+def test_ntfs_without_record_0_takes_mft_for_one_run(ntfs_two: Ntfs, all_lost: bool) -> None:
+    """Without the record and its copy, or $MFT's first run whole, the runs are unknown: the first is gone by."""
     data, (home, length) = ntfs_two.data, ntfs_two.runs[0]
-    placer = the_placer(ntfs.HOST, data, ((home, RECORD), (ntfs_two.mirror, RECORD)))
+    lost = length if all_lost else RECORD
+    placer = the_placer(ntfs.HOST, data, ((home, lost), (ntfs_two.mirror, min(lost, 4 * RECORD))))
     assert placer.key != the_placer(ntfs.HOST, data).key, "when more is known, that must show"
     placed = feed(placer, cut(data, 1))
     first = {at for at in ntfs_two.structures if home <= at < home + length}
@@ -620,6 +626,21 @@ def test_fat_noise_in_a_sector_silences_it(fat_two: Fat) -> None:
         data[at : at + 320] = data[at : at + 16] + rng.randbytes(304)
     found = feed(the_placer(fat.HOST, fat_two.data), cut(bytes(data), 1)).keys()
     assert found & fat_two.structures == set()
+
+
+@FAT_TOOLS
+def test_fat_numbers_that_count_up_are_no_table(fat_two: Fat) -> None:
+    """A sector of rising numbers is one of the table where its first entry is a sector's first, and a cluster's."""
+    find = the_placer(fat.HOST, fat_two.data).find
+    width = 2 if fat_two.data[54:59] == b"FAT16" else 4
+    count = 512 // width
+
+    def placed(first: int) -> list[int]:
+        return find((np.arange(count) + first + 1).astype(f"<u{width}").view(np.uint8))[1].tolist()
+
+    assert placed(count * 3) == [table + 3 * 512 for table, _ in fat_two.copies]
+    for first in (count * 3 + 1, count * 3 - 1, count // 2, 0xFF00 if width == 2 else 0x0FF00000):
+        assert placed(first) == []
 
 
 @FAT_TOOLS
