@@ -109,7 +109,8 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     _settle([b for _, _, b in open_], taken, borders)
     for owner, i, b in open_:
         placed[owner, i] = b.settled
-    return {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken) for owner, chain in chains.items()}
+    rows = {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken) for owner, chain in chains.items()}
+    return {owner: _with_padding(found, taken) for owner, found in rows.items()}
 
 
 def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
@@ -129,15 +130,7 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
     rows: list[Row] = []
     for a, b, delta, rule in parts:
         n = min(b * BLOCK, size) - a * BLOCK
-        if n > 0 and delta is not None and rule == PADDING:
-            at = p = begin + (a + delta) * BLOCK
-            for start, length in taken.image.free_of(np.array([[p, n]], np.int64)).tolist():
-                rows += [(a * BLOCK + at - p, start - at, -1, MISSING, "others"),
-                         (a * BLOCK + start - p, length, start, GUESSED, rule)]
-                at = start + length
-            taken.image.add_range(p, p + n)
-            rows.append((a * BLOCK + at - p, p + n - at, -1, MISSING, "others"))
-        elif n > 0:
+        if n > 0:
             p = -1 if delta is None else begin + (a + delta) * BLOCK
             rows.append((a * BLOCK, n, p, MISSING if p < 0 else GUESSED, rule))
     last = chain[-1]
@@ -153,6 +146,22 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
         rows.append((f + at - p, size - f - (at - p), -1, MISSING, "others"))
         taken.image.add_range(p, p + n)
     return [r for r in rows if r[1] > 0]
+
+
+def _with_padding(rows: list[Row], taken: Taken) -> list[Row]:
+    """The rows with those free blocks that nobody else has, when everybody has what they need."""
+    out: list[Row] = []
+    for f, n, p, grade, rule in rows:
+        if rule != PADDING:
+            out.append((f, n, p, grade, rule))
+            continue
+        at = p
+        for start, length in taken.image.free_of(np.array([[p, n]], np.int64)).tolist():
+            out += [(f + at - p, start - at, -1, MISSING, "others"), (f + start - p, length, start, grade, rule)]
+            at = start + length
+        out.append((f + at - p, p + n - at, -1, MISSING, "others"))
+        taken.image.add_range(p, p + n)
+    return [r for r in out if r[1] > 0]
 
 
 def _take(begin: int, parts: list[Part], taken: Taken, owner: int) -> list[Part]:

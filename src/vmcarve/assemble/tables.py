@@ -64,14 +64,17 @@ class Search:
             if not wants:
                 break
             for want in wants:
+                # what was found since may have led here: tables, and blocks of one table, lie behind each other
+                if want.fits(FileView(self.image, current).read(want.file_offset, BLOCK).ljust(BLOCK, b"\0")) > 0:
+                    continue
                 tried.add(want.file_offset)
                 p = None if want.empty else self._find(want, start, current, found)
+                if p is None and not want.empty:
+                    continue
+                found[want.file_offset] = -1 if p is None else p
                 if p is not None:
-                    found[want.file_offset] = p
                     self.used.add(p)
-                elif want.empty:
-                    found[want.file_offset] = -1
-            current = _overlay(first, found, self.image.size)
+                current = _overlay(first, found, self.image.size)
         return current, sorted((f, p) for f, p in found.items() if p >= 0)
 
     def _find(self, want: Want, start: int, current: FileMap, found: dict[int, int]) -> int | None:

@@ -62,7 +62,8 @@ def _want(h: Header, sets: list[int], file_offset: int) -> Want:
         place = at.astype(np.int64)[:, None] * 2 + np.arange(2)
         right = np.where(fixed[place], halves == stated[place], True)
         grain = (halves <= 1) | ((halves >= h.overhead) & (halves < most))
-        return np.asarray((right & np.where(entries[place], grain, True)).all(axis=1))
+        text = halves & 0x80808080 == 0  # the descriptor before the tables, and zeros
+        return np.asarray((right & np.where(entries[place], grain, fixed[place] | text)).all(axis=1))
 
     return Want(file_offset, "vmdk.tables", begins, fits)
 

@@ -1,0 +1,139 @@
+"""Tables of containers in pieces: what real containers lack when their tables lie elsewhere, and finding it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from tests.helpers import run
+from vmcarve.assemble.tables import Search
+from vmcarve.errors import Damaged
+from vmcarve.filemap import FileMap, FileView
+from vmcarve.model import GUESSED, MISSING, Container, Format, Reader
+from vmcarve.registry import formats
+from vmcarve.source import BytesReader
+
+BLOCK = 4096
+MIB = 1 << 20
+SIZE = 900 * MIB
+KINDS = {
+    "qcow2-64k": ("qcow2", ["-O", "qcow2", "-o", "cluster_size=64k"]),
+    "qcow2-4k": ("qcow2", ["-O", "qcow2", "-o", "cluster_size=4k"]),
+    "qcow2-compressed": ("qcow2", ["-c", "-O", "qcow2", "-o", "cluster_size=64k"]),
+    "qcow": ("qcow1", ["-O", "qcow"]),
+    "qed": ("qed", ["-O", "qed"]),
+    "vhdx": ("vhdx", ["-O", "vhdx", "-o", "subformat=dynamic,block_size=2M"]),
+    "vmdk": ("vmdk", ["-O", "vmdk", "-o", "subformat=monolithicSparse"]),
+}
+
+# Where the guest has data, when not every 15 MiB. A full L2 table of 64 KiB has blocks that are all alike, and what
+# compressed clusters are named by does not tell which table a block is of: for those, each table has one block in use.
+PLACES = {
+    "qcow2-64k": [*range(0, 30 * MIB, 2 * MIB), *range(512 * MIB, 540 * MIB, 2 * MIB)],
+    "qcow2-compressed": list(range(0, 30 * MIB, 2 * MIB)),
+}
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Guests of 900 MiB with two blocks of data at some places, written by qemu-img as each kind."""
+    folder = tmp_path_factory.mktemp("wanted")
+    out: dict[str, bytes] = {}
+    for name, (_, options) in KINDS.items():
+        rng = random.Random(7)
+        with (folder / "raw").open("wb") as f:
+            f.truncate(SIZE)
+            for at in PLACES.get(name, range(0, SIZE, 15 * MIB)):
+                f.seek(at)
+                f.write(rng.randbytes(3000) + b"%d " % at * 500)
+        run("qemu-img", "convert", "-f", "raw", *options, folder / "raw", folder / name)
+        data = (folder / name).read_bytes()
+        out[name] = data + bytes(-len(data) % BLOCK)
+    return out
+
+
+def blocks_with_data(data: bytes) -> list[int]:
+    there = np.frombuffer(data, np.uint64).reshape(-1, BLOCK // 8).any(axis=1)
+    return np.flatnonzero(there).tolist()
+
+
+def tables_of(container: Container) -> set[int]:
+    """The blocks of a file that hold tables. A log is not read, and of the two headers of a VHDX each may be either."""
+    regions = [r for r in container.regions if r.kind not in ("vhdx.log", "vhdx.header")]
+    return {b for r in regions for b in range(r.file_offset // BLOCK, -(-(r.file_offset + r.length) // BLOCK))}
+
+
+def lay(data: bytes, pieces: list[list[int]], seed: int) -> tuple[BytesReader, int, dict[int, int]]:
+    """(an image with random blocks between the pieces, image offset of the first byte, file block -> image offset)."""
+    rng = random.Random(seed)
+    out, place = bytearray(), dict[int, int]()
+    for piece in pieces:
+        out += rng.randbytes(rng.randrange(8, 60) * BLOCK)
+        for b in piece:
+            place[b] = len(out)
+            out += data[b * BLOCK : (b + 1) * BLOCK]
+    out += rng.randbytes(20 * BLOCK)
+    return BytesReader(out), place[0], place
+
+
+def in_pieces(data: bytes, container: Container, seed: int) -> list[list[int]]:
+    """The file cut at random blocks, and before and behind each table; in another order. Zeros of the guest's data are
+    left out."""
+    rng = random.Random(seed)
+    tables, pieces = tables_of(container), list[list[int]]()
+    begins = {r.file_offset // BLOCK for r in container.regions if not r.kind.endswith("gt")}  # those follow their "gd"
+    for b in sorted({*blocks_with_data(data), *tables}):
+        last = pieces[-1][-1] if pieces else -2
+        whole = b in tables and last in tables and b not in begins
+        if last + 1 == b and (whole or (b not in tables and last not in tables and rng.random() < 0.8)):
+            pieces[-1].append(b)
+        else:
+            pieces.append([b])
+    rng.shuffle(pieces)
+    return pieces
+
+
+def checked(name: str, data: bytes, pieces: list[list[int]], seed: int) -> None:
+    """Completes the container from its header's run and compares with the intact file."""
+    fmt = formats()[KINDS[name][0]]
+    whole = fmt.open(BytesReader(data))
+    image, start, place = lay(data, pieces, seed)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity"),
+                           (image.size - start, len(data), -1, MISSING, "image-end")])
+    assert maps(fmt, image, first) != maps(fmt, BytesReader(data), None), "there is something to look for"
+    found, tables = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    view = FileView(image, found)
+    for b in sorted(tables_of(whole) & set(blocks_with_data(data))):
+        block = data[b * BLOCK : (b + 1) * BLOCK]
+        assert view.read(b * BLOCK, BLOCK) == block, f"block {b} of {name}"
+        assert data.count(block) > 1 or found.cut(b * BLOCK, 1)[0][2] == place[b]
+    known = tables_of(whole)
+    assert tables and all(image.read(p, BLOCK) == data[f : f + BLOCK] for f, p in tables if f // BLOCK in known)
+    assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
+
+
+def maps(fmt: Format, image: Reader, file_map: FileMap | None) -> list[tuple[int, ...]]:
+    """The guest map of the container as rows; [] when it does not open."""
+    try:
+        m = fmt.open(image if file_map is None else FileView(image, file_map)).guests[0].map
+    except Damaged:
+        return []
+    return list(zip(*(a.tolist() for a in (m.guest_offset, m.length, m.state, m.file_offset, m.encoding, m.stored)),
+                    strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tables_that_lie_elsewhere_are_found(name: str, containers: dict[str, bytes]) -> None:
+    """Each table whole, but none where the header's run has it, and in another order."""
+    data = containers[name]
+    for seed in range(3):
+        checked(name, data, in_pieces(data, formats()[KINDS[name][0]].open(BytesReader(data)), seed), seed)
+
+
+@pytest.mark.parametrize("name", [k for k in KINDS if k != "qcow2-4k"])  # that has no zeros to leave out
+def test_tables_of_a_packed_file_are_found(name: str, containers: dict[str, bytes]) -> None:
+    """As XFS writes sparse files: blocks in the order of the file, each right behind the other, zeros left out."""
+    data = containers[name]
+    checked(name, data, [blocks_with_data(data)], 1)
