@@ -42,7 +42,7 @@ class Guest:
     disk: bytes
     ends: dict[int, int]
     begins: set[int]
-    allocated: bool  # whether the volume's runs reach to the end of the last block: NTFS cuts them at the size
+    own: int  # files that the makers keep for themselves, at most
     deleted: set[int]
     others: set[int]  # ends that must not be told: at a sector's end, before a hole, inside the metadata
 
@@ -96,7 +96,7 @@ def guest(volume: bytes, block: int, live: dict[str, bytes], gone: dict[str, byt
             others.add(end)
         else:
             ends[end] = -len(data) % block // 512
-    return Guest(disk, ends, begins, not resident, {find(data[-MARK:]) + MARK for data in gone.values()}, others)
+    return Guest(disk, ends, begins, 20 if resident else 0, {find(data[-MARK:]) + MARK for data in gone.values()}, others)
 
 
 def dirty(path: Path) -> Path:
@@ -160,14 +160,14 @@ def test_file_ends_are_where_the_content_ends(real: Guest) -> None:
     extra = told.keys() - real.ends.keys()  # of files that the makers keep for themselves
     assert real.ends.keys() <= told.keys()
     for f, empty in real.ends.items():
-        assert told[f] == empty or (told[f] == 0 and not real.allocated)
-    assert not extra & (real.deleted | real.others) and len(extra) <= (0 if real.allocated else 2), sorted(extra)
+        assert told[f] == empty
+    assert not extra & (real.deleted | real.others) and len(extra) <= min(real.own, 2), sorted(extra)
     for f in real.ends:
         behind = -f % 512 + told[f] * 512
         assert real.disk[f - 1] and not any(real.disk[f : f + behind])
     assert (np.diff(ends.file_offset) >= 0).all() and (np.diff(ends.begins) >= 0).all()
     begins = set(ends.begins.tolist())
-    assert real.begins <= begins and len(begins - real.begins) < (1 if real.allocated else 20)
+    assert real.begins <= begins and len(begins - real.begins) <= real.own
     volumes = open_volumes(BytesReader(real.disk), [(START, SIZE)])
     assert sum(f.name.startswith("in parts") and len(f.runs) > 1 for f in volumes[0].files()) == 4
 
@@ -191,8 +191,8 @@ def test_file_ends_go_through_the_containers_map(real: Guest) -> None:
     ends = ends_of(real.disk, GuestMap.build(guest_offset, length, state,
                                              [f if s == DATA else -1 for f, s in zip(apart, state, strict=True)]))
     run_of = np.searchsorted(guest_offset, straight.file_offset - 1, side="right") - 1
-    kept = ~np.isin(straight.file_offset, (hole, seam) if real.allocated else (hole,))
-    assert np.count_nonzero(~kept) == 1 + real.allocated
+    kept = ~np.isin(straight.file_offset, (hole, seam))
+    assert np.count_nonzero(~kept) == 2
     assert ends.file_offset.tolist() == (straight.file_offset + 4 * MIB * run_of)[kept].tolist()
     assert ends.empty.tolist() == straight.empty[kept].tolist()
     run_of = np.searchsorted(guest_offset, straight.begins, side="right") - 1

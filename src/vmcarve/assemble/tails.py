@@ -126,7 +126,7 @@ def _end(file: HostFile, page: int) -> tuple[int, int] | None:
     f, p, n, kind = file.runs[i].tolist()
     if kind != RUN_DATA or p < 0 or f + n < file.size:
         return None
-    zeros = min(-(-file.size // page) * page, f + n)
+    zeros = -(-file.size // page) * page  # some hosts' runs are cut at the size; blocks are given out whole
     return p + file.size - f, p + zeros - f
 
 
