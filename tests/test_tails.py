@@ -96,7 +96,8 @@ def guest(volume: bytes, block: int, live: dict[str, bytes], gone: dict[str, byt
             others.add(end)
         else:
             ends[end] = -len(data) % block // 512
-    return Guest(disk, ends, begins, 20 if resident else 0, {find(data[-MARK:]) + MARK for data in gone.values()}, others)
+    deleted = {find(data[-MARK:]) + MARK for data in gone.values()}
+    return Guest(disk, ends, begins, 20 if resident else 0, deleted, others)
 
 
 def dirty(path: Path) -> Path:

@@ -26,8 +26,8 @@ import vmcarve
 from tests.guest.images import tree
 from tests.helpers import run
 from tests.test_registry import makers
-from vmcarve.assemble.places import Places
 from vmcarve.assemble.orphans import rebuilt
+from vmcarve.assemble.places import Places
 from vmcarve.assemble.state import Claims
 from vmcarve.assemble.window import Window
 from vmcarve.errors import Damaged
