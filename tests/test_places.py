@@ -128,3 +128,13 @@ def test_a_disk_without_a_known_volume_has_its_own_partition_table(disks: list[D
         pins = pins_of(disk.container, start, [], places)
         assert [p - f for f, p in pins] == [start] * len(pins)
         assert len(pins) == (1 if disk.table == "gpt" else 0)
+
+
+def test_a_volume_has_one_container_and_lies_whole_blocks_away(disks: list[Disk], tmp_path: Path) -> None:
+    """Two headers of one disk, one volume: the nearer has it. No fragment begins amid a block of the host."""
+    disk = disks[0]
+    head = disk.data[: cut(disk)]
+    image, at, places = laid(tmp_path, [head, head, disk.data[cut(disk) :]])
+    far, near = assign(image, [(p, disk.container) for p in at[:2]], places)
+    assert far == [] and [(o.guest_offset, o.delta) for o in near] == [(MIB, at[2] - cut(disk) - at[1])]
+    assert assign(image, [(at[1] + 1024, disk.container)], places) == [[]]
