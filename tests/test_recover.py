@@ -56,3 +56,14 @@ def test_decoys_are_no_disks(name: str, tmp_path: Path) -> None:
     """Magics in text, at wrong places, with wrong sums, and arrays that look like tables give no disk."""
     result = run(name, 73, tmp_path, live=True)
     assert result["disks"] == [] and result["extra"] == []
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["unbroken-xfs-wiped", "braided-xfs-wiped"])
+def test_of_the_contents_alone_nearly_all_comes_back(name: str, tmp_path: Path) -> None:
+    """With all but contents zeroed, six disks in one piece each and three that grew together are put in place again."""
+    result = run(name, 204, tmp_path)
+    no_lie(result)
+    assert len(result["disks"]) == (6 if name.startswith("unbroken") else 3)
+    for disk in result["disks"]:
+        assert disk["found"] and disk["recall"] >= 0.95, f"{disk['name']}: {disk['recall']}"

@@ -1,0 +1,140 @@
+"""Places of guest structures: whose volume is whose, and what of it is pinned. On disks made by mkfs and qemu-img."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.helpers import run
+from vmcarve.assemble.places import Places, assign, pins_of
+from vmcarve.formats.qcow2 import FORMAT
+from vmcarve.model import Container
+from vmcarve.source import BytesReader, open_image
+from vmcarve.sweeper import sweep_image
+
+MIB = 1 << 20
+CLUSTER = 64 << 10
+DISK = 48 * MIB
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Disk:
+    data: bytes  # of the qcow2
+    container: Container
+    uuid: str
+    table: str
+
+
+def filled(folder: Path, seed: int) -> Path:
+    """Files of random size and contents; many in the first disk, few and large ones in the second."""
+    rng = random.Random(seed)
+    folder.mkdir()
+    for n in range(300 if seed % 2 else 3):
+        (folder / f"file{n}").write_bytes(rng.randbytes(rng.randrange(1, 60_000) if seed % 2 else 3_500_000 + n))
+    return folder
+
+
+def made(folder: Path, table: str, seed: int) -> Disk:
+    """A qcow2 with one partition that holds an ext4."""
+    raw, volume, out = folder / "raw", folder / "volume", folder / "disk.qcow2"
+    uuid = f"00000000-0000-4000-8000-{seed:012x}"
+    volume.write_bytes(b"")
+    with volume.open("r+b") as f:
+        f.truncate(DISK - 2 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-U", uuid, "-O", "^has_journal", "-N", "512", "-d",
+        filled(folder / "files", seed), volume)
+    with raw.open("wb") as f:
+        f.truncate(DISK)
+        f.seek(MIB)
+        f.write(volume.read_bytes())
+    label = "dos" if table == "mbr" else "gpt"
+    script = folder / "script"
+    script.write_text(f"label: {label}\nlabel-id: {'0x%08x' % (seed + 7) if table == 'mbr' else uuid}\n"
+                      f"start=2048, size={(DISK - 2 * MIB) // 512}\n")
+    run("sh", "-c", f"sfdisk -q --no-reread {raw} < {script}")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=64k", raw, out)
+    data = out.read_bytes()
+    data += bytes(-len(data) % CLUSTER)
+    return Disk(data, FORMAT.open(BytesReader(data)), uuid, table)
+
+
+def laid(folder: Path, parts: list[bytes]) -> tuple[BytesReader, list[int], Places]:
+    """An image with noise before each part, where the parts begin, and what the sweep sees in it."""
+    rng = random.Random(3)
+    out, at = bytearray(), list[int]()
+    for part in parts:
+        out += rng.randbytes(rng.randrange(3, 9) * BLOCK)
+        at.append(len(out))
+        out += part
+    out += rng.randbytes(3 * BLOCK)
+    (folder / "image").write_bytes(out)
+    batches: list[pa.RecordBatch] = []
+    with open_image(folder / "image") as source:
+        sweep_image(source, 0, batches.append)
+    return BytesReader(out), at, Places.of(pa.Table.from_batches(batches))
+
+
+@pytest.fixture(scope="module", params=["mbr", "gpt"])
+def disks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Disk]:
+    out: list[Disk] = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp("places")
+        out.append(made(folder, request.param, seed))
+    assert out[0].container.virtual_size == out[1].container.virtual_size
+    return out
+
+
+def cut(disk: Disk) -> int:
+    """The file offset of the cluster with the volume's begin: behind all tables and the disk's partition table."""
+    m = disk.container.guests[0].map
+    i = int(np.searchsorted(m.guest_offset, MIB, side="right")) - 1
+    return int(m.file_offset[i]) + MIB - int(m.guest_offset[i])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_volume_goes_to_the_container_whose_allocation_it_fits(disks: list[Disk], swapped: bool, tmp_path: Path
+                                                                 ) -> None:
+    """Two disks of one size, each in two fragments. The header's fragments lie first, the volumes' behind them in the
+    same order, or the other one, so that each one lies nearer to the other's header."""
+    heads, rest = [d.data[: cut(d)] for d in disks], [d.data[cut(d) :] for d in disks]
+    behind = [1, 0] if swapped else [0, 1]
+    image, at, places = laid(tmp_path, [*heads, *[rest[i] for i in behind]])
+    where = {i: at[2 + n] for n, i in enumerate(behind)}
+    found = assign(image, list(zip(at, (d.container for d in disks), strict=False)), places)
+    for i, disk in enumerate(disks):
+        delta = where[i] - cut(disk) - at[i]
+        assert [(o.guest_offset, o.delta) for o in found[i]] == [(MIB, delta)]
+        assert found[i][0].size == DISK - 2 * MIB
+        assert places.identity[found[i][0].row] and disk.uuid in str(places.identity[found[i][0].row])
+        pins = pins_of(disk.container, at[i], found[i], places)
+        own = [f for f, _ in pins if f >= cut(disk)]
+        assert len(own) >= 2, "the superblock, and a copy in another group"
+        assert pins == sorted((f, f + (where[i] - cut(disk) if f >= cut(disk) else at[i])) for f, _ in pins)
+        # a GPT names its disk at both ends, so the end's fragment vouches for the header's; an MBR vouches for nothing
+        assert (len(own) < len(pins)) == (disk.table == "gpt")
+
+
+def test_a_disk_without_a_known_volume_has_its_own_partition_table(disks: list[Disk], tmp_path: Path) -> None:
+    """Where the header's run has it. At any other place it is another disk's of the same size."""
+    image, at, places = laid(tmp_path, [disks[0].data[: cut(disks[0])], disks[1].data[: cut(disks[1])]])
+    assert assign(image, list(zip(at, (d.container for d in disks), strict=True)), places) == [[], []]
+    for disk, start in zip(disks, at, strict=True):
+        pins = pins_of(disk.container, start, [], places)
+        assert [p - f for f, p in pins] == [start] * len(pins)
+        assert len(pins) == (1 if disk.table == "gpt" else 0)
+
+
+def test_a_volume_has_one_container_and_lies_whole_blocks_away(disks: list[Disk], tmp_path: Path) -> None:
+    """Two headers of one disk, one volume: the nearer has it. No fragment begins amid a block of the host."""
+    disk = disks[0]
+    head = disk.data[: cut(disk)]
+    image, at, places = laid(tmp_path, [head, head, disk.data[cut(disk) :]])
+    far, near = assign(image, [(p, disk.container) for p in at[:2]], places)
+    assert far == [] and [(o.guest_offset, o.delta) for o in near] == [(MIB, at[2] - cut(disk) - at[1])]
+    assert assign(image, [(at[1] + 1024, disk.container)], places) == [[]]
