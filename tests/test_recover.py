@@ -66,4 +66,4 @@ def test_of_the_contents_alone_nearly_all_comes_back(name: str, tmp_path: Path) 
     no_lie(result)
     assert len(result["disks"]) == (6 if name.startswith("unbroken") else 3)
     for disk in result["disks"]:
-        assert disk["found"] and disk["recall"] >= 0.95, f"{disk['name']}: {disk['recall']}"
+        assert disk["found"] and disk["recall"] >= 0.9, f"{disk['name']}: {disk['recall']}"
