@@ -120,7 +120,7 @@ def test_nothing_is_put_together_from_noise() -> None:
     found = orphans.find(reader, np.array([[0, len(data)]]))
     assert {f.format.name for f in found} >= {"qcow1", "qed", "vdi", "vhd", "vmdk", "parallels"}, "enemies too kind"
     none = np.zeros(0, np.int64)
-    places = Places(none, none, none, none, none, [], [])
+    places = Places(none, none, none, none > 0, none, none, [], [])
     assert list(orphans.rebuilt(reader, places, Claims(), None)) == []
 
 
