@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from tests.helpers import run
-from vmcarve import open_case, open_disk
+from tests.test_sweeper import BadMedium
+from vmcarve import cli, open_case, open_disk, pipeline
 
 MIB = 1 << 20
 
@@ -209,3 +210,23 @@ def test_help_teaches_and_is_quick() -> None:
            "('numpy', 'pyarrow', 'rich')])"
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert heavy.stdout.strip() == "[]"
+
+
+def test_unreadable_sectors_are_status_3(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """A medium with bad sectors inside the VDI: the rest is recovered, what is missing is told, the status is 3."""
+    bad = {(MIB + 3 * MIB) // 512 + k for k in (5, 6, 9)}
+
+    def medium(path: str | os.PathLike[str]) -> BadMedium:
+        source = BadMedium(Path(path), bad)
+        monkeypatch.setattr(os, "preadv", source.preadv)
+        return source
+
+    monkeypatch.setattr(pipeline, "open_image", medium)
+    assert cli.main(["recover", str(image), "--out", str(tmp_path / "case"), "--threads", "1"]) == 3
+    told = json.loads((tmp_path / "case" / "case.json").read_text())["images"][0]["unreadable"]
+    assert sum(length for _, length in told) == 3 * 512 and len(told) == 2
+    rows = {row["format"]: row for row in open_case(tmp_path / "case").disks()}
+    assert rows["vdi"]["bytes_missing"] == 3 * 512 and not rows["vdi"]["exact"]
+    assert rows["qcow2"]["bytes_missing"] == 0
+    assert "1536 bytes in 2 ranges could not be read" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .assemble import Assembled, Spot, assemble_image, find_hosts, unallocated
+from .assemble import Assembled, Claims, Spot, assemble_image, find_hosts, unallocated
 from .assemble.chains import link
 from .assemble.state import HostView
 from .case import Case, image_identity, make_folder, open_case, write_json
@@ -225,6 +225,11 @@ def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], sp
         own = evidence.filter(pc.equal(evidence["source"], pa.scalar(index, pa.int32())))
         found, hosts, troubles = assemble_image(source, index, own, None if spots is None else spots[index],
                                                 unallocated_only=spots is not None)
+        bad = Claims()
+        for offset, length in source.unreadable:
+            bad.add_range(offset, offset + length)
+        for item in found:
+            item.map = bad.rest_of(item.map, "unreadable")
         items += found
         info["hosts"] += [{"image": index, "kind": h.volume.name, "offset": h.volume.offset, "size": h.volume.size,
                            "uuid": h.volume.uuid, "label": h.volume.label, "files": len(h.files),

@@ -2,6 +2,6 @@
 
 from .hosts import Spot, find_hosts, unallocated
 from .run import assemble_image
-from .state import Assembled
+from .state import Assembled, Claims
 
-__all__ = ["Assembled", "Spot", "assemble_image", "find_hosts", "unallocated"]
+__all__ = ["Assembled", "Claims", "Spot", "assemble_image", "find_hosts", "unallocated"]
