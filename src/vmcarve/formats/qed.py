@@ -153,8 +153,9 @@ def open_container(reader: Reader) -> Container:
                   tables.whole or bool(tables.tally.illegal + tables.tally.outside + tables.tally.twice)),
             Check("qed.closed", not h.features & NEED_CHECK, grave=False), *tables.tally.checks("qed")],
         regions=[*regions("qed.header", [0], [head], SUPPORTED),
-                 *regions("qed.l1", [h.l1_offset], [h.table_bytes], grade),
-                 *regions("qed.l2", l2, np.full(len(l2), h.table_bytes), grade)],
+                 # entries behind the disk's end are read by nobody: what lies there proves nothing
+                 *regions("qed.l1", [h.l1_offset], [8 * h.l1_entries], grade),
+                 *regions("qed.l2", l2, np.full(len(l2), 8 * h.l2_entries), grade)],
     )
     if h.features & BACKING:
         _backing(reader, h, container)
