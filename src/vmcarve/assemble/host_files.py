@@ -16,6 +16,8 @@ import numpy.typing as npt
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import (
+    DATA,
+    EXTERNAL,
     LOST,
     MISSING,
     RUN_CHECKED,
@@ -74,7 +76,7 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
         if not modules and not has_guest:
             continue
         opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
-        if opened is not None:
+        if opened is not None and not (view.carved and _empty(opened[0])):
             found.append((_doubt(file, *opened, len(found)), view, file, *opened))
     solved: set[tuple[str, str]] = set()
     for _, view, file, container, file_map in sorted(found, key=lambda f: (f[1].carved, f[0])):
@@ -90,6 +92,14 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
             file_map = doubted(file_map)
         state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _empty(container: Container) -> bool:
+    """Whether nothing of the disk lies in it: a loose record of a small file, perhaps a guest's own, can happen to name
+    the place of a header, and has no more of it than that.
+    """
+    kept = [(g.map.state == DATA) | (g.map.state == EXTERNAL) for g in container.guests]
+    return bool(container.guests) and not any(k.any() for k in kept)
 
 
 def _files(state: State, deleted: bool) -> Iterator[tuple[HostView, HostFile]]:
