@@ -147,8 +147,9 @@ class Patch:
     """Bytes that the written container must hold instead of what lies on the image, and why.
 
     reason: "reference" (a name emptied so that no program follows it), "rebuilt" (a structure that we wrote),
-    "log-replay". `grade` is what may be claimed of rebuilt bytes: that the original held the same. Bytes of the other
-    reasons are never the original's, and are graded guessed whatever stands here.
+    "log-replay", "inline" (read where the host keeps small files, in its metadata; names in it are emptied likewise).
+    `grade` is what may be claimed of rebuilt bytes: that the original held the same. Bytes of the other reasons need
+    not be the original's, and are graded guessed whatever stands here.
     """
 
     file_offset: int

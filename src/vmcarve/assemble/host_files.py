@@ -30,9 +30,11 @@ from ..model import (
     GuestMap,
     HostFile,
     Member,
+    Patch,
     Reader,
 )
 from ..registry import formats
+from ..source.bytes_reader import BytesReader
 from .chains import base_name
 from .doubt import contradicted, doubted
 from .raw import raw_container
@@ -70,6 +72,7 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
         by_offset[e.image_offset].append((module, e))
     places = np.array(sorted(by_offset), np.int64)
     found: list[tuple[tuple[int, int, int, int], HostView, HostFile, Container, FileMap]] = []
+    _in_metadata(state, deleted=deleted)
     for view, file in _files(state, deleted):
         modules = _modules_in(file, places, by_offset, sure_only=view.carved)
         has_guest = not view.carved and len(_within(file, guest_places)) > 0
@@ -92,6 +95,37 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
             file_map = doubted(file_map)
         state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _in_metadata(state: State, *, deleted: bool) -> None:
+    """Small containers that the host keeps inside its own metadata (texts that only name other files).
+
+    No sector starts with them, so the sweep has not seen them. Their bytes are the host's word, and claim nothing.
+    """
+    known: set[bytes] = set()
+    for view in state.views:
+        for file in view.files:
+            content = file.inline
+            if not content or (file.deleted or view.carved) != deleted or content in known:
+                continue
+            opened = (try_open(formats()[name], BytesReader(content)) for name in _begun_by(content))
+            container = next((c for c in opened if c is not None), None)
+            if container is None or not container.members:
+                continue
+            known.add(content)
+            plain = bytearray(content)
+            for patch in container.patches:
+                plain[patch.file_offset : patch.file_offset + len(patch.data)] = patch.data
+            container.size, container.patches = len(plain), [Patch(0, bytes(plain), "inline")]
+            file_map = FileMap.build([(0, len(plain), -1, MISSING, "host.inline")])
+            state.accept(container, file_map, deleted=None if view.carved else file.deleted,
+                         host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _begun_by(content: bytes) -> list[str]:
+    """The formats one of whose magics stands where it should in the content of a file."""
+    return [name for name, fmt in formats().items()
+            if any(content.startswith(s.magic, s.at) for s in fmt.signatures)]  # fmt: skip
 
 
 def _empty(container: Container) -> bool:
