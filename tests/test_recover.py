@@ -42,6 +42,20 @@ def test_deleted_disks_come_back_exact(name: str, tmp_path: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize("name", ["all-formats-btrfs-vmdk", "all-formats-ntfs-vmdk"])
+def test_split_disks_are_joined_by_texts_inside_host_metadata(name: str, tmp_path: Path) -> None:
+    """Btrfs and NTFS keep small descriptors where no sector begins; the disks are made of their extents all the same.
+
+    And the partition's own records give nothing a second time as seen from the beginning of the whole disk.
+    """
+    result = run(name, 74, tmp_path, live=True)
+    no_lie(result)
+    assert [e for e in result["extra"] if e["false"]] == []
+    for disk in result["disks"]:
+        assert disk["found"] and (disk["exact"] or disk["guest_equal"]) and disk["deleted_right"], disk["name"]
+
+
+@needs_root
 @pytest.mark.parametrize("name", ["ext4-wiped", "ntfs-wiped"])
 def test_without_host_metadata_nothing_wrong_is_claimed(name: str, tmp_path: Path) -> None:
     """With the host's metadata zeroed every disk is still found; what is not certain is graded guessed."""

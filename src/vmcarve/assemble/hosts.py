@@ -121,11 +121,12 @@ def read_hosts(image: Reader, spots: list[Spot], evidence: pa.Table) -> tuple[li
     """The files of every volume, and one sentence for each that could not be read to its end."""
     found: list[HostView] = []
     troubles: list[str] = []
+    nobodys = unallocated(image.size, spots)
     for spot in spots:
         for volume in spot.former:
             found += _read_former(volume, troubles)
         if spot.volume is None or spot.free is not None:
-            found += _carve(image, evidence, spot, troubles)
+            found += _carve(image, evidence, spot, nobodys, troubles)
         if spot.volume is None:
             continue
         files: list[HostFile] = []
@@ -158,16 +159,18 @@ def _read_former(volume: HostVolume, troubles: list[str]) -> list[HostView]:
     return [HostView(volume, np.empty((0, 2), np.int64), files, carved=True, former=True)] if files else []
 
 
-def _carve(image: Reader, evidence: pa.Table, spot: Spot, troubles: list[str]) -> list[HostView]:
+def _carve(image: Reader, evidence: pa.Table, spot: Spot, nobodys: Int64s, troubles: list[str]) -> list[HostView]:
     """Volumes by loose metadata: of any kind where none can be opened, else such as was there before that one.
 
-    There only what lies in free space counts, and has another identity. A host looks through its own free space itself.
+    Only what lies in `nobodys` space counts: what a partition's file system holds is its own, and read from the
+    place where the whole disk begins it would put every file 1 MiB off. Where a volume is open, what has its identity
+    does not count either: a host looks through its own free space itself.
     """
     found: list[HostView] = []
     for kind in hosts().values():
         if kind.carve is None:
             continue
-        rows = _rows(evidence, kind)
+        rows = [r for r in _rows(evidence, kind) if inside(nobodys, r.image_offset)]
         if spot.volume is not None and spot.free is not None:
             known = spot.volume.uuid.replace("-", "")
             rows = [r for r in rows if inside(spot.free, r.image_offset)
