@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,27 +19,6 @@ MAX_DIRECTORY_SECTORS = 512  # of a plain extent: 2 TiB at 32 MiB a table
 LAST_GRAIN_SECTORS = 257  # a compressed grain's sectors at most: two grains and the 12 bytes before them
 SPLIT_REDUNDANT_AT = 1  # rgdOffset in extents without descriptor (VirtualBox)
 TWIN_SAMPLE = 128  # entries of the other directory that are compared
-
-
-@dataclass(frozen=True, slots=True)
-class Shifted:
-    """A reader in file offsets of a contiguous container that begins at `base` (negative: before the image)."""
-
-    reader: Reader
-    base: int
-
-    @property
-    def size(self) -> int:
-        return max(0, self.reader.size - self.base)
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or length <= 0:
-            return b""
-        ahead = min(length, max(0, -(offset + self.base)))
-        return bytes(ahead) + self.reader.read(offset + self.base + ahead, length - ahead)
-
-    def missing(self, offset: int, length: int) -> bool:
-        return offset < 0 or offset + self.base < 0 or self.reader.missing(offset + self.base, length)
 
 
 def find_header(reader: Reader) -> tuple[Header, str]:

@@ -41,8 +41,9 @@ from . import _vmdk_header as header
 from . import _vmdk_shapes as shapes
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
+from ._rebuilt import Laid
 from ._vmdk_header import NO_OFFSET, Header
-from ._vmdk_rebuild import Shifted, find_header, redundant_directory, stream_table
+from ._vmdk_rebuild import find_header, redundant_directory, stream_table
 from ._vmdk_tables import (
     PER_SECTOR,
     Directory,
@@ -363,7 +364,7 @@ def salvage(reader: Reader, evidence: Sequence[Evidence]) -> Iterator[Orphan]:
 
 
 def _orphan(reader: Reader, base: int, rows: Sequence[Evidence]) -> Orphan | None:
-    view = Shifted(reader, base)
+    view = Laid(reader, base)
     footer = next((r.container_offset for r in rows if r.kind == "vmdk.footer" and r.container_offset), None)
     if footer is not None:
         h = header.parse(view.read(footer, SECTOR))
