@@ -106,6 +106,11 @@ def test_a_stream_whose_grain_is_lost_still_converts(guests: dict[int, Path], tm
     done = vmcarve.recover([tmp_path / "image"], tmp_path / "case")
     row = next(r for r in done.disks() if r["format"] == "vmdk")
     run("qemu-img", "convert", "-f", "vmdk", "-O", "raw", done.path / row["path"], tmp_path / "raw")
+    got, want = (np.fromfile(path, np.uint8) for path in (tmp_path / "raw", raw))
+    assert len(got) == len(want)
+    lost = np.unique(np.flatnonzero(got != want) >> 16).tolist()
+    assert 1 <= len(lost) <= 4096 // 512 + 1, "grains take a sector at least: no more of them were written over"
+    assert all(not got[grain << 16 : grain + 1 << 16].any() for grain in lost), "and they read as zeros"
 
 
 def test_nothing_is_put_together_from_noise() -> None:
