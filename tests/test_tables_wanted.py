@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,16 +44,21 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("wanted")
     out: dict[str, bytes] = {}
     for name, (_, options) in KINDS.items():
-        rng = random.Random(7)
-        with (folder / "raw").open("wb") as f:
-            f.truncate(SIZE)
-            for at in PLACES.get(name, range(0, SIZE, 15 * MIB)):
-                f.seek(at)
-                f.write(rng.randbytes(3000) + b"%d " % at * 500)
+        guest(folder / "raw", PLACES.get(name, range(0, SIZE, 15 * MIB)))
         run("qemu-img", "convert", "-f", "raw", *options, folder / "raw", folder / name)
         data = (folder / name).read_bytes()
         out[name] = data + bytes(-len(data) % BLOCK)
     return out
+
+
+def guest(path: Path, places: Iterable[int]) -> None:
+    """A guest of 900 MiB with two blocks of data at each place."""
+    rng = random.Random(7)
+    with path.open("wb") as f:
+        f.truncate(SIZE)
+        for at in places:
+            f.seek(at)
+            f.write(rng.randbytes(3000) + b"%d " % at * 500)
 
 
 def blocks_with_data(data: bytes) -> list[int]:
@@ -137,3 +144,35 @@ def test_tables_of_a_packed_file_are_found(name: str, containers: dict[str, byte
     """As XFS writes sparse files: blocks in the order of the file, each right behind the other, zeros left out."""
     data = containers[name]
     checked(name, data, [blocks_with_data(data)], 1)
+
+
+@pytest.mark.parametrize("name", ["qcow2-4k", "qcow", "qed"])
+def test_a_lost_table_is_not_replaced_by_another_of_the_container(name: str, tmp_path: Path) -> None:
+    """The last L2 table is nowhere: each other one of the file is in its place, and names what lies behind it."""
+    guest(tmp_path / "raw", range(0, SIZE, 15 * MIB))
+    run("qemu-img", "convert", "-m", "1", "-f", "raw", *KINDS[name][1], tmp_path / "raw", tmp_path / "disk")
+    fmt, data = formats()[KINDS[name][0]], (tmp_path / "disk").read_bytes()
+    data += bytes(-len(data) % BLOCK)
+    last, end = max((r.file_offset, r.file_offset + r.length) for r in fmt.open(BytesReader(data)).regions
+                    if r.kind.endswith("l2"))
+    image = BytesReader(data[:last] + random.Random(3).randbytes(end - last) + data[end:])
+    first = FileMap.build([(0, image.size, 0, GUESSED, "continuity")])
+    _, tables = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, 0, first)
+    assert last not in dict(tables)
+
+
+def test_a_data_files_tables_are_in_their_place(tmp_path: Path) -> None:
+    """Entries that name clusters of another file are told from damage: nothing is looked for elsewhere."""
+    guest(tmp_path / "raw", range(0, 64 * MIB, 5 * MIB))
+    options = f"cluster_size=64k,data_file={tmp_path / 'data'},data_file_raw=on"
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", options, tmp_path / "raw", tmp_path / "disk")
+    fmt, data = formats()["qcow2"], (tmp_path / "disk").read_bytes()
+    assert fmt.wants is not None and fmt.wants(BytesReader(data)) == []
+    l2 = next(r.file_offset for r in fmt.open(BytesReader(data)).regions if r.kind == "qcow2.l2")
+    lost = BytesReader(data[:l2] + bytes(BLOCK) + data[l2 + BLOCK :])
+    assert [w.file_offset for w in fmt.wants(lost)] == [l2]
+    want = fmt.wants(lost)[0]
+    assert want.fits(data[l2 : l2 + BLOCK]) > 0
+    words = np.frombuffer(data[l2 : l2 + BLOCK], ">u8")
+    other = np.where(words > 0, words + (1 << 30), 0)
+    assert want.fits(other.astype(">u8").tobytes()) == 0, "the table of another part of the disk"

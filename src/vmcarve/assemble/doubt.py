@@ -14,7 +14,7 @@ from ..filemap import FileMap, FileView
 from ..model import GUESSED, SUPPORTED, Container, Reader
 from ..verify.guest import describe
 from .places import has_plain
-from .tails import FileEnds, agree, file_ends, mapped, open_volumes
+from .tails import agree, file_ends, mapped, open_volumes
 
 MAX_ENDS = 4096  # ours: file ends of one guest that are looked at, spread over it
 LEAST = 2  # ends that are violated
@@ -37,7 +37,7 @@ def contradicted(image: Reader, container: Container, file_map: FileMap) -> bool
     except Exception:  # a guest that breaks our reader says nothing for or against the map
         return False
     picked = np.arange(0, len(ends), max(1, len(ends) // MAX_ENDS))
-    some = FileEnds(ends.file_offset[picked], ends.empty[picked], ends.begins)
+    some = ends.picked(picked)
     right, wrong = agree(image, mapped(file_map, some.file_offset), some)
     return wrong >= max(LEAST, SHARE * (right + wrong))
 

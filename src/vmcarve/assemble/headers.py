@@ -17,6 +17,8 @@ from .solve import Candidate, solve
 from .state import Claims
 from .tables import Search
 
+MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond its disks and an eighth of them
+
 
 @dataclass(slots=True)
 class Led:
@@ -57,10 +59,16 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     solve(image, candidates, places, room)
     solved = {c.start: c for c in candidates}
 
-    def order(one: tuple[int, Format, Led]) -> tuple[bool, int]:
-        """What is known by its header's run only comes last: others may lie inside that. Archives share their bytes."""
+    def order(one: tuple[int, Format, Led]) -> tuple[int, int]:
+        """What agrees as one run comes first, then what the tables tell whole: others may have been left with a first
+        map that reaches over it.
+
+        What is known by its header's run only comes last: others may lie inside that. Archives share their bytes.
+        """
         c = solved.get(one[0])
-        return c is not None and not (c.settled or c.plain), one[0]
+        if c is None or c.settled:
+            return 0, one[0]
+        return (3 if not c.plain else 2 if in_doubt(c.container) else 1), one[0]
 
     for start, _, led in sorted(opened, key=order):
         if claims.holds(start):
@@ -97,7 +105,7 @@ def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: C
             continue
         if container.size <= 0 or (container.guests and container.virtual_size == 0):
             continue  # a file just created, or an old copy of such a header: there is no disk in it
-        clip(container, room)
+        clip(container, _most(container, room))
         return Led(container, file_map.resized(container.size), tables)
     return None
 
@@ -108,8 +116,22 @@ def _reopened(image: Reader, fmt: Format, better: FileMap) -> Led | None:
         container = fmt.open(FileView(image, better))
     except Damaged:
         return None
-    clip(container, better.size)
+    clip(container, _most(container, better.size))
     return Led(container, better.resized(container.size))
+
+
+def in_doubt(container: Container) -> bool:
+    """Whether what the tables say of places cannot all be believed."""
+    return any(c.grave and not c.ok for c in container.checks) or \
+        any(bool((g.map.state == LOST).any()) for g in container.guests)
+
+
+def _most(container: Container, limit: int) -> int:
+    """Bytes that the container may have: tables in doubt do not make it much larger than its disks."""
+    if not container.guests or not in_doubt(container):
+        return limit
+    disks = sum(g.virtual_size for g in container.guests)
+    return min(limit, disks + disks // 8 + MOST_SLACK)
 
 
 def clip(container: Container, limit: int) -> None:

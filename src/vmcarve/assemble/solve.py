@@ -237,11 +237,16 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
         if not cut or cut[0][2] != p:
             return False
     if len(c.ends) >= FEW:
-        right, wrong = agree(image, mapped(c.map, c.ends.file_offset), c.ends)
+        row = np.searchsorted(c.map.file_offset, c.ends.file_offset - 1, side="right") - 1
+        told = [agree(image, mapped(c.map, e.file_offset), e) for i in np.unique(row)
+                for e in [c.ends.picked(row == i)]]
+        if any(wrong > right for right, wrong in told):  # what flows around others may go on elsewhere
+            return False
+        right, wrong = sum(r for r, _ in told), sum(w for _, w in told)
         return right >= max(FEW, SOUND * (right + wrong)) and 2 * (right + wrong) > len(c.ends)
-    told = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
-            if v.consistent is not None]
-    return bool(told) and all(told)
+    sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
+             if v.consistent is not None]
+    return bool(sound) and all(sound)
 
 
 def _expect(c: Candidate) -> Expectation:

@@ -57,6 +57,10 @@ class FileEnds:
     def none(cls) -> FileEnds:
         return cls(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.int64))
 
+    def picked(self, which: npt.NDArray[np.bool_] | Int64s) -> FileEnds:
+        """Only some ends: `which` bool[n], or their indices."""
+        return FileEnds(self.file_offset[which], self.empty[which], self.begins)
+
     def __len__(self) -> int:
         return len(self.file_offset)
 

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from ..errors import Damaged
 from ..model import Reader, Want
-from ._qcow2_header import Header, read_header
-from ._wants import BLOCK, OUR_MAX_WANTS, Words, missing, nothing, table
+from ._qcow2_header import DATA_FILE, DATA_FILE_RAW, Header, read_header
+from ._wants import BLOCK, OUR_MAX_WANTS, Words, first_place, lacking, missing, nothing, table
 
 COPIED, COMPRESSED, ZERO = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1)
 OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
@@ -24,7 +24,9 @@ def wants(reader: Reader) -> list[Want]:
         return []
     if h.cluster < BLOCK or h.extended:
         return []  # smaller clusters share blocks with data; subcluster bits are any number
-    out = [w for w in _references(reader, h) if missing(reader, w)]
+    named: set[int] = set()
+    behind = h.reftable_offset + h.reftable_clusters * h.cluster
+    out = lacking(reader, _references(reader, h), ">u8", OFFSET, behind, named)
     rows: list[Want] = []
     legal = _legal(h, COPIED)
     size = h.l1_entries * 8
@@ -32,13 +34,17 @@ def wants(reader: Reader) -> list[Want]:
         here = h.l1_offset + at
         rows.append(table(here, "qcow2.l1", ">u8", legal, count=min(BLOCK // 8, (size - at) // 8), empty=at > 0)
                     if at < size else nothing(here, "qcow2.l1"))
-    for want in rows:
+    for number, want in enumerate(rows):
         if missing(reader, want):
             out.append(want)
             continue
         words = np.frombuffer(reader.read(want.file_offset, BLOCK), ">u8").astype(np.uint64)
-        for offset in (words[words != 0] & OFFSET).tolist():
-            out += [w for w in _l2(h, int(offset)) if missing(reader, w)]
+        for i in np.flatnonzero(words).tolist():
+            offset = int(words[i] & OFFSET)
+            if h.incompatible & DATA_FILE:
+                out += [w for w in _external_l2(h, offset, number * (BLOCK // 8) + i) if missing(reader, w)]
+            else:
+                out += lacking(reader, _l2(h, offset, named), ">u8", OFFSET, offset + h.cluster, named)
             if len(out) > OUR_MAX_WANTS:
                 return out
     return out
@@ -76,17 +82,42 @@ def _counts(offset: int, empty: bool) -> Want:
     return Want(offset, "qcow2.refcount-block", begins, fits, empty)
 
 
-def _l2(h: Header, offset: int) -> list[Want]:
-    """The blocks of one L2 table. A table is allocated before its clusters: it often names the one behind itself."""
+def _l2(h: Header, offset: int, named: set[int]) -> list[Want]:
+    """The blocks of one L2 table. A table is allocated before its clusters: it often names the one behind itself.
+
+    named: what other blocks name first.
+    """
     def bonus(words: Words) -> float:
         places = words & OFFSET
         if (places == np.uint64(offset)).any() or (places == np.uint64(h.l1_offset)).any():
+            return -1.0
+        if not named.isdisjoint(first_place(places)):
             return -1.0
         if int(places.min()) == offset + h.cluster:
             return 30.0
         return 20.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
 
     legal = _legal(h, COPIED | COMPRESSED | ZERO)
+    return [table(offset + at, "qcow2.l2", ">u8", legal, bonus=bonus, empty=at > 0)
+            for at in range(0, h.cluster, BLOCK)]
+
+
+def _external_l2(h: Header, offset: int, index: int) -> list[Want]:
+    """The blocks of the L2 table at L1 `index` whose entries name clusters of a data file, where any is legal.
+
+    In a raw data file a guest cluster lies at its own guest offset ("External data file", autoclear bit 1).
+    """
+    span = np.uint64(h.cluster * h.l2_entries)
+    most = np.uint64(h.size + OUR_SLACK)
+
+    def legal(words: Words) -> npt.NDArray[np.bool_]:
+        place = words & ~(COPIED | ZERO)
+        return (place & np.uint64(h.cluster - 1) == 0) & (place < most)
+
+    def bonus(words: Words) -> float:
+        own = bool(((words & OFFSET) // span == np.uint64(index)).all())
+        return (20.0 if own else -1.0) if h.autoclear & DATA_FILE_RAW else 0.0
+
     return [table(offset + at, "qcow2.l2", ">u8", legal, bonus=bonus, empty=at > 0)
             for at in range(0, h.cluster, BLOCK)]
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..model import Reader, Want
-from ._wants import BLOCK, OUR_MAX_WANTS, Legal, Words, missing, table
+from ._wants import BLOCK, OUR_MAX_WANTS, Legal, Words, first_place, lacking, missing, table
+
+EVERY_BIT = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Shape:
 def wants(reader: Reader, shape: Shape) -> list[Want]:
     """What is not in its place: blocks of the L1, and those of the L2 tables that known ones name."""
     out: list[Want] = []
+    named: set[int] = set()
     first = shape.l1 // BLOCK * BLOCK
     for at in range(first, min(shape.l1 + shape.l1_bytes, first + BLOCK * OUR_MAX_WANTS), BLOCK):
         skip = max(0, shape.l1 - at)
@@ -45,15 +48,16 @@ def wants(reader: Reader, shape: Shape) -> list[Want]:
             words = np.frombuffer(block[skip : skip + count * 8], shape.dtype).astype(np.uint64)
         for offset in np.unique(words[words > 1]).tolist():
             if int(offset) % BLOCK == 0:
-                out += [w for w in _l2(shape, int(offset)) if missing(reader, w)]
+                rows = _l2(shape, int(offset), named)
+                out += lacking(reader, rows, shape.dtype, EVERY_BIT, int(offset) + shape.l2_bytes, named)
             if len(out) > OUR_MAX_WANTS:
                 return out
     return out
 
 
-def _l2(shape: Shape, offset: int) -> list[Want]:
+def _l2(shape: Shape, offset: int, named: set[int]) -> list[Want]:
     def bonus(words: Words) -> float:
-        if (words == np.uint64(offset)).any():
+        if (words == np.uint64(offset)).any() or not named.isdisjoint(first_place(words)):
             return -1.0
         if int(words.min()) == offset + shape.l2_bytes:
             return 30.0

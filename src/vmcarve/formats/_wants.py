@@ -5,7 +5,7 @@ A table's block is known by its words: all legal, none twice, at least one there
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,30 @@ def magic(file_offset: int, kind: str, value: bytes, whole: Callable[[bytes], bo
 def nothing(file_offset: int, kind: str) -> Want:
     """A block that must be empty: the rest of a structure."""
     return Want(file_offset, kind, lambda at, word: np.zeros(len(at), bool), lambda block: 0.0, True)
+
+
+def lacking(reader: Reader, rows: Iterable[Want], dtype: str, mask: np.uint64, behind: int, named: set[int]
+            ) -> list[Want]:
+    """The rows, blocks of one table, that the reader does not have in their place.
+
+    What each of the others names first, cut to `mask`, goes to `named`: nothing is named twice, so a block that names
+    it is not of another table. Only those do that name what lies right `behind` the table: the run may show one table
+    in another's place.
+    """
+    out: list[Want] = []
+    for want in rows:
+        if missing(reader, want):
+            out.append(want)
+            continue
+        words = np.frombuffer(reader.read(want.file_offset, BLOCK), dtype).astype(np.uint64) & mask
+        if (words == np.uint64(behind)).any():
+            named.update(first_place(words))
+    return out
+
+
+def first_place(words: Words) -> list[int]:
+    """The first place that a table's words name, [] without one. 1 names none: it is a cluster of zeros in a QED."""
+    return words[words > 1][:1].tolist()
 
 
 def missing(reader: Reader, want: Want) -> bool:
