@@ -25,6 +25,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class Disk:
+    folder: Path  # with the guest, "raw"
     data: bytes  # of the qcow2
     container: Container
     uuid: str
@@ -61,7 +62,7 @@ def made(folder: Path, table: str, seed: int) -> Disk:
     run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=64k", raw, out)
     data = out.read_bytes()
     data += bytes(-len(data) % CLUSTER)
-    return Disk(data, FORMAT.open(BytesReader(data)), uuid, table)
+    return Disk(folder, data, FORMAT.open(BytesReader(data)), uuid, table)
 
 
 def laid(folder: Path, parts: list[bytes]) -> tuple[BytesReader, list[int], Places]:
@@ -138,3 +139,16 @@ def test_a_volume_has_one_container_and_lies_whole_blocks_away(disks: list[Disk]
     far, near = assign(image, [(p, disk.container) for p in at[:2]], places)
     assert far == [] and [(o.guest_offset, o.delta) for o in near] == [(MIB, at[2] - cut(disk) - at[1])]
     assert assign(image, [(at[1] + 1024, disk.container)], places) == [[]]
+
+
+def test_a_volume_where_the_containers_own_run_has_it_is_its_own(disks: list[Disk], tmp_path: Path) -> None:
+    """A container that holds every block of its disk fits no volume well; the head of a thin copy does. The volume lies
+    in the first one, at the very place that its table names."""
+    thin, full = disks[0], tmp_path / "full.qcow2"
+    run("qemu-img", "convert", "-S", "0", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=64k", thin.folder / "raw",
+        full)
+    data = full.read_bytes()
+    image, at, places = laid(tmp_path, [thin.data[: cut(thin)], data + bytes(-len(data) % CLUSTER)])
+    containers = [thin.container, FORMAT.open(BytesReader(data))]
+    other, own = assign(image, list(zip(at, containers, strict=True)), places)
+    assert other == [] and [(o.guest_offset, o.delta) for o in own] == [(MIB, 0)]

@@ -199,8 +199,8 @@ class Container:
     size: length of the container file in bytes as its own structures tell (at least the end of the last thing they
     name); size_exact: False when a tail may follow that nothing names. identities: names by which children call this
     layer. cluster: the allocation unit in bytes (grain, block, cluster), 0 for flat. rebuild: False for archives whose
-    disks are written as raw instead of the archive itself. relink(old name -> new name) gives a text container anew,
-    its references led to files of the same case.
+    disks are written as raw instead of the archive itself. relink(old name -> (new name, byte in that file)) gives a
+    text container anew, its references led to files of the same case.
     """
 
     format: str
@@ -222,7 +222,7 @@ class Container:
     rebuild: bool = True
     extension: str | None = None  # file extension when it differs from the format's
     # for small text containers: the whole file with members (and parent) under the names that they have in the case
-    relink: Callable[[Mapping[str, str]], bytes] | None = None
+    relink: Callable[[Mapping[str, tuple[str, int]]], bytes] | None = None
 
     @property
     def virtual_size(self) -> int:

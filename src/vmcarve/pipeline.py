@@ -237,7 +237,7 @@ def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], sp
                            "free": int(h.free[:, 1].sum()) if len(h.free) else 0} for h in hosts]
         info["troubles"] += troubles
         files += [f for f in _companions(index, hosts) if spots is None or f["deleted"]]
-    link(items)
+    link(sources, items)
     return items, files
 
 
@@ -326,7 +326,8 @@ def _relink(disks: list[Verified]) -> None:
         c = d.item.container
         if c.relink is None or not d.is_file or not d.item.members:
             continue
-        new = c.relink({j.member.name: names[j.item.disk_id] for j in d.item.members if j.item.disk_id in names})
+        new = c.relink({j.member.name: (names[j.item.disk_id], j.member.file_offset)
+                        for j in d.item.members if j.item.disk_id in names})
         c.patches = [Patch(0, new, "reference")]
         c.size = len(new)
         c.regions = []

@@ -627,7 +627,7 @@ def test_a_descriptor_is_led_to_the_files_of_its_case(folder: Path) -> None:
     (folder / "f.vmdk").write_bytes(b"q" * 64 * SECTOR)
     c = describe_opened(words)
     assert c.relink is not None
-    new = c.relink({"s-s001.vmdk": "case-split-00001234.vmdk"})
+    new = c.relink({"s-s001.vmdk": ("case-split-00001234.vmdk", 0)})
     again = describe_opened(new)
     assert [m.name for m in again.members] == ["case-split-00001234.vmdk", "f.vmdk"] and again.parent is None
     (folder / "relinked.vmdk").write_bytes(new.replace(b'"custom"', b'"twoGbMaxExtentSparse"'))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from ..model import Member
+from ..model import Reader
+from .members import fits, join_nameless
 from .state import Assembled, Joined
 
 MAX_DEPTH = 64  # ours: layers of a snapshot chain
@@ -15,7 +17,7 @@ def base_name(path: str) -> str:
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1].lower()
 
 
-def link(items: list[Assembled]) -> None:
+def link(images: Sequence[Reader], items: list[Assembled]) -> None:
     """Sets `parent` and `members` of every item that names others. A loop or an endless chain is cut."""
     by_identity: dict[str, list[Assembled]] = {}
     by_name: dict[str, list[Assembled]] = {}
@@ -26,7 +28,7 @@ def link(items: list[Assembled]) -> None:
             by_name.setdefault(base_name(name), []).append(item)
     for item in items:
         _link_parent(item, by_identity, by_name)
-        _link_members(item, items, by_name)
+        _link_members(images, item, items, by_name)
     for item in items:
         seen = {item.disk_id}
         at = item
@@ -51,27 +53,18 @@ def _link_parent(item: Assembled, by_identity: dict[str, list[Assembled]],
     item.parent = _best(item, sized or choice)
 
 
-def _link_members(item: Assembled, items: list[Assembled], by_name: dict[str, list[Assembled]]) -> None:
+def _link_members(images: Sequence[Reader], item: Assembled, items: list[Assembled],
+                  by_name: dict[str, list[Assembled]]) -> None:
     used: set[int] = set()
     for member in item.container.members:
         if member.length <= 0 or member.kind in ("zero", "tar"):
             continue
         named = [m for m in by_name.get(base_name(member.name), []) if m is not item and id(m) not in used]
-        fitting = [m for m in named if _fits(m, member)]
-        if not fitting:  # the name is lost: the size must tell, and only one may have it
-            fitting = [m for m in items if m is not item and id(m) not in used and not m.names and _fits(m, member)]
-            if len(fitting) != 1:
-                fitting = []
-        choice = _best(item, fitting)
+        choice = _best(item, [m for m in named if fits(m, member)])
         if choice is not None:
             used.add(id(choice))
             item.members.append(Joined(member, choice))
-
-
-def _fits(candidate: Assembled, member: Member) -> bool:
-    size = candidate.container.virtual_size
-    return candidate.container.guests != [] and size >= member.file_offset + member.length and (
-        size - member.file_offset - member.length < 1 << 20)
+    join_nameless(images, item, items, used)
 
 
 def _best(item: Assembled, choice: list[Assembled]) -> Assembled | None:

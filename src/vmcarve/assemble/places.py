@@ -32,6 +32,7 @@ SIZE_SLACK = 16 << 20  # a container's disk may be this much larger than the gue
 USUAL_STARTS = {1 << 20: 0.10, 63 * 512: 0.15, 0: 0.15, 64 << 10: 0.25}
 ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
 UNKNOWN = 0.6  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
+IN_PLACE = 1.0  # what it counts that a volume lies exactly where the container's own run has it: no chance does that
 INSIDE = 0.4  # what it counts that a volume lies where the container's own run would be, before any other header
 UNFIT, MAYBE_UNFIT = 0.8, 0.05  # the cost of a volume that does not fill the partition that a table gives it
 FLAT = 0.98  # of a volume's space allocated: then the allocation tells nothing
@@ -135,6 +136,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                         cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
                     if start <= p < min(start + container.size, after[k]):
                         cost -= INSIDE
+                    if p - start == f:
+                        cost -= IN_PLACE
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
                                     Owned(g, length, i, p - start - f)))

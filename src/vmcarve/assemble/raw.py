@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import MISSING, Container, GuestDisk, GuestMap, Reader, Volume
+from ..model import MISSING, SECTOR, Container, GuestDisk, GuestMap, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
-from .places import Places
+from .places import Places, assign, through
+from .segments import BLOCK
 from .solve import Candidate, solve
 from .state import Claims
 from .window import Window
@@ -23,6 +24,10 @@ Int64s = npt.NDArray[np.int64]
 # where first partitions begin: 1 MiB (since 2008), track 63 (before), 64 KiB (ESX)
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
+STEP = 4 << 20
+MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
+ENTRY = np.dtype([("active", "u1"), ("chs", "u1", 3), ("type", "u1"), ("chs_end", "u1", 3), ("first", "<u4"),
+                  ("count", "<u4")])  # a partition entry, at byte 446 of the sector (see guest/mbr.py)
 
 
 def disk_size(volumes: list[Volume]) -> int:
@@ -56,13 +61,40 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
     for stage in (_tables, _volumes):
+        loose = places.outside(claims)
         found = list(stage(image, table, claims, hosts_at))
-        solve(image, found, places.outside(claims), claims.free_of(room))
+        if stage is _tables:
+            found += _with_mbr(image, claims, hosts_at, loose, claims.free_of(room), {c.start for c in found})
+        solve(image, found, loose, claims.free_of(room))
         for c in sorted(found, key=lambda c: not c.settled):
             disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
             if claims.holds(c.start) or not (c.owned or sound(describe(disk))):
                 continue
-            yield c.container, claims.rest_of(c.map, "others")
+            yield c.container, claims.rest_of(_told(c, disk), "others")
+
+
+def _told(c: Candidate, disk: VirtualDisk) -> FileMap:
+    """The map without what nothing on the disk speaks of: behind the file system of a partition, between partitions.
+
+    No allocation map says that a raw disk holds anything there: on a sparse host file it is a hole.
+    """
+    if not c.owned:
+        return c.map
+    parts = [p for v in describe(disk) for p in v.partitions]
+    volumes = {o.guest_offset: o.size for o in c.owned}
+    told = Claims()
+    told.add_range(0, min([*volumes, *(offset for offset, _, _ in parts if offset > 0)]))
+    for offset, length in [*volumes.items(), *((offset, length) for offset, length, _ in parts)]:
+        told.add_range(offset, offset + volumes.get(offset, length))
+    for f, _ in c.pins:
+        told.add_range(f // BLOCK * BLOCK, (f // BLOCK + 1) * BLOCK)
+    rows: list[tuple[int, int, int, str, str]] = []
+    at = 0
+    for start, end in told.ranges():
+        rows += [(f, n, -1, MISSING, "nothing-told") for f, n, *_ in c.map.cut(at, start - at)]
+        rows += c.map.cut(start, end - start)
+        at = end
+    return FileMap.build([*rows, *((f, n, -1, MISSING, "nothing-told") for f, n, *_ in c.map.cut(at, c.map.size - at))])
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
@@ -79,6 +111,43 @@ def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) 
             continue
         seen.add(name)
         yield _candidate("gpt", start, size, claims, g)
+
+
+def _with_mbr(image: Reader, claims: Claims, hosts_at: set[int], places: Places, room: Int64s, known: set[int]
+              ) -> list[Candidate]:
+    """Disks whose MBR names a partition that a volume of the image fills, wherever that lies.
+
+    Most blocks that look like an MBR are none, or one of a disk that is not here; nothing but its volume tells.
+    """
+    found: list[Candidate] = []
+    for start in _boot_sectors(image, room):
+        entries = np.frombuffer(image.read(start + 446, 64), ENTRY)
+        size = int((entries["first"].astype(np.int64) + entries["count"]).max()) * SECTOR
+        if start in known or start in hosts_at or claims.holds(start) or size < MIN_DISK:
+            continue
+        c = _candidate("mbr", start, size, claims, 0)
+        tables = [v for v in describe(through(image, start, c.container, 0)) if v.kind == "mbr"]
+        if tables and not any(start + offset in hosts_at for offset, _, _ in tables[0].partitions):
+            found.append(c)
+        if len(found) == MAX_MBR:
+            break
+    owned = assign(image, [(c.start, c.container) for c in found], places)
+    return [c for c, volumes in zip(found, owned, strict=True) if volumes]
+
+
+def _boot_sectors(image: Reader, room: Int64s) -> Iterator[int]:
+    """Blocks of the image that end their first sector as an MBR does, with entries that may be a partition's."""
+    for start, length in room.tolist():
+        first = -(-start // BLOCK) * BLOCK
+        for at in range(first, start + length - BLOCK + 1, STEP):
+            n = min(STEP, start + length - at) // BLOCK
+            data = np.frombuffer(image.read(at, n * BLOCK), np.uint8)
+            blocks = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
+            ends = np.flatnonzero((blocks[:, 510] == 0x55) & (blocks[:, 511] == 0xAA))
+            entries = blocks[ends, 446:510].copy().view(ENTRY).reshape(-1, 4)
+            legal = np.isin(entries["active"], (0, 0x80)).all(axis=1)
+            used = (entries["type"] != 0) & (entries["type"] != 0xEE) & (entries["first"] > 0) & (entries["count"] > 0)
+            yield from (ends[legal & used.any(axis=1)] * BLOCK + at).tolist()
 
 
 def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:

@@ -374,8 +374,11 @@ def _difference(old: bytes, new: bytes, file_offset: int) -> list[Patch]:
     ]
 
 
-def relinked(data: bytes, names: Mapping[str, str]) -> bytes:
-    """The whole text with its extents led to other files: `names` by plain old name, the rest stays plain."""
+def relinked(data: bytes, names: Mapping[str, tuple[str, int]]) -> bytes:
+    """The whole text with its extents led to other files: `names` by plain old name, the rest stays plain.
+
+    names: the new name, and the byte of that file at which a flat extent begins.
+    """
     new = bytearray(data)
     for patch in safe_patches(data, parse(data), 0):
         new[patch.file_offset : patch.file_offset + len(patch.data)] = patch.data
@@ -384,11 +387,14 @@ def relinked(data: bytes, names: Mapping[str, str]) -> bytes:
         return bytes(new)
     del new[found.length :]
     for extent in reversed(found.extents):
-        name = base_name(names.get(extent.name, extent.name), extent.type)
+        new_name, place = names.get(extent.name, (extent.name, extent.offset * SECTOR))
+        name = base_name(new_name, extent.type)
         raw = bytes(new[extent.line.at : extent.line.end])
         first = raw.find(b'"') + 1
-        if first and name != extent.name:
-            changed = raw[:first] + name.encode("utf-8", "replace") + raw[raw.find(b'"', first) :]
+        moved = extent.type in _FLAT and place != extent.offset * SECTOR
+        if first and (moved or name != extent.name):
+            behind = f'" {place // SECTOR}'.encode() if moved else raw[raw.find(b'"', first) :]
+            changed = raw[:first] + name.encode("utf-8", "replace") + behind
             new[extent.line.at : extent.line.end] = changed.rstrip()
     return bytes(new)
 

@@ -1,0 +1,147 @@
+"""Disks without a container, and extents without a name: on real file systems, in images with noise between pieces."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import vmcarve
+from tests.helpers import run
+from vmcarve.guest import gpt
+from vmcarve.source import BytesReader
+
+MIB = 1 << 20
+BLOCK = 4096
+VOLUME = 14 * MIB
+DISK = 16 * MIB
+
+
+def disk(folder: Path, table: str, seed: int) -> bytes:
+    """A disk of 16 MiB with one partition of 14 MiB, in it an ext4 with files of random sizes."""
+    folder.mkdir()
+    rng = random.Random(seed)
+    files = folder / "files"
+    files.mkdir()
+    for n in range(120):
+        (files / f"file{n}").write_bytes(rng.randbytes(rng.randrange(1, 120_000)))
+    volume, raw = folder / "volume", folder / "raw"
+    with volume.open("wb") as f:
+        f.truncate(VOLUME)
+    run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-b", "4096", "-d", files, volume)
+    with raw.open("wb") as f:
+        f.truncate(DISK)
+        f.seek(MIB)
+        f.write(volume.read_bytes())
+    (folder / "script").write_text(f"label: {table}\nstart=2048, size={VOLUME // 512}\n")
+    run("sh", "-c", f"sfdisk -q --no-reread {raw} < {folder / 'script'}")
+    return raw.read_bytes()
+
+
+def image_of(path: Path, parts: list[bytes]) -> list[int]:
+    """Writes an image with noise between the parts, and returns where each begins."""
+    rng, out, at = random.Random(9), bytearray(), list[int]()
+    for part in parts:
+        out += rng.randbytes(rng.randrange(20, 80) * BLOCK)
+        at.append(len(out))
+        out += part + bytes(-len(part) % BLOCK)
+    path.write_bytes(out + rng.randbytes(64 * BLOCK))
+    return at
+
+
+def recovered(image: Path, case: Path) -> list[dict[str, object]]:
+    vmcarve.recover([image], case)
+    with pa.memory_map(str(case / "disks.arrow")) as f:
+        return pa.ipc.open_file(f).read_all().to_pylist()
+
+
+def blocks_alike(got: bytes, wanted: bytes) -> float:
+    """The share of the wanted blocks with data that are right."""
+    rows = [(got[i : i + BLOCK], wanted[i : i + BLOCK]) for i in range(0, len(wanted), BLOCK)]
+    there = [(a, b) for a, b in rows if any(b)]
+    return sum(a == b for a, b in there) / len(there)
+
+
+@pytest.mark.parametrize("table", ["dos", "gpt"])
+def test_a_raw_disk_whose_volume_lies_elsewhere_is_joined_to_its_table(table: str, tmp_path: Path) -> None:
+    """The partition table first, the volume in another fragment before it: an MBR states no place, its volume tells."""
+    data = disk(tmp_path / "one", table, 1)
+    image_of(tmp_path / "image", [data[MIB : MIB + VOLUME], data[:MIB]])
+    rows = recovered(tmp_path / "image", tmp_path / "case")
+    found = [r for r in rows if r["format"] == "raw"]
+    assert [r["variant"] for r in found] == ["mbr" if table == "dos" else "gpt"]
+    got = (tmp_path / "case" / str(found[0]["path"])).read_bytes()
+    assert blocks_alike(got[: MIB + VOLUME], data[: MIB + VOLUME]) == 1.0
+
+
+def test_what_nothing_on_a_raw_disk_speaks_of_is_left_open(tmp_path: Path) -> None:
+    """Behind the only partition of a raw disk lies another file: it is not given out as the disk's end."""
+    data = disk(tmp_path / "one", "gpt", 2)
+    (start,) = image_of(tmp_path / "image", [data[: MIB + VOLUME] + random.Random(4).randbytes(DISK - MIB - VOLUME)])
+    (row,) = recovered(tmp_path / "image", tmp_path / "case")
+    assert row["header_offset"] == start and row["virtual_size"] == DISK
+    got = (tmp_path / "case" / str(row["path"])).read_bytes()
+    assert got[: MIB + VOLUME] == data[: MIB + VOLUME] and not any(got[MIB + VOLUME :])
+
+
+def extents(folder: Path, data: bytes, size: int, kind: str) -> tuple[bytes, list[bytes]]:
+    """A descriptor and its extents of `size` bytes each, as VMware splits disks; sparse ones written by qemu-img."""
+    lines, parts = list[str](), list[bytes]()
+    for n, at in enumerate(range(0, len(data), size)):
+        part = data[at : at + size]
+        name = f"disk-{'s' if kind == 'SPARSE' else 'f'}{n + 1:03}.vmdk"
+        lines.append(f'RW {len(part) // 512} {kind} "{name}"' + (" 0" if kind == "FLAT" else ""))
+        if kind == "SPARSE":
+            (folder / "part").write_bytes(part)
+            run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", folder / "part", folder / name)
+            part = (folder / name).read_bytes()
+        parts.append(part)
+    create = "twoGbMaxExtentSparse" if kind == "SPARSE" else "twoGbMaxExtentFlat"
+    text = ("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+            f'createType="{create}"\n\n# Extent description\n' + "\n".join(lines) + "\n\n# The Disk Data Base\n#DDB\n\n"
+            'ddb.virtualHWVersion = "4"\nddb.geometry.cylinders = "32"\nddb.geometry.heads = "16"\n'
+            'ddb.geometry.sectors = "63"\nddb.adapterType = "ide"\n')
+    return text.encode(), parts
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
+def test_extents_of_one_size_are_told_apart_by_the_guest(order: list[int], tmp_path: Path) -> None:
+    """No host tells a name. Each extent has the same size; they lie in the disk's order, or in another one."""
+    data = disk(tmp_path / "one", "gpt", 3)
+    text, parts = extents(tmp_path, data, 4 * MIB, "SPARSE")
+    image_of(tmp_path / "image", [text, *[parts[i] for i in order]])
+    rows = recovered(tmp_path / "image", tmp_path / "case")
+    row = next(r for r in rows if r["variant"] == "twoGbMaxExtentSparse")
+    assert raw_of(tmp_path / "case" / str(row["path"])) == data
+
+
+def test_a_flat_disk_in_several_extents_is_the_raw_disk_of_its_size(tmp_path: Path) -> None:
+    """Its extents lie one behind the other: the descriptor is led to places inside one file, and QEMU reads it."""
+    data = disk(tmp_path / "one", "gpt", 4)
+    text, parts = extents(tmp_path, data, 6 * MIB, "FLAT")
+    image_of(tmp_path / "image", [text, b"".join(parts)])
+    rows = recovered(tmp_path / "image", tmp_path / "case")
+    row = next(r for r in rows if r["variant"] == "twoGbMaxExtentFlat")
+    got = raw_of(tmp_path / "case" / str(row["path"]))
+    assert got[: MIB + VOLUME] == data[: MIB + VOLUME]
+
+
+def raw_of(path: Path) -> bytes:
+    out = path.with_suffix(".out")
+    run("qemu-img", "convert", "-f", "vmdk", "-O", "raw", path, out)
+    return out.read_bytes()
+
+
+def test_partition_entries_that_are_not_there_are_zeros_when_their_sum_says_so(tmp_path: Path) -> None:
+    """A sparse host file has a hole where the unused entries are. With a used one missing the sum disagrees."""
+    class Holes(BytesReader):
+        def missing(self, offset: int, length: int) -> bool:
+            return offset + length > BLOCK
+
+    data = disk(tmp_path / "one", "gpt", 5)
+    found = gpt.probe(Holes(data[:BLOCK] + bytes(len(data) - BLOCK)), 0, len(data))
+    assert found is not None and [p[0] for p in found.partitions] == [MIB]
+    lost = gpt.probe(Holes(data[:1024] + bytes(len(data) - 1024)), 0, len(data))
+    assert lost is not None and lost.partitions == [] and "entries lost" in lost.detail
