@@ -119,6 +119,9 @@ def match(states: list[State], found: list[Recovered]) -> dict[int, int]:
         sums = container_sums(states[number].disk)
         if number in active and len(sums) == 1 and found[other].file_sha256 in sums:
             pair(number, other)  # of several files one is not the disk
+    for number, other in every:
+        if number in active and not states[number].own.any() and _of_size(states[number], found[other]):
+            pair(number, other)  # it holds nothing itself, so another file's content would be taken for it
     ranked = []
     for number, other in every:
         state, one = states[number], found[other]
@@ -129,10 +132,14 @@ def match(states: list[State], found: list[Recovered]) -> dict[int, int]:
     for _, number, other in sorted(ranked, key=lambda rank: rank[0], reverse=True):
         pair(number, other)
     for number, other in every:
-        disk, row = states[number].disk, found[other].row
-        if number in active and (row["format"], row["container_size"]) == (disk["format"], disk["container_size"]):
+        if number in active and _of_size(states[number], found[other]):
             pair(number, other)
     return pairs
+
+
+def _of_size(state: State, one: Recovered) -> bool:
+    disk, row = state.disk, one.row
+    return (row["format"], row["container_size"]) == (disk["format"], disk["container_size"])
 
 
 def container_sums(disk: Row) -> set[str]:

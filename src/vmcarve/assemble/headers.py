@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,11 +30,13 @@ class Led:
 
 
 def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims: Claims,
-         free: npt.NDArray[np.int64] | None) -> Iterator[Led]:
+         free: npt.NDArray[np.int64] | None,
+         rivals: Callable[[list[Candidate]], list[Candidate]]) -> Iterator[Led]:
     """Containers proposed by `rows` (module, evidence; image order) outside what `claims` holds.
 
     The caller claims each one before the next is asked for. places: guest structures that state their place. free: the
-    host's free runs int64[n, 2], or None.
+    host's free runs int64[n, 2], or None. rivals(containers) -> disks without a container that compete with them; they
+    are not handed on.
 
     All are opened first, each as one run, so that guest structures go to the container that they fit and lie nearest
     to; then each one's breaks are placed, in image order.
@@ -56,7 +58,12 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
                 opened.append((start, formats()[module], led))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
                   for start, fmt, led in opened if led.container.guests]
-    solve(image, candidates, places, room)
+    others = rivals([c for c in candidates if c.plain])
+    solve(image, candidates, places, room, others)
+    theirs = Claims()
+    for c in others:
+        if c.settled:
+            theirs.add(c.map)
     solved = {c.start: c for c in candidates}
 
     def order(one: tuple[int, Format, Led]) -> tuple[int, int]:
@@ -76,7 +83,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         c = solved.get(start)
         if c is not None:
             led = Led(c.container, c.map)
-        led.map = claims.rest_of(led.map, "others")
+        led.map = theirs.rest_of(claims.rest_of(led.map, "others"), "others")
         yield led
 
 

@@ -14,10 +14,11 @@ from ..model import MISSING, SECTOR, Container, GuestDisk, GuestMap, Reader, Vol
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
-from .places import Places, assign, through
+from .places import SIZE_SLACK, Places, assign, through
 from .segments import BLOCK
 from .solve import Candidate, solve
 from .state import Claims
+from .tails import to_file
 from .window import Window
 
 Int64s = npt.NDArray[np.int64]
@@ -70,31 +71,29 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
             disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
             if claims.holds(c.start) or not (c.owned or sound(describe(disk))):
                 continue
-            yield c.container, claims.rest_of(_told(c, disk), "others")
+            yield c.container, claims.rest_of(c.map, "others")
 
 
-def _told(c: Candidate, disk: VirtualDisk) -> FileMap:
-    """The map without what nothing on the disk speaks of: behind the file system of a partition, between partitions.
+def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s,
+           containers: list[Candidate]) -> list[Candidate]:
+    """Disks without a container that compete for space with `containers`: their tables are in none of those.
 
-    No allocation map says that a raw disk holds anything there: on a sparse host file it is a hole.
+    A table is a container's when its run has it there, and may be that of any container of about its size whose own
+    run shows no table.
     """
-    if not c.owned:
-        return c.map
-    parts = [p for v in describe(disk) for p in v.partitions]
-    volumes = {o.guest_offset: o.size for o in c.owned}
-    told = Claims()
-    told.add_range(0, min([*volumes, *(offset for offset, _, _ in parts if offset > 0)]))
-    for offset, length in [*volumes.items(), *((offset, length) for offset, length, _ in parts)]:
-        told.add_range(offset, offset + volumes.get(offset, length))
-    for f, _ in c.pins:
-        told.add_range(f // BLOCK * BLOCK, (f // BLOCK + 1) * BLOCK)
-    rows: list[tuple[int, int, int, str, str]] = []
-    at = 0
-    for start, end in told.ranges():
-        rows += [(f, n, -1, MISSING, "nothing-told") for f, n, *_ in c.map.cut(at, start - at)]
-        rows += c.map.cut(start, end - start)
-        at = end
-    return FileMap.build([*rows, *((f, n, -1, MISSING, "nothing-told") for f, n, *_ in c.map.cut(at, c.map.size - at))])
+    table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
+    found = list(_tables(image, table, claims, hosts_at))
+    found += _with_mbr(image, claims, hosts_at, places.outside(claims), claims.free_of(room), {c.start for c in found})
+    explained: set[int] = set()
+    open_: list[int] = []  # sizes of disks whose table may be anywhere
+    for c in containers:
+        f = int(to_file(c.container.guests[0].map, np.zeros(1, np.int64))[0])
+        if f >= 0:
+            explained.add(c.start + f)
+        if not any(v.partitions for v in describe(through(image, c.start, c.container, 0))):
+            open_.append(c.container.virtual_size)
+    return [d for d in found if d.start not in explained
+            and not any(size - SIZE_SLACK < d.container.size <= size for size in open_)]
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
@@ -179,7 +178,7 @@ def _candidate(variant: str, start: int, size: int, claims: Claims, anchor: int)
     if low > start:
         first = FileMap.build([(0, low - start, -1, MISSING, "not-found"),
                                *((f + low - start, n, p, grade, rule) for f, n, p, grade, rule in first.rows())])
-    return Candidate(start, container, first, _as_it_is(container), anchors=[anchor])
+    return Candidate(start, container, first, _as_it_is(container), anchors=[anchor], flat=True)
 
 
 def _as_it_is(container: Container) -> Callable[[FileMap], Container]:

@@ -19,7 +19,8 @@ from .host_files import host_files
 from .hosts import Spot, find_hosts, read_hosts, unallocated
 from .orphans import rebuilt
 from .places import Places
-from .raw import raw_disks
+from .raw import raw_disks, rivals
+from .solve import Candidate
 from .state import Assembled, HostView, State
 
 MAX_SPARSE = 2_000_000  # ours: rows of the sparse kinds that are looked at one by one
@@ -61,7 +62,13 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     left = [(m, e) for m, e in rows if not state.claims.holds(e.image_offset)
             and (m, e.image_offset - (e.container_offset or 0)) not in archives]
     places = Places.of(evidence)
-    for item in lead(image, left, places, state.claims, room):
+    hosts_at = {v.volume.offset for v in state.views} | {0}
+    space = np.array([[0, image.size]], np.int64) if room is None or len(room) == 0 else room
+
+    def loose(containers: list[Candidate]) -> list[Candidate]:
+        return rivals(image, evidence, state.claims, hosts_at, places, space, containers)
+
+    for item in lead(image, left, places, state.claims, room, loose):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
     for fmt in formats().values():
         if fmt.salvage is None:
@@ -77,8 +84,6 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     for orphan in rebuilt(image, places, state.claims, room):
         file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
         state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
-    hosts_at = {v.volume.offset for v in state.views} | {0}
-    space = np.array([[0, image.size]], np.int64) if room is None or len(room) == 0 else room
     for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space):
         if not state.taken(file_map):
             state.accept(container, file_map, deleted=state.deleted_at(file_map), host=None)

@@ -7,7 +7,7 @@ between segments. What a round places lets the next one read more of the guest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, LOST, PLAIN, Container, HostVolume, Placer, Reader
+from ..model import DATA, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader
 from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
@@ -63,6 +63,7 @@ class Candidate:
     tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
     checked: bool = False  # the format tells a table from anything else (`Format.wants`)
     anchors: list[int] = field(default_factory=lambda: [0])  # file offsets of what proposes it, at the delta of `start`
+    flat: bool = False  # no table says what it holds: nothing is claimed behind the last volume or pin
     settled: bool = False
     nested: bool = False
     ends: FileEnds = field(default_factory=FileEnds.none)
@@ -87,22 +88,33 @@ class Metadata:
     volume_offset: Int64s | None = None
 
 
-def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s) -> None:
-    """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs."""
+def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s,
+          rivals: Sequence[Candidate] = ()) -> None:
+    """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs.
+
+    rivals: others that may be what they are proposed as; only those that agree as one run keep their bytes.
+    """
     taken = Taken(_outside(room, image.size), {})
     known: Known = {}
-    plain = [c for c in candidates if c.plain]
+    plain = [c for c in [*candidates, *rivals] if c.plain]
     _give_volumes(image, plain, places, known)
     for c in plain:
         _read_guest(image, c, places)
-    for c in candidates:
-        c.settled = _settled(image, c, candidates)
-    for c in candidates:
+        c.map = _told(image, c)
+    everyone = [*candidates, *rivals]
+    for c in everyone:
+        c.settled = _settled(image, c, everyone)
+    for c in everyone:
         if c.settled:
             taken.image.add(c.map)
     active = [c for c in candidates if not c.settled and c.plain]
     if not active:
         return
+    if len(active) < len(plain):  # what is settled keeps its volumes
+        places, known = places.outside(taken.image), {}
+        _give_volumes(image, active, places, known)
+        for c in active:
+            _read_guest(image, c, places)
     for c in active:
         c.tables = sorted(dict([*_tables(image, c), *c.tables]).items())
     free = taken.image.free_of(room)
@@ -127,7 +139,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
                 c.map = old  # what was read before is worth more than a better place for something else
                 continue
             c.container = container
-            c.map = c.map.resized(container.size)
+            c.map = _told(image, c).resized(container.size)
         maps = [c.map.rows() for c in active]
         if maps == before:
             break
@@ -230,8 +242,9 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
         return bool(c.container.guests) and all(k.ok for k in c.container.checks)
     if any((g.map.state == LOST).any() for g in c.container.guests):
         return False
-    if any(c.start < o.start < c.start + c.container.size for o in candidates):
-        return False
+    rows = c.map.rows()
+    if any(p <= o.start < p + n for _, n, p, _, _ in rows for o in candidates if o is not c):
+        return False  # what flows around others reaches further than its size
     for f, p in c.pins:
         cut = c.map.cut(f, 1)
         if not cut or cut[0][2] != p:
@@ -261,7 +274,8 @@ def _expect(c: Candidate) -> Expectation:
         volume = opened.get(offset)
         free = volume.free() if volume is not None else np.empty((0, 2), np.int64)
         if volume is None or len(free) == 0 or int(free[0, 0]) <= offset:  # its first block free: no bitmap of it
-            used.append((offset, length, UNKNOWN))
+            nothing = c.flat and bool(c.owned) and all(offset != o.guest_offset for o in c.owned) and offset > 0
+            used.append((offset, length, FREE if nothing else UNKNOWN))
             continue
         at = offset
         for start, size in free.tolist():
@@ -329,10 +343,43 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
     strong += _nearby(candidates, strong, begins, taken, wanted)
-    sizes = {o: c.container.size for o, c in enumerate(active)}
+    sizes = {o: _end(c) for o, c in enumerate(active)}
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
     for o, found in rows.items():
-        active[o].map = FileMap.build(found)
+        active[o].map = FileMap.build(found).resized(active[o].container.size)
+
+
+def _told(image: Reader, c: Candidate) -> FileMap:
+    """The map of a flat disk without what nothing on it speaks of: between partitions, behind the file system of one.
+
+    No allocation map says that it holds anything there: a sparse host file has a hole.
+    """
+    if not c.flat or not c.owned:
+        return c.map
+    disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
+    parts = [p for v in describe(disk) for p in v.partitions]
+    volumes = {o.guest_offset: o.size for o in c.owned}
+    told = Claims()
+    told.add_range(0, min([*volumes, *(offset for offset, _, _ in parts if offset > 0)]))
+    for offset, length in [*volumes.items(), *((offset, length) for offset, length, _ in parts)]:
+        told.add_range(offset, offset + volumes.get(offset, length))
+    for f, _ in c.pins:
+        told.add_range(f // BLOCK * BLOCK, (f // BLOCK + 1) * BLOCK)
+    rows: list[tuple[int, int, int, str, str]] = []
+    at = 0
+    for start, end in [*told.ranges(), (c.map.size, c.map.size)]:
+        rows += [(f, n, -1, MISSING, "nothing-told") for f, n, *_ in c.map.cut(at, start - at)]
+        rows += c.map.cut(start, end - start)
+        at = max(at, end)
+    return FileMap.build(rows)
+
+
+def _end(c: Candidate) -> int:
+    """Bytes of the file that may be claimed."""
+    if not c.flat or not c.owned:
+        return c.container.size
+    ends = [*(o.guest_offset + o.size for o in c.owned), *(f + BLOCK for f, _ in c.pins)]
+    return min(c.container.size, max(ends))
 
 
 def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
