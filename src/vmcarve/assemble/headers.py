@@ -50,8 +50,13 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     room = claims.free_of(room)
     search = Search(image, room)
     opened: list[tuple[int, Format, Led]] = []
+
+    def seen(start: int, module: str) -> int:
+        """Where what proposes it lies: a footer's file need not be one run, so its first byte may be anyone's."""
+        return start + min(f for f, _ in hints[start, module])
+
     for start, module in sorted(hints):
-        if not claims.holds(start):
+        if not claims.holds(seen(start, module)):
             ends = sorted({end for _, end in hints[start, module]}, reverse=True)
             led = _open_at(image, formats()[module], start, ends, claims, free, search)
             if led is not None:
@@ -77,8 +82,8 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
             return 0, one[0]
         return (3 if not c.plain else 2 if in_doubt(c.container) else 1), one[0]
 
-    for start, _, led in sorted(opened, key=order):
-        if claims.holds(start):
+    for start, fmt, led in sorted(opened, key=order):
+        if claims.holds(seen(start, fmt.name)):
             continue
         c = solved.get(start)
         if c is not None:

@@ -85,15 +85,21 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     found = list(_tables(image, table, claims, hosts_at))
     found += _with_mbr(image, claims, hosts_at, places.outside(claims), claims.free_of(room), {c.start for c in found})
     explained: set[int] = set()
-    open_: list[int] = []  # sizes of disks whose table may be anywhere
+    open_: list[tuple[int, str | None]] = []  # disks whose table may be anywhere: size, and identity where it is known
     for c in containers:
         f = int(to_file(c.container.guests[0].map, np.zeros(1, np.int64))[0])
         if f >= 0:
             explained.add(c.start + f)
-        if not any(v.partitions for v in describe(through(image, c.start, c.container, 0))):
-            open_.append(c.container.virtual_size)
-    return [d for d in found if d.start not in explained
-            and not any(size - SIZE_SLACK < d.container.size <= size for size in open_)]
+        kinds = describe(through(image, c.start, c.container, 0))
+        if not any(v.partitions and v.consistent is not False for v in kinds):
+            open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None)))
+
+    def may_be_of(d: Candidate, size: int, own: str | None) -> bool:
+        if own is None:
+            return size - SIZE_SLACK < d.container.size <= size
+        return any(v.uuid == own for v in describe(through(image, d.start, d.container, 0)))
+
+    return [d for d in found if d.start not in explained and not any(may_be_of(d, *o) for o in open_)]
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:

@@ -110,8 +110,12 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     active = [c for c in candidates if not c.settled and c.plain]
     if not active:
         return
-    if len(active) < len(plain):  # what is settled keeps its volumes
-        places, known = places.outside(taken.image), {}
+    if len(active) < len(plain):  # what is settled keeps its volumes, and a rival those that lie in its own run
+        kept = _copy(taken.image)
+        for c, o in ((c, o) for c in rivals for o in c.owned if o.delta == 0):
+            kept.add_range(c.start + o.guest_offset, c.start + o.guest_offset + BLOCK)
+            kept.add_range(int(places.image_offset[o.row]), int(places.image_offset[o.row]) + 1)
+        places, known = places.outside(kept), {}
         _give_volumes(image, active, places, known)
         for c in active:
             _read_guest(image, c, places)
