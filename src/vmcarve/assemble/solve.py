@@ -112,9 +112,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         return
     if len(active) < len(plain):  # what is settled keeps its volumes, and a rival those that lie in its own run
         kept = _copy(taken.image)
-        for c, o in ((c, o) for c in rivals for o in c.owned if o.delta == 0):
-            kept.add_range(c.start + o.guest_offset, c.start + o.guest_offset + BLOCK)
-            kept.add_range(int(places.image_offset[o.row]), int(places.image_offset[o.row]) + 1)
+        for rival in rivals:
+            for o in rival.owned:
+                if o.delta == 0:
+                    at = int(places.image_offset[o.row])
+                    kept.add_range(at, at + 1)
         places, known = places.outside(kept), {}
         _give_volumes(image, active, places, known)
         for c in active:
