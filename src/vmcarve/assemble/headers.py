@@ -55,12 +55,21 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         """Where what proposes it lies: a footer's file need not be one run, so its first byte may be anyone's."""
         return start + min(f for f, _ in hints[start, module])
 
-    for start, module in sorted(hints):
-        if not claims.holds(seen(start, module)):
-            ends = sorted({end for _, end in hints[start, module]}, reverse=True)
-            led = _open_at(image, formats()[module], start, ends, claims, free, search)
-            if led is not None:
-                opened.append((start, formats()[module], led))
+    def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
+        """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
+        fmt = formats()[one[1]]
+        view = FileView(image, _run_from(image, one[0], _room_of(image), claims, free))
+        return fmt.wants is not None and bool(fmt.wants(view)), seen(*one) > one[0], one[0]
+
+    ranked = sorted((*whole_first(one), one[1]) for one in hints if not claims.holds(seen(*one)))
+    for lacking, _, start, module in ranked:
+        ends = sorted({end for _, end in hints[start, module]}, reverse=True)
+        led = _open_at(image, formats()[module], start, ends, claims, free, search)
+        if led is not None:
+            opened.append((start, formats()[module], led))
+            if not lacking:
+                search.keep(led.container, led.map)
+    opened.sort(key=lambda one: (one[0], one[1].name))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
                   for start, fmt, led in opened if led.container.guests]
     others = rivals([c for c in candidates if c.plain])
@@ -104,8 +113,7 @@ def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[i
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,
              free: npt.NDArray[np.int64] | None, search: Search) -> Led | None:
-    # an image may end before the container does; a sparse host file may be longer than the image
-    room = 4 * image.size + (64 << 20)
+    room = _room_of(image)
     for size in [room, *hints]:
         file_map = _run_from(image, start, size, claims, free)
         tables: list[tuple[int, int]] = []
@@ -120,6 +128,11 @@ def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: C
         clip(container, _most(container, room))
         return Led(container, file_map.resized(container.size), tables)
     return None
+
+
+def _room_of(image: Reader) -> int:
+    """Bytes that a container may have: an image may end before it does; a sparse host file may be longer than that."""
+    return 4 * image.size + (64 << 20)
 
 
 def _reopened(image: Reader, fmt: Format, better: FileMap) -> Led | None:

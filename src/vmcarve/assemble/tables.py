@@ -14,13 +14,15 @@ import numpy.typing as npt
 
 from .._ext.first_words import first_words
 from ..filemap import FileMap, FileView
-from ..model import GUESSED, MISSING, ZERO, Format, Reader, Want
+from ..model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
 
 Int64s = npt.NDArray[np.int64]
 BLOCK = 4096
 STEP = 4 << 20
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
 MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
+MAX_OWN = 4096  # ours: structures of one container that are kept from others,
+MAX_REGION = 4 << 20  # and bytes of one of them
 LEAST_BITS = 8.0
 STRONG = 16.0  # bits from which one block is better than another, whatever lies nearer
 
@@ -51,6 +53,13 @@ class Search:
         if phase not in self._heads:
             self._heads[phase] = _look(self.image, self.room, phase)
         return self._heads[phase]
+
+    def keep(self, container: Container, file_map: FileMap) -> None:
+        """The tables of this container are its own: nobody else's."""
+        for region in container.regions[:MAX_OWN]:
+            end = region.file_offset + min(region.length, MAX_REGION)
+            for f in range(region.file_offset // BLOCK * BLOCK, end, BLOCK):
+                self.used.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
 
     def complete(self, fmt: Format, start: int, first: FileMap) -> tuple[FileMap, list[tuple[int, int]]]:
         """`first` with the tables that the format wants where they were found, and their (file, image offset)s."""
