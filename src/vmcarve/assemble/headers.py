@@ -13,7 +13,8 @@ from ..filemap import FileMap, FileView
 from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
 from ..registry import formats
 from .places import Places
-from .solve import Candidate, solve
+from .segments import BLOCK
+from .solve import Candidate, holds_data, solve
 from .state import Claims
 from .tables import Search
 
@@ -67,7 +68,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         led = _open_at(image, formats()[module], start, ends, claims, free, search)
         if led is not None:
             opened.append((start, formats()[module], led))
-            if not lacking:
+            if not lacking and holds_data(led.container) and not in_doubt(led.container):
                 search.keep(led.container, led.map)
     opened.sort(key=lambda one: (one[0], one[1].name))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
@@ -78,6 +79,8 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     for c in others:
         if c.settled:
             theirs.add(c.map)
+        elif c.owned:  # its table, by which it is found again in what is left
+            theirs.add_range(c.start, c.start + BLOCK)
     solved = {c.start: c for c in candidates}
 
     def order(one: tuple[int, Format, Led]) -> tuple[int, int]:

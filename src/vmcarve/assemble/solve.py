@@ -152,6 +152,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         before = maps
 
 
+def holds_data(container: Container) -> bool:
+    """Whether the container stores anything: tables that lie elsewhere may read as those of an empty disk."""
+    return any(bool((g.map.state == DATA).any()) for g in container.guests)
+
+
 def _lost(container: Container) -> int:
     """Guest bytes that the container's tables do not tell."""
     return sum(int(g.map.length[g.map.state == LOST].sum()) for g in container.guests)
@@ -245,7 +250,7 @@ def _placer(disk: VirtualDisk, owned: Owned) -> Placer | None:
 def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     """Whether one run from the first byte agrees with everything that the container and its guest tell."""
     if not c.plain:
-        return bool(c.container.guests) and all(k.ok for k in c.container.checks)
+        return holds_data(c.container) and all(k.ok for k in c.container.checks)
     if any((g.map.state == LOST).any() for g in c.container.guests):
         return False
     rows = c.map.rows()
