@@ -406,6 +406,10 @@ class HostVolume(Protocol):
         """Every regular file: live ones, then deleted ones with whatever map survives (best candidate first)."""
         ...
 
+    def live(self) -> Iterator[HostFile]:
+        """The live ones of `files`, in its order, perhaps without names: folders and deleted files are not read."""
+        ...
+
     def quiet_since(self) -> float:
         """By the clock of HostFile.born: all files that had blocks after this time are among `files`.
 

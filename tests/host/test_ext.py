@@ -243,6 +243,9 @@ class _Carved:
     def files(self) -> Iterator[HostFile]:
         return iter(self._files)
 
+    def live(self) -> Iterator[HostFile]:
+        return (f for f in self._files if not f.deleted)
+
 
 def swept(reader: Reader) -> list[Evidence]:
     """Extent blocks of an image as the sweep would confirm them."""

@@ -64,6 +64,9 @@ class CarvedVolume:
     def files(self) -> itertools.chain[HostFile]:
         return itertools.chain()
 
+    def live(self) -> itertools.chain[HostFile]:
+        return itertools.chain()
+
     def quiet_since(self) -> float:
         return math.inf
 

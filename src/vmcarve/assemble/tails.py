@@ -7,6 +7,7 @@ blocks). Where a size is no multiple of 512 that is a sector whose data ends at 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -101,9 +102,7 @@ def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
     begins: list[int] = []
     for volume in volumes:
         page = min(volume.block_size or PAGE, PAGE)
-        for n, file in enumerate(volume.files()):
-            if file.deleted or n >= MAX_FILES:
-                break
+        for file in itertools.islice(volume.live(), MAX_FILES):
             end = _end(file, page)
             if end is not None:
                 ends.append(end)

@@ -205,10 +205,11 @@ class _Part:
 
 
 class Files:
-    """The files of one volume, through a table of records. base: image offset of the volume."""
+    """The files of one volume, through a table of records. base: the volume's image offset; named: with paths."""
 
-    def __init__(self, reader: Reader, boot: Boot, base: int, table: Table, origin: str) -> None:
+    def __init__(self, reader: Reader, boot: Boot, base: int, table: Table, origin: str, *, named: bool = True) -> None:
         self._reader, self._boot, self._base, self._table, self._origin = reader, boot, base, table, origin
+        self._named = named
         self._paths = Paths(table)
 
     def __iter__(self) -> Iterator[HostFile]:
@@ -269,7 +270,7 @@ class Files:
                 parts.append(_Part(record, attribute, (0 if known else 1, -lsn)))
         if not parts:
             return None
-        names = [n for n in map(best_name, records) if n is not None]
+        names = [n for n in map(best_name, records) if n is not None] if self._named else []
         name = self._paths.of(min(names, key=lambda n: n.rank) if names else None)
         when = next(filter(None, map(times, records)), {})
         origin = self._origin + suffix

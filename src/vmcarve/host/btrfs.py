@@ -100,7 +100,7 @@ class BtrfsVolume:
     def _claimed(self) -> Runs:
         """Physical addresses of live files' extents."""
         claimed = RunCollector(OUR_MAX_USED)
-        for file in self._live():
+        for file in self.live():
             rows = file.runs[file.runs[:, 3] != RUN_HOLE]
             claimed.add(rows[:, [1, 2]] - [self.offset, 0])
         return claimed.result()
@@ -115,7 +115,8 @@ class BtrfsVolume:
         folders.subvolumes = links
         return [roots[n] for n in sorted(roots) if is_subvolume(n) and roots[n].refs], folders
 
-    def _live(self) -> Iterator[HostFile]:
+    def live(self) -> Iterator[HostFile]:
+        """Live files of all subvolumes."""
         trees = self._trees()
         roots, folders = self._subvolumes(trees)
         survey(trees, roots, folders)

@@ -8,6 +8,7 @@ the chain survives where the driver leaves the table alone (Linux, Windows: UNVE
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import struct
 from collections import deque
@@ -175,6 +176,10 @@ class ExfatVolume:
             yield self._file(entry, rows, whole, "exfat.piece" if entry.in_one_piece else "exfat.chain")
         for entry in deleted:
             yield from self._deleted(entry)
+
+    def live(self) -> Iterator[HostFile]:
+        """Live files."""
+        return itertools.takewhile(lambda file: not file.deleted, self.files())
 
     def _file(self, entry: _Entry, rows: Runs, whole: bool, origin: str) -> HostFile:
         rows = cut_rows(rows, entry.size, entry.valid)

@@ -237,6 +237,15 @@ class ExtVolume:
             self._note_deleted(remains, table, first, gone)
         yield from self._deleted(remains, paths, owner_of_block)
 
+    def live(self) -> Iterator[HostFile]:
+        """Live regular files without their names."""
+        nameless = dirs.Paths()
+        for first, table in self._tables():
+            number = np.arange(len(table), dtype=np.int64) + first
+            regular = (table["mode"] & inodes.S_IFMT == inodes.S_IFREG) & (number > RESERVED_INODES)
+            for i in np.flatnonzero(regular & (table["links"] > 0)).tolist():
+                yield self._live(inodes.slot_of(table[i], first + i), nameless)
+
     def _live(self, slot: Slot, paths: dirs.Paths) -> HostFile:
         tree = self._map(slot)
         inline = inodes.inline_content(slot) if slot.inline else None

@@ -9,6 +9,7 @@ writes 0xE5 over the first character of its entries and zeroes its chain: first 
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import struct
 from collections import deque
@@ -86,6 +87,10 @@ class FatVolume:
                 deleted.append(entry)
         for entry in deleted:
             yield from self._deleted(entry)
+
+    def live(self) -> Iterator[HostFile]:
+        """Live files."""
+        return itertools.takewhile(lambda file: not file.deleted, self.files())
 
     def _live(self, entry: _Entry) -> HostFile:
         count = -(-entry.size // self._heap.cluster)

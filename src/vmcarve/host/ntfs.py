@@ -6,6 +6,7 @@ first), so its map is exact even where its clusters have been given to others si
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -119,6 +120,11 @@ class NtfsVolume:
     def files(self) -> Iterator[HostFile]:
         """Live files of at least one unnamed $DATA, then deleted ones. Named streams are not files here."""
         return iter(Files(self._reader, self._boot, self.offset, self._mft, "ntfs"))
+
+    def live(self) -> Iterator[HostFile]:
+        """Live files without their names."""
+        files = Files(self._reader, self._boot, self.offset, self._mft, "ntfs", named=False)
+        return itertools.takewhile(lambda file: not file.deleted, files)
 
 
 def _boots(reader: Reader, offset: int, limit: int) -> Iterator[Boot]:

@@ -163,14 +163,23 @@ class XfsVolume:
         """Live regular files, then deleted ones."""
         paths, removed = self._walk()
         alive: dict[int, tuple[int, bool]] = {}  # inode -> (generation, has content)
+        for inode, file in self._live(paths):
+            alive[inode.ino] = inode.generation, len(file.runs) > 0
+            yield file
+        yield from self._deleted(alive, paths, removed)
+
+    def live(self) -> Iterator[HostFile]:
+        """Live regular files without their names."""
+        for _, file in self._live(Paths()):
+            yield file
+
+    def _live(self, paths: Paths) -> Iterator[tuple[Inode, HostFile]]:
         for inode in self._selected(inodes.S_IFREG):
             if inode.ino in self.sb.internal:
                 continue
             rows, whole = self._map(inode)
-            alive[inode.ino] = inode.generation, len(rows) > 0
-            yield HostFile(f"inode {inode.ino}", paths.of(inode.ino, self.sb.root), inode.size, False,
-                           to_runs(rows, self.block_size, self.offset), "xfs.inode", whole, inode.times)  # fmt: skip
-        yield from self._deleted(alive, paths, removed)
+            yield inode, HostFile(f"inode {inode.ino}", paths.of(inode.ino, self.sb.root), inode.size, False,
+                                  to_runs(rows, self.block_size, self.offset), "xfs.inode", whole, inode.times)
 
     def _walk(self) -> tuple[Paths, list[tuple[int, int, str]]]:
         """Names of everything live; and (low 32 bits of inode, directory, name) of removed entries."""
