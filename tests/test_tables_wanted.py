@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.helpers import run
-from vmcarve.assemble.tables import Search
+from vmcarve.assemble.tables import Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
 from vmcarve.filemap import FileMap, FileView
-from vmcarve.model import GUESSED, MISSING, Container, Format, Reader
+from vmcarve.model import GUESSED, MISSING, ZERO, Container, Format, Reader
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -176,3 +178,29 @@ def test_a_data_files_tables_are_in_their_place(tmp_path: Path) -> None:
     words = np.frombuffer(data[l2 : l2 + BLOCK], ">u8")
     other = np.where(words > 0, words + (1 << 30), 0)
     assert want.fits(other.astype(">u8").tobytes()) == 0, "the table of another part of the disk"
+
+
+@settings(max_examples=200, deadline=None)
+@given(found=st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 40)), max_size=12), low=st.integers(0, 63),
+       length=st.integers(1, 64))
+def test_blocks_laid_over_a_map(found: list[tuple[int, int]], low: int, length: int) -> None:
+    """Block for block: a found one's place, zeros for one taken as such, behind either the run of the last place."""
+    first = FileMap.build([(0, 20 * BLOCK, 7 * BLOCK, GUESSED, "a"), (20 * BLOCK, 44 * BLOCK, -1, MISSING, "b")])
+    laid = _Laid(first, 50 * BLOCK)
+    for f, p in dict(found).items():
+        laid.add(f * BLOCK, p * BLOCK if p >= 0 else -1)
+    high = min(64, low + length)
+    placed = FileMap.build(laid.rows(low * BLOCK, high * BLOCK)).rows()
+    want: list[tuple[int, int, int, str, str]] = []
+    for f in range(low, high):
+        before = [g for g in laid.found if g <= f * BLOCK and laid.found[g] >= 0]
+        if laid.found.get(f * BLOCK) == -1:
+            want.append((f * BLOCK, BLOCK, -1, ZERO, "tables.empty"))
+        elif before:
+            p = laid.found[max(before)] + f * BLOCK - max(before)
+            inside = p < 50 * BLOCK
+            want.append((f * BLOCK, BLOCK, p if inside else -1, GUESSED if inside else MISSING,
+                         "tables" if inside else "image-end"))
+        else:
+            want += first.cut(f * BLOCK, BLOCK)
+    assert placed == FileMap.build(want).rows()

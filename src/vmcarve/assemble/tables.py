@@ -7,6 +7,7 @@ tables.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,35 +66,37 @@ class Search:
         """`first` with the tables that the format wants where they were found, and their (file, image offset)s."""
         if fmt.wants is None:
             return first, []
-        found: dict[int, int] = {}  # file offset -> image offset, -1 for a block taken as zeros
+        laid = _Laid(first, self.image.size)
         current = first
         tried: set[int] = set()
         for _ in range(MAX_ROUNDS):
             wants = [w for w in fmt.wants(FileView(self.image, current)) if w.file_offset not in tried]
+            wants = [w for w in wants if w.file_offset + BLOCK <= first.size]  # beyond: a table that is none
             if not wants:
                 break
             for want in wants:
                 # what was found since may have led here: tables, and blocks of one table, lie behind each other
-                if want.fits(FileView(self.image, current).read(want.file_offset, BLOCK).ljust(BLOCK, b"\0")) > 0:
+                here = FileView(self.image, FileMap.build(laid.rows(want.file_offset, want.file_offset + BLOCK)))
+                if want.fits(here.read(want.file_offset, BLOCK).ljust(BLOCK, b"\0")) > 0:
                     continue
                 tried.add(want.file_offset)
-                p = None if want.empty else self._find(want, start, current, found)
+                p = None if want.empty else self._find(want, start, laid)
                 if p is None and not want.empty:
                     continue
-                found[want.file_offset] = -1 if p is None else p
+                laid.add(want.file_offset, -1 if p is None else p)
                 if p is not None:
                     self.used.add(p)
-                current = _overlay(first, found, self.image.size)
-        return current, sorted((f, p) for f, p in found.items() if p >= 0)
+            current = FileMap.build(laid.rows(0, first.size))
+        return current, sorted((f, p) for f, p in laid.found.items() if p >= 0)
 
-    def _find(self, want: Want, start: int, current: FileMap, found: dict[int, int]) -> int | None:
+    def _find(self, want: Want, start: int, laid: _Laid) -> int | None:
         heads = self.heads(start % BLOCK)
         rows = np.flatnonzero(want.begins(heads.at, heads.word))
         if len(rows) == 0:
             return None
         places = heads.image_offset[rows]
-        cut = current.cut(want.file_offset, 1)
-        near = [p for p in (cut[0][2] if cut else -1, start, *(q + BLOCK for q in found.values() if q >= 0)) if p >= 0]
+        cut = laid.rows(want.file_offset, want.file_offset + 1)
+        near = [p for p in (cut[0][2], start, *(q + BLOCK for q in laid.found.values() if q >= 0)) if p >= 0]
         distance = np.min(np.abs(places[:, None] - np.array(near, np.int64)[None, :]), axis=1)
         best: tuple[float, int] | None = None
         for i in np.argsort(distance, kind="stable")[:MAX_RIVALS].tolist():
@@ -127,26 +130,43 @@ def _look(image: Reader, room: Int64s, phase: int) -> Heads:
     return Heads(np.concatenate(places), np.concatenate(ats), np.concatenate(words))
 
 
-def _overlay(first: FileMap, found: dict[int, int], image_size: int) -> FileMap:
-    """From each found block on, the file runs on at its place, up to the next one that was found."""
-    if not found:
-        return first
-    cuts = sorted(found)
-    rows = first.cut(0, min(cuts[0], first.size))
-    delta: int | None = None  # of the run so far; None: as in `first`
-    for f, end in zip(cuts, [*cuts[1:], first.size], strict=True):
-        p = found[f]
-        at = f
-        if p < 0:
-            rows.append((f, min(BLOCK, end - f), -1, ZERO, "tables.empty"))
-            at = f + BLOCK
-        else:
-            delta = p - f
-        if at >= end:
-            continue
-        if delta is None:
-            rows += first.cut(at, end - at)
-            continue
-        there = max(0, min(end, image_size - delta) - at)
-        rows += [(at, there, at + delta, GUESSED, "tables"), (at + there, end - at - there, -1, MISSING, "image-end")]
-    return FileMap.build(rows)
+class _Laid:
+    """A map with the blocks that were found laid over it: from each on, the file runs on at its place, up to the next.
+
+    found: file offset -> image offset, -1 for a block taken as zeros. Thousands may be found one by one, so that the
+    rows are made only where they are asked for.
+    """
+
+    def __init__(self, first: FileMap, image_size: int) -> None:
+        self.found: dict[int, int] = {}
+        self._first = first
+        self._image_size = image_size
+        self._cuts: list[int] = []  # file offsets, rising, and of those the ones that have a place
+        self._placed: list[int] = []
+
+    def add(self, file_offset: int, image_offset: int) -> None:
+        self.found[file_offset] = image_offset
+        bisect.insort(self._cuts, file_offset)
+        if image_offset >= 0:
+            bisect.insort(self._placed, file_offset)
+
+    def rows(self, low: int, high: int) -> list[tuple[int, int, int, str, str]]:
+        """(file_offset, length, image_offset, grade, rule) of [low, high), which lies inside the map."""
+        out: list[tuple[int, int, int, str, str]] = []
+        at = low
+        while at < high:
+            i = bisect.bisect_right(self._cuts, at)
+            end = min(high, self._cuts[i]) if i < len(self._cuts) else high
+            cut = self._cuts[i - 1] if i else -BLOCK
+            if at < cut + BLOCK and self.found[cut] < 0:
+                end = min(end, cut + BLOCK)
+                out.append((at, end - at, -1, ZERO, "tables.empty"))
+            elif j := bisect.bisect_right(self._placed, at):
+                delta = self.found[self._placed[j - 1]] - self._placed[j - 1]
+                there = max(0, min(end, self._image_size - delta) - at)
+                out += [(at, there, at + delta, GUESSED, "tables"),
+                        (at + there, end - at - there, -1, MISSING, "image-end")]
+            else:
+                out += self._first.cut(at, end - at)
+            at = end
+        return [row for row in out if row[1] > 0]
