@@ -19,6 +19,7 @@ from vmcarve._ext.first_words import first_words
 from vmcarve._ext.gather import gather
 from vmcarve._ext.sector_tails import sector_tails
 from vmcarve.assemble.align import COSTS
+from vmcarve.formats._shapes import Numbers
 from vmcarve.model import SECTOR, Signature
 from vmcarve.sweeper.bytewise import anywhere, compile_bytes
 from vmcarve.sweeper.table import Entry, compile_table, declared
@@ -127,6 +128,14 @@ def _gather() -> tuple[Callable[[], object], float]:
     return lambda: gather(buffer, at, 0, out), 1
 
 
+def _legal_rows() -> tuple[Callable[[], object], float]:
+    """Noise, which ends at once, and as many sectors of a grain table, which are read to their ends."""
+    table = (np.arange(1024 * 128, dtype="<u4") * 128 + 128).view(np.uint8)
+    words = np.concatenate((_noise()[: table.size], table)).view("<u4").reshape(-1, 128)
+    rule = Numbers(ranges=((22, (1 << 31) - 1),), unused=((0, 1),), steps=(128,))
+    return lambda: rule.sieve(words), 1
+
+
 def _sector_tails() -> tuple[Callable[[], object], float]:
     """Sectors that end in zeros, each with a few less than the one before."""
     sectors = np.tril(np.ones((512, 512), np.uint8)).repeat(4, axis=0)
@@ -137,5 +146,5 @@ def _sector_tails() -> tuple[Callable[[], object], float]:
 WORKLOADS: dict[str, Workload] = {
     "cpu": _cpu, "crc32c": _crc32c, "delta_path": _delta_path, "every_byte": _every_byte,
     "extent_blocks": _extent_blocks, "first_look": _first_look, "first_words": _first_words, "gather": _gather,
-    "sector_tails": _sector_tails,
+    "legal_rows": _legal_rows, "sector_tails": _sector_tails,
 }

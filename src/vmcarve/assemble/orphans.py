@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .._ext.first_words import first_words
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import DATA, PLAIN, Clue, Format, GuestMap, Orphan, Reader, TablePieces
@@ -113,9 +114,12 @@ def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8
         for at in range(-(-start // BLOCK) * BLOCK, end - BLOCK + 1, READ):
             data = image.read(at, min(READ, (end - at) // BLOCK * BLOCK))
             blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
-            full = np.flatnonzero(blocks.view(np.uint64).any(axis=1))
+            n = len(blocks)
+            index, word = np.empty(n, np.uint16), np.empty(n, np.uint64)
+            first_words(blocks.reshape(-1), index, word)
+            full = np.flatnonzero(word)
             if len(full):
-                yield blocks[full], at + full * BLOCK
+                yield blocks if len(full) == n else blocks[full], at + full * BLOCK
 
 
 def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:

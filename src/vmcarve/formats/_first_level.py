@@ -13,19 +13,20 @@ import numpy.typing as npt
 from ..model import Clue, TablePieces
 from ._qcow2_tables import I64, U64, Bools, read_words
 from ._rebuilt import Laid
-from ._shapes import distinct, pieces, power_of_two, rows_of, sieve
+from ._shapes import Numbers, distinct, pieces, power_of_two, rows_of
 
 PIECE = 4096
 PER_SECTOR = 64  # entries
 MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
 MIN_UNIT, MAX_UNIT = 1 << 12, 1 << 21  # clusters of the formats without flags in their entries
+OFFSETS = Numbers(illegal=MIN_UNIT - 2, ranges=((0, MAX_OFFSET - 1),))  # 1: a cluster of zeros (QED)
 
 
 def plain_tables(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, kind: str) -> Iterable[TablePieces]:
     """Blocks of second-level tables whose entries are file offsets of clusters and nothing else (qcow 1, QED)."""
     words, where = rows_of(blocks, image_offset, dtype, PIECE)
     low = np.uint64(MIN_UNIT - 1)
-    row = sieve(words, lambda w: (w & low <= 1) & (w < MAX_OFFSET))  # 1: a cluster of zeros (QED)
+    row = OFFSETS.sieve(words)
     value = words[row].astype(np.uint64)
     place = (value & ~low).astype(np.int64)
     used = place > 0

@@ -10,19 +10,20 @@ import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, lose_untold, opened, orphan
-from ._shapes import I64, distinct, one_remainder, pieces, rows_of, sieve
+from ._shapes import I64, Numbers, distinct, one_remainder, pieces, rows_of
 
 CLUSTER = 1 << 20  # of QEMU and Parallels by default
 TABLE_AT = 64
 LEAD = TABLE_AT // 4  # entries that the header takes of the first sector
 MAX_NUMBER = 1 << 22
+NUMBERS = Numbers(ranges=((0, MAX_NUMBER - 1),))
 KINDS = {"parallels.bat": (b"WithouFreSpacExt", CLUSTER), "parallels.bat-sectors": (b"WithoutFreeSpace", SECTOR)}
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of tables: numbers of clusters (new magic) or of sectors (old one), all different, 0 for none."""
     words, where = rows_of(blocks, image_offset, "<u4")
-    row = sieve(words, lambda w: w < MAX_NUMBER)
+    row = NUMBERS.sieve(words)
     value = words[row].astype(np.int64)
     used = value > 0
     good = (used.sum(axis=1) >= 2) & distinct(value, used)

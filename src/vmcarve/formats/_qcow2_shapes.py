@@ -18,13 +18,13 @@ from ._first_level import completed, numbered, remains
 from ._qcow2_header import FORMAT_MAX_L1_BYTES, MAGIC, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS
 from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
-from ._shapes import I64, distinct, pieces, power_of_two, rows_of, sieve
+from ._shapes import I64, Numbers, distinct, pieces, power_of_two, rows_of
 
 REFCOUNTS, L2 = "qcow2.refcount-table", "qcow2.l2"
 PIECE = 4096
 COPIED, STREAM = np.uint64(1 << 63), np.uint64(1 << 62)
 OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
-LEGAL = OFFSET | COPIED | np.uint64(1)
+ENTRIES = Numbers(illegal=int(~(OFFSET | COPIED | np.uint64(1))))
 MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
 USUAL_CLUSTER = 1 << 16
 EXTENDED, COMPRESSION = 16, 8  # incompatible features
@@ -46,7 +46,7 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
         if not words[i][used:].any() and (words[i][1:used] < MAX_OFFSET).all():
             none = np.full((1, 1), -1, np.int64)
             yield TablePieces(REFCOUNTS, cluster, where[i : i + 1], none, np.array([cluster]))
-    row = sieve(words, lambda w: w & ~LEGAL == 0)
+    row = ENTRIES.sieve(words)
     value = words[row].astype(np.uint64)
     place = (value & OFFSET).astype(np.int64)
     used = place > 0

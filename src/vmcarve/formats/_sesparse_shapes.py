@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, opened, orphan
-from ._shapes import I64, distinct, rows_of, sieve
+from ._shapes import I64, Numbers, distinct, rows_of
 
 MIB = 1 << 20
 MIB_SECTORS = MIB // SECTOR
 DIRECTORY_AT = 2 * MIB
 USED = 0x1000_0000  # the high half of an entry that names a table
+ENTRIES = Numbers(illegal=0xFFFF_FFFF_0000_0000 ^ USED << 32)
 TABLE_GRAINS = 4096
 WINDOW = 512 * MIB  # bytes of disk for which the regions grow
 MAX_TABLES = 1 << 17  # of a directory of one MiB: 2 TiB
@@ -27,11 +28,10 @@ MAX_TABLES = 1 << 17  # of a directory of one MiB: 2 TiB
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """First blocks of directories: entries are 0 or the mark over the number of a table, all different."""
-    words, where = rows_of(blocks, image_offset, "<u4", blocks.shape[1])
-    high, low = words[:, 1::2], words[:, 0::2]
-    row = sieve(high, lambda w: (w == 0) | (w == USED))
-    used = high[row] == USED
-    number = low[row].astype(np.int64)
+    words, where = rows_of(blocks, image_offset, "<u8", blocks.shape[1])
+    row = ENTRIES.sieve(words)
+    value = words[row].astype(np.int64)
+    used, number = value >> 32 == USED, value & 0xFFFF_FFFF
     good = (number[:, 0] < MAX_TABLES) & ((number == 0) | used).all(axis=1) & (number < MAX_TABLES).all(axis=1)
     good &= distinct(number, used)
     at = where[row[good]]

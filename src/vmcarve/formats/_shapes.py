@@ -1,24 +1,23 @@
 """Tables without a magic, told by the numbers in them: what the tests of several formats share.
 
-A row is a piece of a table: a sector of 32-bit numbers, or a block of 64-bit ones. First a few numbers of each row are
-looked at, then all of those that could be one; what remains is a guess until a guest structure or the layout agrees.
+A row is a piece of a table: a sector of 32-bit numbers, or a block of 64-bit ones. A kernel drops the rows whose
+numbers cannot stand in such a table; what remains is a guess until a guest structure or the layout agrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._ext.legal_rows import legal_rows
 from ..model import SECTOR, TablePieces
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Words = npt.NDArray[Any]
-
-SAMPLE = 8  # numbers of a row that are looked at first
 
 
 def rows_of(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, row: int = SECTOR) -> tuple[Words, I64]:
@@ -28,18 +27,32 @@ def rows_of(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, row: i
     return words, np.repeat(image_offset, per) + np.tile(np.arange(per, dtype=np.int64) * row, len(image_offset))
 
 
-def sieve(words: Words, legal: Callable[[Words], Bools], alike: Callable[[Words], Bools] | None = None) -> I64:
-    """Rows, not empty, in which every number is `legal`; `alike`, if given, holds of them and of parts of them.
-
-    The first numbers of a row share a cache line, so they go first; most rows end there.
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What the numbers of a table's row can be: none has an `illegal` bit, each lies in one of `ranges` (low, high) or
+    `unused` (ends counted), and where `steps` are given all but the unused ones leave one remainder by one of these.
     """
-    row = np.flatnonzero(legal(words[:, 0]) & legal(words[:, 1]))
-    row = row[words[row].any(axis=1)]
-    for columns in (slice(None, SAMPLE), slice(None, None, max(1, words.shape[1] // SAMPLE)), slice(None)):
-        part = words[row, columns]
-        good = np.flatnonzero(legal(part).all(axis=1))
-        row = row[good if alike is None else good[alike(part[good])]]
-    return row
+
+    illegal: int = 0
+    ranges: tuple[tuple[int, int], ...] = ((0, (1 << 64) - 1),)
+    unused: tuple[tuple[int, int], ...] = ()
+    steps: tuple[int, ...] = ()
+    _ends: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint8], npt.NDArray[np.uint32]] = field(
+        init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        both = [*self.unused, *self.ranges]  # a number of an unused range is none of the others
+        ends = (np.array([low for low, _ in both], np.uint64), np.array([high for _, high in both], np.uint64),
+                np.arange(len(both)) < len(self.unused), np.array(self.steps, np.uint32))
+        object.__setattr__(self, "_ends", (ends[0], ends[1], ends[2].view(np.uint8), ends[3]))
+
+    def sieve(self, words: Words) -> I64:
+        """The rows of words [n, k] (contiguous, 4 or 8 bytes a number) that fit and are not all zeros, rising."""
+        out = np.empty(len(words), np.int64)
+        size = words.dtype.itemsize
+        n = legal_rows(words.view(np.uint8).reshape(-1), words.shape[1] * size, size, not words.dtype.isnative,
+                       self.illegal, *self._ends, out)
+        return out[:n]
 
 
 def one_remainder(values: Words, used: Bools, step: int) -> Bools:

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, opened, orphan
-from ._shapes import I64, distinct, padding, pieces, rows_of, sieve
+from ._shapes import I64, Numbers, distinct, padding, pieces, rows_of
 
 BLOCK = 1 << 20  # of every known writer's default
 FREE, ZERO = 0xFFFF_FFFF, 0xFFFF_FFFE
 MAX_BLOCKS = 1 << 24
+NUMBERS = Numbers(ranges=((0, MAX_BLOCKS - 1), (ZERO, FREE)))
 # (map, alignment of what follows): QEMU (seen), VirtualBox (VDI.cpp)
 LAYOUTS = ((SECTOR, SECTOR), (BLOCK, BLOCK), (SECTOR, BLOCK), (4096, 4096))
 
@@ -22,7 +23,7 @@ LAYOUTS = ((SECTOR, SECTOR), (BLOCK, BLOCK), (SECTOR, BLOCK), (4096, 4096))
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of block maps: numbers of blocks, all different, and the two marks for none. They count from block 0."""
     words, where = rows_of(blocks, image_offset, "<u4")
-    row = sieve(words, lambda w: (w < MAX_BLOCKS) | (w >= ZERO))
+    row = NUMBERS.sieve(words)
     value = words[row].astype(np.int64)
     used = (value < MAX_BLOCKS) & ~padding(value)
     good = used.any(axis=1) & distinct(value, used)

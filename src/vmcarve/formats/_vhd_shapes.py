@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
 from ._rebuilt import Laid, lose_untold, opened, orphan
-from ._shapes import I64, distinct, one_remainder, padding, pieces, rows_of, sieve
+from ._shapes import I64, Numbers, distinct, one_remainder, padding, pieces, rows_of
 from ._vhd_parts import FOOTER, HEADER_AT, TABLE_AT, UNUSED, VERSION, make_header, summed, up
 
 # block size: sectors from one block to the next, back to back and with data on 4 KiB
@@ -19,12 +19,14 @@ FLOOR = 4  # no block begins before this sector
 MAX_SECTOR = 1 << 29  # ours, of 2^32: text would pass as sectors behind 256 GiB
 BITMAP = SECTOR  # of both block sizes
 MAX_TABLE_AT = 1 << 20  # ours: bytes before the table; Windows puts it at 8192 (seen)
+SECTORS = Numbers(ranges=((FLOOR, MAX_SECTOR - 1),), unused=((0, 0), (UNUSED, UNUSED)),
+                  steps=tuple(stride for strides in STRIDES.values() for stride in strides))
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of block tables: sector numbers with one remainder by the stride, all different, else unused."""
     words, where = rows_of(blocks, image_offset, ">u4")
-    row = sieve(words, _legal, lambda w: np.logical_or.reduce([_in_step(w, s) for s in STRIDES.values()]))
+    row = SECTORS.sieve(words)
     value = words[row].astype(np.int64)
     used = (value != UNUSED) & ~padding(value)  # zeros behind the table: tapdisk, VirtualBox (source)
     good = (~used | (value > 0)).all(axis=1) & used.any(axis=1) & distinct(value, used)

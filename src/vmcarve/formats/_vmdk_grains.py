@@ -23,15 +23,13 @@ MAX_LBA = 1 << 36  # ours: 32 TiB
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors that begin like a grain and do not follow another one: each may begin a stream."""
     words, where = rows_of(blocks, image_offset, "<u4")
-    size = words[:, 2].astype(np.int64)
-    zlib = words[:, 3] & 0xFFFF
-    likely = (words[:, 0] % GRAIN == 0) & (size > 0) & (size <= stream.FORMAT_MAX_STORED * UNIT)
-    likely &= (words[:, 1] <= MAX_LBA >> 32) & (zlib & 0x0F == 8) & (zlib >> 4 & 0x0F <= 7)
-    row = np.flatnonzero(likely)
-    zlib = zlib[row].astype(np.int64)
-    row = row[((zlib & 0xFF) * 256 + (zlib >> 8)) % 31 == 0]
+    row = np.flatnonzero(words[:, 1] <= MAX_LBA >> 32)  # of anything else next to nothing is left
+    size, zlib = words[row, 2].astype(np.int64), (words[row, 3] & 0xFFFF).astype(np.int64)
+    likely = (words[row, 0] % GRAIN == 0) & (size > 0) & (size <= stream.FORMAT_MAX_STORED * UNIT)
+    likely &= (zlib & 0x0F == 8) & (zlib >> 4 & 0x0F <= 7) & (((zlib & 0xFF) * 256 + (zlib >> 8)) % 31 == 0)
+    row, size = row[likely], size[likely]
     at = where[row]
-    head = at[~np.isin(at, at + -(-(stream.GRAIN_HEAD + size[row]) // SECTOR) * SECTOR)]
+    head = at[~np.isin(at, at + -(-(stream.GRAIN_HEAD + size) // SECTOR) * SECTOR)]
     # the grain's own place in the file is not known: the file as we lay it out begins with this grain
     yield TablePieces(KIND, UNIT, head, np.full((len(head), 1), -1, np.int64), np.zeros(len(head), np.int64))
 

@@ -17,7 +17,7 @@ from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, Tab
 from . import _vmdk_header as header
 from . import _vmdk_text as text
 from ._rebuilt import Laid, opened, orphan
-from ._shapes import I64, distinct, one_remainder, pieces, rows_of, sieve
+from ._shapes import I64, Numbers, distinct, pieces, rows_of
 from ._vmdk_header import Header
 from ._vmdk_rebuild import SPLIT_REDUNDANT_AT, with_zero_grains
 from ._vmdk_tables import read_array, read_directory
@@ -28,13 +28,14 @@ FLOOR = 22  # no table or grain lies before this sector
 DIRECTORY, TABLE = "vmdk.gd", "vmdk.gt"
 MAX_SECTOR = 1 << 31
 FRONTS = (header.REDUNDANT_AT, SPLIT_REDUNDANT_AT)
+GRAINS = Numbers(ranges=((FLOOR, MAX_SECTOR - 1),), unused=((0, 1),), steps=(GRAIN,))
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """Sectors of grain tables, and first sectors of directories."""
     words, where = rows_of(blocks, image_offset, "<u4")
     yield _directories(words, where)
-    row = sieve(words, lambda w: (w <= 1) | (w >= FLOOR) & (w < MAX_SECTOR), lambda w: one_remainder(w, w > 1, GRAIN))
+    row = GRAINS.sieve(words)
     value = words[row].astype(np.int64)
     used = value > 1
     good = used.any(axis=1) & distinct(value, used)
@@ -43,9 +44,10 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
 
 def _directories(words: npt.NDArray[np.uint32], where: I64) -> TablePieces:
     """Entries rise by the 4 sectors of a table, and the first one says how far behind the file's begin they lie."""
-    first, second = words[:, 0].astype(np.int64), words[:, 1].astype(np.int64)
+    row = np.flatnonzero(words[:, 0] < 1 << 24)  # of anything else little is left
+    first, second = words[row, 0].astype(np.int64), words[row, 1].astype(np.int64)
     alone = (second == 0) & (first <= 4 * FRONTS[0])  # a single table: its directory lies right behind a front
-    row = np.flatnonzero((first >= FRONTS[1]) & (first < 1 << 24) & ((second == first + 4) | alone))
+    row = row[(first >= FRONTS[1]) & ((second == first + 4) | alone)]
     at: list[int] = []
     own: list[int] = []
     for i in row.tolist():
