@@ -6,8 +6,10 @@ only stretch the entry before them, so that number and name stay readable there.
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 ROOT_INO = 2
 TYPE_DIR = 2
@@ -15,8 +17,11 @@ OUR_MAX_NAMES = 4 << 20  # names kept for one volume
 OUR_MAX_PATH_DEPTH = 256  # directories in one path
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+HEAD = struct.Struct("<IHBB")  # inode, rec_len, name length, file type (or the name length's high byte)
+NOT_ZERO = re.compile(rb"[^\0]")
+
+
+class Entry(NamedTuple):
     ino: int
     name: str
     kind: int  # file type byte, 0 where the file system stores none
@@ -30,21 +35,18 @@ def _rec_len(raw: int, block_size: int) -> int:
     return raw
 
 
-def _name_length(block: bytes, at: int, filetype: bool) -> int:
-    return block[at + 6] if filetype else int.from_bytes(block[at + 6 : at + 8], "little")
-
-
-def _entry(block: bytes, at: int, end: int, filetype: bool, slack: bool) -> Entry | None:
-    """The named entry at byte `at` that ends before `end`, or None for tails, unused entries and nonsense."""
-    ino = int.from_bytes(block[at : at + 4], "little")
-    length = _name_length(block, at, filetype)
-    kind = block[at + 7] if filetype else 0
+def _named(block: bytes, at: int, end: int, filetype: bool, slack: bool) -> tuple[Entry | None, int, int]:
+    """(the named entry at byte `at` that ends before `end`, or None for tails, unused entries and nonsense; rec_len as
+    it is stored; bytes that such an entry takes)."""
+    ino, rec, length, kind = HEAD.unpack_from(block, at)
+    if not filetype:
+        length, kind = length | kind << 8, 0
     if ino == 0 or not 1 <= length <= 255 or at + 8 + length > end or kind > 7:
-        return None
+        return None, rec, 8
     name = block[at + 8 : at + 8 + length]
     if b"\0" in name or b"/" in name:
-        return None
-    return Entry(ino, name.decode("utf-8", "replace"), kind, slack)
+        return None, rec, 8
+    return Entry(ino, name.decode("utf-8", "replace"), kind, slack), rec, (8 + length + 3) // 4 * 4
 
 
 def entries(block: bytes, filetype: bool, slack: bool = True) -> Iterator[Entry]:
@@ -55,25 +57,28 @@ def entries(block: bytes, filetype: bool, slack: bool = True) -> Iterator[Entry]
         rec = _rec_len(int.from_bytes(block[at + 4 : at + 6], "little"), size)
         if rec < 8 or rec % 4 or at + rec > size:
             return
-        used = 8
-        found = _entry(block, at, at + rec, filetype, False)
+        found, _, used = _named(block, at, at + rec, filetype, False)
         if found is not None:
             yield found
-            used = (8 + _name_length(block, at, filetype) + 3) // 4 * 4
-        if slack:
+        if slack and used + 12 <= rec:
             yield from _slack(block, at + used, at + rec, filetype)
         at += rec
 
 
 def _slack(block: bytes, at: int, end: int, filetype: bool) -> Iterator[Entry]:
     while at + 12 <= end:
-        rec = int.from_bytes(block[at + 4 : at + 6], "little")
-        found = _entry(block, at, end, filetype, True)
+        told = NOT_ZERO.search(block, at, end)  # most of what is free was never used
+        if told is None:
+            return
+        at += (told.start() - at) // 4 * 4
+        if at + 12 > end:
+            return
+        found, rec, used = _named(block, at, end, filetype, True)
         if found is None or rec < 12 or rec % 4 or at + rec > len(block):
             at += 4
             continue
         yield found
-        at += (8 + _name_length(block, at, filetype) + 3) // 4 * 4
+        at += used
 
 
 def is_directory_block(block: bytes, filetype: bool, inodes: int) -> bool:
@@ -88,7 +93,7 @@ def is_directory_block(block: bytes, filetype: bool, inodes: int) -> bool:
             return False
         ino = int.from_bytes(block[at : at + 4], "little")
         if ino:
-            if ino > inodes or _entry(block, at, at + rec, filetype, False) is None:
+            if ino > inodes or _named(block, at, at + rec, filetype, False)[0] is None:
                 return False
             named += 1
         at += rec
