@@ -272,8 +272,9 @@ def _modules_in(file: HostFile, places: npt.NDArray[np.int64], by_offset: dict[i
 
 def _within(file: HostFile, places: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """(file_offset, image_offset) of those of `places` (rising image offsets) that lie in a file's runs."""
-    runs = file.runs[np.isin(file.runs[:, 3], (RUN_DATA, RUN_CHECKED)) & (file.runs[:, 1] >= 0)]
-    low, high = np.searchsorted(places, runs[:, 1]), np.searchsorted(places, runs[:, 1] + runs[:, 2])
+    kind = file.runs[:, 3]
+    runs = file.runs[((kind == RUN_DATA) | (kind == RUN_CHECKED)) & (file.runs[:, 1] >= 0)]
+    low, high = np.searchsorted(places, np.stack((runs[:, 1], runs[:, 1] + runs[:, 2])))
     out: list[tuple[int, int]] = []
     for i in np.flatnonzero(high > low).tolist():
         delta = int(runs[i, 0] - runs[i, 1])

@@ -108,18 +108,32 @@ def find(image: Reader, space: Int64s) -> list[Found]:
 
 
 def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8], Int64s]]:
-    """Blocks of the space that hold something, by the MiB: uint8[n, 4096] and their image offsets."""
+    """Blocks of the space that hold something: uint8[n, 4096] and their image offsets; short runs go together."""
+    waiting: list[tuple[npt.NDArray[np.uint8], Int64s]] = []
+    size = 0
     for start, length in space.tolist():
         end = start + length
         for at in range(-(-start // BLOCK) * BLOCK, end - BLOCK + 1, READ):
             data = image.read(at, min(READ, (end - at) // BLOCK * BLOCK))
             blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
             n = len(blocks)
+            if waiting and size + n * BLOCK > READ:  # what follows a full read of one run is never beside it here
+                yield _joined(waiting)
+                waiting, size = [], 0
             index, word = np.empty(n, np.uint16), np.empty(n, np.uint64)
             first_words(blocks.reshape(-1), index, word)
             full = np.flatnonzero(word)
             if len(full):
-                yield blocks if len(full) == n else blocks[full], at + full * BLOCK
+                waiting.append((blocks if len(full) == n else blocks[full], at + full * BLOCK))
+                size += n * BLOCK
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[tuple[npt.NDArray[np.uint8], Int64s]]) -> tuple[npt.NDArray[np.uint8], Int64s]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([blocks for blocks, _ in parts]), np.concatenate([at for _, at in parts])
 
 
 def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:

@@ -27,6 +27,8 @@ def plain_tables(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, k
     words, where = rows_of(blocks, image_offset, dtype, PIECE)
     low = np.uint64(MIN_UNIT - 1)
     row = OFFSETS.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.uint64)
     place = (value & ~low).astype(np.int64)
     used = place > 0

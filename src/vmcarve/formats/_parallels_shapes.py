@@ -24,6 +24,8 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     """Sectors of tables: numbers of clusters (new magic) or of sectors (old one), all different, 0 for none."""
     words, where = rows_of(blocks, image_offset, "<u4")
     row = NUMBERS.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.int64)
     used = value > 0
     good = (used.sum(axis=1) >= 2) & distinct(value, used)

@@ -36,17 +36,19 @@ STREAMS = 16  # that are looked at
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
     """First blocks of refcount tables, and blocks of L2 tables with plain clusters."""
     words, where = rows_of(blocks, image_offset, ">u8", PIECE)
-    head = words[:, :2].astype(np.uint64)
-    first = head[:, 0]
-    table = (first & (first - np.uint64(1)) == 0) & (first >= 2 << MIN_CLUSTER_BITS) & (first <= 2 << MAX_CLUSTER_BITS)
-    table &= (head[:, 1] == 0) | (head[:, 1] % np.maximum(first >> np.uint64(1), np.uint64(1)) == 0)
-    for i in np.flatnonzero(table).tolist():
+    first = words[:, 0].astype(np.uint64)
+    likely = (first & (first - np.uint64(1)) == 0) & (first >= 2 << MIN_CLUSTER_BITS) & (first <= 2 << MAX_CLUSTER_BITS)
+    for i in np.flatnonzero(likely).tolist():
         cluster = int(first[i]) // 2
+        if int(words[i, 1]) % cluster:
+            continue
         used = np.count_nonzero(words[i])
         if not words[i][used:].any() and (words[i][1:used] < MAX_OFFSET).all():
             none = np.full((1, 1), -1, np.int64)
-            yield TablePieces(REFCOUNTS, cluster, where[i : i + 1], none, np.array([cluster]))
+            yield TablePieces(REFCOUNTS, cluster, where[np.array([i])], none, np.array([cluster]))
     row = ENTRIES.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.uint64)
     place = (value & OFFSET).astype(np.int64)
     used = place > 0

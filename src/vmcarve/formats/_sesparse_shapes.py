@@ -30,6 +30,8 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     """First blocks of directories: entries are 0 or the mark over the number of a table, all different."""
     words, where = rows_of(blocks, image_offset, "<u8", blocks.shape[1])
     row = ENTRIES.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.int64)
     used, number = value >> 32 == USED, value & 0xFFFF_FFFF
     good = (number[:, 0] < MAX_TABLES) & ((number == 0) | used).all(axis=1) & (number < MAX_TABLES).all(axis=1)

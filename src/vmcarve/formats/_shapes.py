@@ -20,11 +20,23 @@ Bools = npt.NDArray[np.bool_]
 Words = npt.NDArray[Any]
 
 
-def rows_of(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, row: int = SECTOR) -> tuple[Words, I64]:
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where rows of `row` bytes lie, `per` of them in a block; block int64[n]: image offsets of the blocks."""
+
+    block: I64
+    per: int
+    row: int
+
+    def __getitem__(self, rows: I64) -> I64:
+        """Image offsets of the rows of these numbers: few are asked for."""
+        return self.block[rows // self.per] + rows % self.per * self.row
+
+
+def rows_of(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, row: int = SECTOR) -> tuple[Words, Where]:
     """The numbers of each row of `row` bytes, and where the rows lie. Shares the blocks' bytes."""
-    per = blocks.shape[1] // row
     words = np.ascontiguousarray(blocks).reshape(-1, row).view(dtype)
-    return words, np.repeat(image_offset, per) + np.tile(np.arange(per, dtype=np.int64) * row, len(image_offset))
+    return words, Where(image_offset, blocks.shape[1] // row, row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     """Sectors of block maps: numbers of blocks, all different, and the two marks for none. They count from block 0."""
     words, where = rows_of(blocks, image_offset, "<u4")
     row = NUMBERS.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.int64)
     used = (value < MAX_BLOCKS) & ~padding(value)
     good = used.any(axis=1) & distinct(value, used)

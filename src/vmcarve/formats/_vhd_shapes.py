@@ -27,6 +27,8 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     """Sectors of block tables: sector numbers with one remainder by the stride, all different, else unused."""
     words, where = rows_of(blocks, image_offset, ">u4")
     row = SECTORS.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.int64)
     used = (value != UNUSED) & ~padding(value)  # zeros behind the table: tapdisk, VirtualBox (source)
     good = (~used | (value > 0)).all(axis=1) & used.any(axis=1) & distinct(value, used)

@@ -28,6 +28,8 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     likely = (words[row, 0] % GRAIN == 0) & (size > 0) & (size <= stream.FORMAT_MAX_STORED * UNIT)
     likely &= (zlib & 0x0F == 8) & (zlib >> 4 & 0x0F <= 7) & (((zlib & 0xFF) * 256 + (zlib >> 8)) % 31 == 0)
     row, size = row[likely], size[likely]
+    if not len(row):
+        return
     at = where[row]
     head = at[~np.isin(at, at + -(-(stream.GRAIN_HEAD + size) // SECTOR) * SECTOR)]
     # the grain's own place in the file is not known: the file as we lay it out begins with this grain

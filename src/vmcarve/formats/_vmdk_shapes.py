@@ -17,7 +17,7 @@ from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, Tab
 from . import _vmdk_header as header
 from . import _vmdk_text as text
 from ._rebuilt import Laid, opened, orphan
-from ._shapes import I64, Numbers, distinct, pieces, rows_of
+from ._shapes import I64, Numbers, Where, distinct, pieces, rows_of
 from ._vmdk_header import Header
 from ._vmdk_rebuild import SPLIT_REDUNDANT_AT, with_zero_grains
 from ._vmdk_tables import read_array, read_directory
@@ -36,13 +36,15 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     words, where = rows_of(blocks, image_offset, "<u4")
     yield _directories(words, where)
     row = GRAINS.sieve(words)
+    if not len(row):
+        return
     value = words[row].astype(np.int64)
     used = value > 1
     good = used.any(axis=1) & distinct(value, used)
     yield pieces(TABLE, UNIT, where[row[good]], np.where(used, value * SECTOR, -1)[good])
 
 
-def _directories(words: npt.NDArray[np.uint32], where: I64) -> TablePieces:
+def _directories(words: npt.NDArray[np.uint32], where: Where) -> TablePieces:
     """Entries rise by the 4 sectors of a table, and the first one says how far behind the file's begin they lie."""
     row = np.flatnonzero(words[:, 0] < 1 << 24)  # of anything else little is left
     first, second = words[row, 0].astype(np.int64), words[row, 1].astype(np.int64)
@@ -55,10 +57,10 @@ def _directories(words: npt.NDArray[np.uint32], where: I64) -> TablePieces:
         rising = np.flatnonzero(value != value[0] + 4 * np.arange(len(value)))
         n = int(rising[0]) if len(rising) else len(value)
         if not value[n:].any() and (place := _place(int(value[0]), n)) is not None:
-            at.append(int(where[i]))
+            at.append(i)
             own.append(place * SECTOR)
     none = np.full((len(at), 1), -1, np.int64)
-    return TablePieces(DIRECTORY, UNIT, np.array(at, np.int64), none, np.array(own, np.int64))
+    return TablePieces(DIRECTORY, UNIT, where[np.array(at, np.int64)], none, np.array(own, np.int64))
 
 
 def _place(first: int, n: int) -> int | None:
