@@ -439,12 +439,15 @@ class HostKind:
     carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
     placer(reader, offset, limit): how loose metadata of the volume at `offset` places itself, None without a volume.
     former(reader, offset, limit): the volume that its superblock's copies tell of, whatever begins at `offset` now.
+    tell(volume, image_offset int64[n]): where a sweep of all free space found what `signatures` stand for, so that
+    `files` need not look for it; any volume may be given.
     """
 
     name: str
     open: Callable[[Reader, int, int], HostVolume | None]
     carve: Callable[[Reader, Sequence[Evidence], int, int], Iterable[HostFile]] | None = None
     former: Callable[[Reader, int, int], HostVolume | None] | None = None
+    tell: Callable[[HostVolume, npt.NDArray[np.int64]], None] | None = None
     signatures: tuple[Signature, ...] = ()
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None

@@ -132,6 +132,7 @@ def read_hosts(image: Reader, spots: list[Spot], evidence: pa.Table) -> tuple[li
             found += _carve(image, evidence, spot, nobodys, troubles)
         if spot.volume is None:
             continue
+        _tell(spot.volume, evidence)
         files: list[HostFile] = []
         if spot.free is not None:
             try:
@@ -140,6 +141,18 @@ def read_hosts(image: Reader, spots: list[Spot], evidence: pa.Table) -> tuple[li
                 troubles.append(f"{spot.volume.name} at {spot.offset:#x}: {type(e).__name__}: {e}")
         found.append(HostView(spot.volume, np.empty((0, 2), np.int64) if spot.free is None else spot.free, files))
     return found, troubles
+
+
+def _tell(volume: HostVolume, evidence: pa.Table) -> None:
+    """What the sweep found of a host's kind need not be looked for again when its deleted files are asked for."""
+    for kind in hosts().values():
+        if kind.tell is None:
+            continue
+        of_kind = pa.array([s.kind for s in kind.signatures], pa.string())
+        rows = evidence.filter(pc.is_in(evidence["kind"], value_set=of_kind))
+        start, length, count = (rows[c].to_numpy().astype(np.int64) for c in ("image_offset", "length", "count"))
+        number = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)  # in its row
+        kind.tell(volume, np.repeat(start, count) + number * np.repeat(length // np.maximum(count, 1), count))
 
 
 def _open(image: Reader, offset: int, limit: int) -> HostVolume | None:

@@ -109,14 +109,14 @@ class History:
                 end = min(physical + count, first + (group + 1) * per)
                 last = self._last_used(group) if 0 <= group < len(self._bitmap) else None
                 if last is not None:
-                    taken = np.repeat(last[inside // cluster : -(-(inside + end - at) // cluster)] > since, cluster)
-                    taken = taken[inside % cluster :][: end - at]
-                    runs = equal_runs(taken, at)
-                    out.append(np.stack((runs[:, 0] - physical + logical, runs[:, 0], runs[:, 1],
-                                         np.full(len(runs), RUN_REUSED)), axis=1))  # fmt: skip
+                    later = last[inside // cluster : -(-(inside + end - at) // cluster)] > since
+                    if later.any():
+                        taken = np.repeat(later, cluster)[inside % cluster :][: end - at]
+                        runs = equal_runs(taken, at)
+                        out.append(np.stack((runs[:, 0] - physical + logical, runs[:, 0], runs[:, 1],
+                                             np.full(len(runs), RUN_REUSED)), axis=1))  # fmt: skip
                 at = end
-        taken_rows = np.concatenate([np.zeros((0, 4), np.int64), *out])
-        return rows if not len(taken_rows) else _laid_over(rows, taken_rows)
+        return _laid_over(rows, np.concatenate(out)) if out else rows
 
 
 def _laid_over(rows: I64, over: I64) -> I64:

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..model import HostFile, HostKind, Reader
+from ..model import HostFile, HostKind, HostVolume, Reader
 from . import _ext_dir as dirs
 from . import _ext_indirect as indirect
 from . import _ext_inode as inodes
@@ -97,6 +97,11 @@ class ExtVolume:
         if not 0 <= group < self.sb.groups or not self._groups.good[group]:
             return None
         return self.offset + int(self._groups.inode_table[group]) * self.block_size + index * self.sb.inode_size
+
+    @property
+    def replayed(self) -> bool:
+        """Whether blocks of the journal are laid over those in place."""
+        return self._reader is not self._raw
 
     def _slot(self, ino: int) -> Slot | None:
         at = self._place(ino)
@@ -546,6 +551,12 @@ def former_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:
     return ExtVolume(reader, sb, limit) if sb is not None else None
 
 
+def tell(volume: HostVolume, image_offset: npt.NDArray[np.int64]) -> None:
+    """Extent blocks that a sweep has found. Not taken where a journal waits: it holds newer blocks than the image."""
+    if isinstance(volume, ExtVolume) and not volume.replayed:
+        volume.leaves = image_offset.tolist()
+
+
 HOST = HostKind(name="ext4", open=open_volume, carve=leaf.carve, former=former_volume, signatures=(leaf.SIGNATURE,),
-                confirm_batch=leaf.confirm_batch, placer=placer)
+                confirm_batch=leaf.confirm_batch, placer=placer, tell=tell)
 __all__ = ["HOST", "ExtVolume", "open_volume"]
