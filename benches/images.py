@@ -5,6 +5,7 @@ Made with the corpus's loop mounts, so they take root; `why_not` says why they c
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -121,7 +122,13 @@ def full_of_files(folder: Path, kind: str, mib: int, seed: int = 1) -> HostImage
                 break
             to = root / source.relative_to("/")
             to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, to)
+            try:
+                shutil.copyfile(source, to)
+            except OSError as e:
+                if e.errno != errno.ENOSPC:
+                    raise
+                to.unlink()  # Btrfs calls space free that its metadata takes
+                break
     return HostImage(image, disks)
 
 

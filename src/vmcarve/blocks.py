@@ -87,9 +87,9 @@ def distinct(rows: U8) -> tuple[list[bytes], npt.NDArray[np.int32]]:
     if len(rows) == 0:
         return [], np.zeros(0, np.int32)
     rows = np.ascontiguousarray(rows)
-    if (rows == rows[0]).all():
-        return [rows[0].tobytes()], np.zeros(len(rows), np.int32)
     words = rows.view(np.uint64) if rows.shape[1] % 8 == 0 else rows  # few long columns compare faster than many short
+    if (words == words[0]).all():
+        return [rows[0].tobytes()], np.zeros(len(rows), np.int32)
     first = np.ones(len(rows), np.bool_)
     first[1:] = np.logical_or.reduce([words[1:, i] != words[:-1, i] for i in range(words.shape[1])])
     names, which = np.unique(rows[first].view(f"V{rows.shape[1]}")[:, 0], return_inverse=True)
