@@ -25,7 +25,7 @@ from ..registry import formats
 from ..verify.guest import describe
 from .places import USUAL_STARTS, Places
 from .state import Claims
-from .window import Window
+from .window import Window, steps
 
 BLOCK = 4096
 READ = 4 << 20
@@ -113,7 +113,7 @@ def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8
     size = 0
     for start, length in space.tolist():
         end = start + length
-        for at in range(-(-start // BLOCK) * BLOCK, end - BLOCK + 1, READ):
+        for at in steps(image, -(-start // BLOCK) * BLOCK, end - BLOCK + 1, READ):
             data = image.read(at, min(READ, (end - at) // BLOCK * BLOCK))
             blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
             n = len(blocks)

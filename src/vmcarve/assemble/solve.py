@@ -36,6 +36,7 @@ from .tails import (
     open_volumes,
     to_file,
 )
+from .window import steps
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
@@ -223,7 +224,7 @@ def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> Non
         return
     found: list[list[tuple[Int64s, Int64s]]] = [[] for _ in wanted]
     for start, length in room.tolist():
-        for at in range(start, start + length, STEP):
+        for at in steps(image, start, start + length, STEP):
             n = min(STEP, start + length - at)
             data = np.frombuffer(image.read(at, n + REACH), np.uint8)
             for i, m in enumerate(wanted):

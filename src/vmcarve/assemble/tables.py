@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .._ext.first_words import first_words
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
+from .window import steps
 
 Int64s = npt.NDArray[np.int64]
 BLOCK = 4096
@@ -115,7 +116,7 @@ def _look(image: Reader, room: Int64s, phase: int) -> Heads:
     words: list[npt.NDArray[np.uint64]] = []
     for start, length in room.tolist():
         first = start + (phase - start) % BLOCK
-        for at in range(first, start + length - BLOCK + 1, STEP):
+        for at in steps(image, first, start + length - BLOCK + 1, STEP):
             n = min(STEP, start + length - at) // BLOCK
             data = image.read(at, n * BLOCK)
             n = len(data) // BLOCK

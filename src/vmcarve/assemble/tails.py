@@ -18,6 +18,7 @@ from .._ext.sector_tails import sector_tails
 from ..filemap import FileMap
 from ..model import DATA, PLAIN, RUN_DATA, SECTOR, GuestMap, HostFile, HostVolume, Reader
 from ..registry import hosts
+from .window import steps
 
 Int64s = npt.NDArray[np.int64]
 PAGE = 4096  # systems write files by pages: what is behind the end is zeroed up to here
@@ -74,7 +75,7 @@ def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
     blocks = seen = 0
     for start, length in room.tolist():
         first = start + (phase - start) % SECTOR
-        for at in range(first, start + length, STEP):
+        for at in steps(image, first, start + length, STEP):
             n = min(STEP, start + length - at)
             data = image.read(at, n + PAGE)  # a page behind: how many empty sectors follow the last one
             tail = np.zeros(len(data) // SECTOR, np.uint16)

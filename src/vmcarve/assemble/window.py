@@ -1,8 +1,21 @@
-"""A Reader over a part of another."""
+"""A Reader over a part of another, and the steps of a pass over one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..model import Reader
+
+
+def steps(reader: Reader, start: int, end: int, step: int) -> Iterator[int]:
+    """range(start, end, step), but for those whose whole step is a hole of a sparse image."""
+    data_from = getattr(reader, "data_from", None)
+    data = start - 1
+    for at in range(start, end, step):
+        if data_from is not None and data < at:
+            data = data_from(at)
+        if data_from is None or data < at + step:
+            yield at
 
 
 class Window:

@@ -80,6 +80,15 @@ class ImageSource:
             except OSError:  # advice that is not taken changes nothing
                 pass
 
+    def data_from(self, offset: int) -> int:
+        """The first offset from `offset` on that may hold data: holes of a sparse file are passed over."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA)
+        except OSError as e:
+            return self._size if e.errno == errno.ENXIO else offset
+        except AttributeError:  # not known on this system
+            return offset
+
     def readinto(self, offset: int, buffer: memoryview) -> int:
         """Fills `buffer` from image_offset `offset`; returns the bytes filled (short only at the end)."""
         want = max(0, min(len(buffer), self._size - offset))
