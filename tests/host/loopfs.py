@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -182,6 +183,10 @@ def assert_contract(volume: HostVolume, reader: Reader) -> list[HostFile]:
         assert (runs[placed, 1] >= volume.offset).all()
         assert (runs[placed, 1] + runs[placed, 2] <= volume.offset + volume.size).all()
         assert file.size >= -1
+    live = list(itertools.takewhile(lambda f: not f.deleted, files))
+    again = list(volume.live())
+    assert [(f.identity, f.size, f.complete) for f in again] == [(f.identity, f.size, f.complete) for f in live]
+    assert all(np.array_equal(a.runs, b.runs) for a, b in zip(again, live, strict=True))
     return files
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 ROOT_INO = 2
 TYPE_DIR = 2
 OUR_MAX_NAMES = 4 << 20  # names kept for one volume
+OUR_MAX_KNOWN = 1 << 16  # records of directory blocks that are remembered
 OUR_MAX_PATH_DEPTH = 256  # directories in one path
 
 
@@ -49,20 +50,40 @@ def _named(block: bytes, at: int, end: int, filetype: bool, slack: bool) -> tupl
     return Entry(ino, name.decode("utf-8", "replace"), kind, slack), rec, (8 + length + 3) // 4 * 4
 
 
-def entries(block: bytes, filetype: bool, slack: bool = True) -> Iterator[Entry]:
-    """Entries of one directory block; stops where the chain of rec_len breaks. With `slack` also removed ones."""
+Known = dict[tuple[int, bytes], tuple[Entry, ...]]
+"""What records of directory blocks (place in the block, bytes) hold: copies of one block are alike but for a few."""
+
+
+def entries(block: bytes, filetype: bool, slack: bool = True, known: Known | None = None) -> Iterator[Entry]:
+    """Entries of one directory block; stops where the chain of rec_len breaks. With `slack` also removed ones.
+
+    known: what earlier calls with the same `filetype` and `slack` found; grows.
+    """
     size = len(block)
     at = 0
     while at + 8 <= size:
         rec = _rec_len(int.from_bytes(block[at + 4 : at + 6], "little"), size)
         if rec < 8 or rec % 4 or at + rec > size:
             return
-        found, _, used = _named(block, at, at + rec, filetype, False)
-        if found is not None:
-            yield found
-        if slack and used + 12 <= rec:
-            yield from _slack(block, at + used, at + rec, filetype)
+        if known is None:
+            yield from _record(block, at, at + rec, filetype, slack)
+        else:
+            key = at, block[at : at + rec]
+            found = known.get(key)
+            if found is None:
+                if len(known) >= OUR_MAX_KNOWN:
+                    known.clear()
+                found = known[key] = tuple(_record(block, at, at + rec, filetype, slack))
+            yield from found
         at += rec
+
+
+def _record(block: bytes, at: int, end: int, filetype: bool, slack: bool) -> Iterator[Entry]:
+    found, _, used = _named(block, at, end, filetype, False)
+    if found is not None:
+        yield found
+    if slack and at + used + 12 <= end:
+        yield from _slack(block, at + used, end, filetype)
 
 
 def _slack(block: bytes, at: int, end: int, filetype: bool) -> Iterator[Entry]:

@@ -172,6 +172,23 @@ def leaf_rows(block: bytes, first: int, count: int) -> I64:
     return out
 
 
+def single_extents(table: npt.NDArray[np.void], blocks: int) -> tuple[I64, I64]:
+    """int64[n, 4] the one extent of each regular file whose inode holds it, as `read_tree` gives it, and int64[n] its
+    size in bytes; -1 where there is another map than that. blocks: of the volume."""
+    roots = np.ascontiguousarray(table["block"]).view(np.uint8).reshape(len(table), 60)
+    head = np.ascontiguousarray(roots[:, :8]).view("<u2")  # magic, entries, maximum, depth
+    one = (head == (EXTENT_MAGIC, 1, 4, 0)).all(axis=1)
+    one &= table["flags"] & (FLAG_EXTENTS | FLAG_INLINE) == FLAG_EXTENTS
+    e = np.ascontiguousarray(roots[:, 12:24]).view(EXTENT)[:, 0]
+    start = e["low"].astype(np.int64) | e["high"].astype(np.int64) << 32
+    unwritten = e["length"] > UNWRITTEN_FROM
+    length = np.where(unwritten, e["length"].astype(np.int64) - UNWRITTEN_FROM, e["length"])
+    one &= (length > 0) & (start > 0) & (start + length <= blocks)
+    rows = np.stack((e["block"].astype(np.int64), start, length, np.where(unwritten, RUN_UNWRITTEN, RUN_DATA)), axis=1)
+    size = table["size_low"].astype(np.int64) | table["size_high"].astype(np.int64) << 32
+    return rows, np.where(one & (size >= 0), size, -1)
+
+
 def index_rows(block: bytes, count: int) -> list[tuple[int, int]]:
     """(first logical block, child's physical block) of an index block's entries."""
     e = np.frombuffer(block, INDEX, count, 12)

@@ -248,8 +248,14 @@ class ExtVolume:
         for first, table in self._tables():
             number = np.arange(len(table), dtype=np.int64) + first
             regular = (table["mode"] & inodes.S_IFMT == inodes.S_IFREG) & (number > RESERVED_INODES)
-            for i in np.flatnonzero(regular & (table["links"] > 0)).tolist():
-                yield self._live(inodes.slot_of(table[i], first + i), nameless)
+            live = np.flatnonzero(regular & (table["links"] > 0))
+            rows, size = inodes.single_extents(table[live], self.sb.blocks)
+            rows = rows * (self.block_size, self.block_size, self.block_size, 1) + (0, self.offset, 0, 0)
+            for n, (i, of_file) in enumerate(zip(live.tolist(), size.tolist(), strict=True)):
+                if of_file >= 0:  # most files: one extent that the inode itself holds
+                    yield HostFile(f"inode {first + i}", "", of_file, False, rows[n : n + 1], "ext4.inode", True)
+                else:
+                    yield self._live(inodes.slot_of(table[i], first + i), nameless)
 
     def _live(self, slot: Slot, paths: dirs.Paths) -> HostFile:
         tree = self._map(slot)
@@ -495,9 +501,10 @@ class ExtVolume:
         filetype = bool(self.sb.incompat & super_.INCOMPAT_FILETYPE)
         found: dict[int, list[tuple[int, int, str]]] = {}  # inode -> (sequence, directory, name)
         folders = dirs.Paths()
+        known: dirs.Known = {}
         for seq, parent, data in self._directory_copies(owner_of_block):
             own = parent or (dirs.dot_numbers(data) or (0, 0))[0]
-            for entry in dirs.entries(data, filetype):
+            for entry in dirs.entries(data, filetype, known=known):
                 if entry.ino in wanted and entry.kind in (0, 1):
                     found.setdefault(entry.ino, []).append((-1 if entry.slack else seq, own, entry.name))
                 elif entry.kind == dirs.TYPE_DIR and entry.ino not in paths:
