@@ -20,6 +20,7 @@ from .._ext.sector_tails import sector_tails
 from ..model import GUESSED, MISSING, SECTOR, Reader
 from .align import BLOCK, COSTS, FREE, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
 from .segments import Segment, Taken
+from .state import Claims
 from .tails import FileEnds
 
 # Costs in nats, beside those of align. Set by hand on scenes whose seeds are in no table of results.
@@ -290,7 +291,8 @@ def _fit(image: Reader, begin: int, first: int, n: int, delta: int, expected: Ex
         score = np.where(u == USED, np.where(full, 0.0, COSTS["zero but used"]),
                          np.where(u == FREE, np.where(full, COSTS["full but free"], 0.0), COSTS["of unknown use"]))
         head = np.frombuffer(data, np.uint32)[:: BLOCK // 4]
-        magic = np.flatnonzero(np.isin(head, MAGICS) & (u == USED))
+        index = np.minimum(np.searchsorted(MAGICS, head), len(MAGICS) - 1)
+        magic = np.flatnonzero((MAGICS[index] == head) & (u == USED))
         places = (first + i + magic) * BLOCK
         if len(ends.begins):
             known = ends.begins[np.minimum(np.searchsorted(ends.begins, places), len(ends.begins) - 1)] == places
@@ -309,11 +311,16 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
     """Places every break, the clear ones first: each one's borders and bytes count for those that follow."""
     left = list(brackets)
     known: list[bool] = []
+    weighed: dict[int, tuple[tuple[int, int], float]] = {}  # by bracket, while nothing that counts for it changes
     for number in range(MAX_PASSES):
-        found = [(*_best(b, taken, borders), b) for b in left]
+        for b in left:
+            if id(b) not in weighed:
+                weighed[id(b)] = _best(b, taken, borders)
+        found = [(*weighed[id(b)], b) for b in left]
         clear = [f for f in found if f[1] >= CLEAR]
         last = number == MAX_PASSES - 1
         chosen = found if last else clear or sorted(found, key=lambda f: -f[1])[: max(1, len(found) // 8)]
+        changed, rounds = Claims(), borders.round
         # one pass may not give the same bytes twice: the clearest first, the others again with what is left
         for (x, y), _, b in sorted(chosen, key=lambda f: -f[1]):
             if _owned(b, x, y, taken):
@@ -322,6 +329,8 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
                                         (y, b.high, b.right, "aligned")], taken, b.owner)
             bisect.insort(borders.end, b.at(x, b.left))
             bisect.insort(borders.begin, b.at(y, b.right))
+            changed.add_range(b.at(b.low + 1, b.left) - 1, b.at(x, b.left) + 1)  # borders lie at the ends
+            changed.add_range(b.at(y, b.right) - 1, b.at(b.high, b.right) + 1)
         done = {id(b) for _, _, b in chosen}
         left = [b for b in left if id(b) not in done]
         if not left:
@@ -330,6 +339,10 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
         known += [bool(x % (1 << ROUND_BITS) == 0) for x in places]
         if len(known) >= FEW:
             borders.round = ROUND if 2 * sum(known) >= len(known) else 0.0
+        for b in left:
+            if borders.round != rounds or any(changed.overlap(b.at(b.low + 1, delta), b.at(b.high, delta) + 1)
+                                              for delta in (b.left, b.right)):
+                del weighed[id(b)]
 
 
 def _owned(b: Bracket, x: int, y: int, taken: Taken) -> bool:

@@ -75,7 +75,8 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
     def find(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
         slots = data[: len(data) // size * size].reshape(-1, size)
         half = slots.view("<u2")
-        picked = np.flatnonzero((half[:, 0x28 // 2] == EXTENT_MAGIC) & np.isin(half[:, 0] >> 12, MODES))
+        picked = np.flatnonzero(half[:, 0x28 // 2] == EXTENT_MAGIC)
+        picked = picked[np.isin(half[picked, 0] >> 12, MODES)]
         if len(picked) == 0:
             return picked.astype(np.int64), picked.astype(np.int64)
         rows = slots[picked].copy()
