@@ -6,8 +6,6 @@ import io
 import threading
 from collections import OrderedDict
 
-import numpy as np
-
 from .codec import decode
 from .model import DATA, EXTERNAL, LOST, PLAIN, UNALLOCATED, GuestMap, Reader
 
@@ -75,12 +73,12 @@ class VirtualDisk:
     def _runs(self, offset: int, length: int) -> list[tuple[int, int, int]]:
         """(row, guest_offset, length) of the parts of the rows inside the range."""
         m = self.map
-        first = int(np.searchsorted(m.guest_offset, offset, side="right")) - 1
-        last = int(np.searchsorted(m.guest_offset, offset + length, side="left"))
+        first = int(m.guest_offset.searchsorted(offset, "right")) - 1
+        last = int(m.guest_offset.searchsorted(offset + length, "left"))
         out: list[tuple[int, int, int]] = []
-        for i in range(first, last):
-            low = max(offset, int(m.guest_offset[i]))
-            high = min(offset + length, int(m.guest_offset[i] + m.length[i]))
+        for i, (g, n) in enumerate(zip(m.guest_offset[first:last].tolist(), m.length[first:last].tolist(), strict=True),
+                                   first):
+            low, high = max(offset, g), min(offset + length, g + n)
             out.append((i, low, high - low))
         return out
 

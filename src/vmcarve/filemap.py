@@ -156,9 +156,10 @@ class FileMap:
         if length <= 0 or len(self) == 0:
             return out
         end = file_offset + length
-        i = max(0, int(np.searchsorted(self.file_offset, file_offset, side="right")) - 1)
-        while i < len(self.file_offset) and int(self.file_offset[i]) < end:
-            f, n, p = int(self.file_offset[i]), int(self.length[i]), int(self.image_offset[i])
+        i = max(0, int(self.file_offset.searchsorted(file_offset, "right")) - 1)
+        j = int(self.file_offset.searchsorted(end, "left"))
+        for f, n, p in zip(self.file_offset[i:j].tolist(), self.length[i:j].tolist(), self.image_offset[i:j].tolist(),
+                           strict=True):
             low, high = max(f, file_offset), min(f + n, end)
             if low < high:
                 out.append((low, high - low, p + (low - f) if p >= 0 else -1, self.grade[i], self.rule[i]))
