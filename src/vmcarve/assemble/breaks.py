@@ -37,6 +37,7 @@ FEW = 4  # breaks that must be known before they tell how a host breaks files
 SURE = 1e9
 CLEAR = 4.0  # nats between the best place and the next: settled at once
 MAX_BRACKET = 1 << 18  # ours: file blocks of one gap whose break is looked for block by block (1 GiB)
+MAX_CONTENTS = 1 << 21  # ours: blocks that are remembered; 20 bytes each
 MAX_PASSES = 12  # ours: rounds of settling; then the rest is settled as it is
 
 MAGICS = np.array(sorted({int.from_bytes(m[:4], "little") for m in (
@@ -88,12 +89,39 @@ class Borders:
     round: float = UNSEEN
 
 
+class Contents:
+    """What blocks of an image hold, as far as breaks ask: round after round looks at the same places."""
+
+    def __init__(self, image: Reader) -> None:
+        self._image = image
+        self._known: dict[tuple[int, int], tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]] = {}
+        self._blocks = 0
+
+    def of(self, at: int, blocks: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
+        """Of so many blocks from image offset `at` on: where the data of each of their sectors ends (uint16[8 n], see
+        sector_tails), and their first four bytes (uint32[n]). What lies outside the image is zeros."""
+        found = self._known.get((at, blocks))
+        if found is None:
+            data = (self._image.read(at, blocks * BLOCK) if at >= 0 else b"").ljust(blocks * BLOCK, b"\0")
+            tail = np.zeros(blocks * (BLOCK // SECTOR), np.uint16)
+            sector_tails(data, tail)
+            found = tail, np.frombuffer(data, np.uint32)[:: BLOCK // 4].copy()
+            if self._blocks + blocks > MAX_CONTENTS:
+                self._known, self._blocks = {}, 0
+            self._known[at, blocks] = found
+            self._blocks += blocks
+        return found
+
+
 def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segments: list[Segment],
-            expectations: dict[int, Expectation], taken: Taken, borders: Borders) -> dict[int, list[Row]]:
+            expectations: dict[int, Expectation], taken: Taken, borders: Borders, contents: Contents | None = None
+            ) -> dict[int, list[Row]]:
     """The rows of a FileMap for every container that has segments.
 
-    begins, sizes: image offset of the first byte and file size in bytes, per container. taken and borders grow.
+    begins, sizes: image offset of the first byte and file size in bytes, per container. taken, borders and contents
+    (what earlier calls saw of the image) grow.
     """
+    contents = contents or Contents(image)
     chains: dict[int, list[Segment]] = {}
     for s in sorted(segments, key=lambda s: (s.owner, s.first)):
         chains.setdefault(s.owner, []).append(s)
@@ -106,7 +134,7 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
             if bend is not None:
                 placed[owner, i] = _take(begins[owner], bend, taken, owner)
             else:
-                open_.append((owner, i, _bracket(image, begins[owner], a, b, expectations[owner])))
+                open_.append((owner, i, _bracket(contents, begins[owner], a, b, expectations[owner])))
     _settle([b for _, _, b in open_], taken, borders)
     for owner, i, b in open_:
         placed[owner, i] = b.settled
@@ -260,18 +288,19 @@ def _tails(image: Reader, at: int, blocks: int) -> npt.NDArray[np.uint16]:
 
 
 # --- jumps: a run ends, another begins ------------------------------------------------------------------------------
-def _bracket(image: Reader, begin: int, a: Segment, b: Segment, expected: Expectation) -> Bracket:
+def _bracket(contents: Contents, begin: int, a: Segment, b: Segment, expected: Expectation) -> Bracket:
     n = b.first - a.last - 1
     sides: list[npt.NDArray[np.float64]] = []
     for delta in (a.delta, b.delta):
         if n > MAX_BRACKET or n == 0:
             sides.append(np.zeros(n))
             continue
-        sides.append(_fit(image, begin, a.last + 1, n, delta, expected))
+        sides.append(_fit(contents, begin, a.last + 1, n, delta, expected))
     return Bracket(a.owner, begin, a.last, b.first, a.delta, b.delta, sides[0], sides[1])
 
 
-def _fit(image: Reader, begin: int, first: int, n: int, delta: int, expected: Expectation) -> npt.NDArray[np.float64]:
+def _fit(contents: Contents, begin: int, first: int, n: int, delta: int, expected: Expectation
+         ) -> npt.NDArray[np.float64]:
     """What the content says of each of the file blocks [first, first + n) at `delta`, in nats."""
     use = expected.use[first : first + n]
     use = np.pad(use, (0, n - len(use)), constant_values=UNKNOWN)
@@ -282,15 +311,11 @@ def _fit(image: Reader, begin: int, first: int, n: int, delta: int, expected: Ex
     wanted, empty = ends.file_offset[low:high] - first * BLOCK, ends.empty[low:high]
     for i in range(0, n, step):
         k = min(step, n - i)
-        at = begin + (first + i + delta) * BLOCK
-        data = (image.read(at, k * BLOCK) if at >= 0 else b"").ljust(k * BLOCK, b"\0")
-        tail = np.zeros(k * (BLOCK // SECTOR), np.uint16)
-        sector_tails(data, tail)
+        tail, head = contents.of(begin + (first + i + delta) * BLOCK, k)
         full = tail.reshape(k, -1).any(axis=1)
         u = use[i : i + k]
         score = np.where(u == USED, np.where(full, 0.0, COSTS["zero but used"]),
                          np.where(u == FREE, np.where(full, COSTS["full but free"], 0.0), COSTS["of unknown use"]))
-        head = np.frombuffer(data, np.uint32)[:: BLOCK // 4]
         index = np.minimum(np.searchsorted(MAGICS, head), len(MAGICS) - 1)
         magic = np.flatnonzero((MAGICS[index] == head) & (u == USED))
         places = (first + i + magic) * BLOCK

@@ -19,7 +19,7 @@ from ..model import DATA, LOST, MISSING, PLAIN, Container, HostVolume, Placer, R
 from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
-from .breaks import Borders, Expectation, lay_out
+from .breaks import Borders, Contents, Expectation, lay_out
 from .places import Known, Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
@@ -126,6 +126,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         c.tables = sorted(dict([*_tables(image, c), *c.tables]).items())
     free = taken.image.free_of(room)
     looks: dict[int, SectorEnds] = {}
+    contents = Contents(image)
     before: list[list[tuple[int, int, int, str, str]]] = []
     for number in range(ROUNDS):
         if number:
@@ -139,7 +140,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         held = [c.map for c in active]
         now = Taken(_copy(taken.image), {})
         borders = Borders()
-        _round(image, active, looks, now, borders)
+        _round(image, active, looks, now, borders, contents)
         for c, old in zip(active, held, strict=True):
             container = c.reopen(c.map)
             if container is None or _lost(container) > _lost(c.container):
@@ -328,8 +329,8 @@ def _spans(c: Candidate) -> list[tuple[int, int]]:
 
 
 # --- one round -----------------------------------------------------------------------------------------------------
-def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds], taken: Taken, borders: Borders
-           ) -> None:
+def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds], taken: Taken, borders: Borders,
+           contents: Contents) -> None:
     parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]] = []
     wanted: dict[int, Int64s] = {}
     blocks = max((s.blocks for s in looks.values()), default=2)
@@ -356,7 +357,7 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
     strong += _nearby(candidates, strong, begins, taken, wanted)
     sizes = {o: _end(c) for o, c in enumerate(active)}
-    rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
+    rows = lay_out(image, begins, sizes, strong, expectations, taken, borders, contents)
     for o, found in rows.items():
         active[o].map = FileMap.build(found).resized(active[o].container.size)
 
