@@ -106,11 +106,12 @@ def group(points: Points, wanted: dict[int, Int64s], free: dict[int, Int64s]) ->
     new |= between * AGAINST > 30.0
     between[new] = 0
     start = np.flatnonzero(new)
-    weight = np.add.reduceat(bits - AGAINST * between, start)
+    net = bits - AGAINST * between
+    weight = np.add.reduceat(net, start)
     stop = np.append(start[1:], len(f))
     keep = np.argsort(-weight, kind="stable")[:MAX_SEGMENTS]
     return [Segment(int(owner[start[i]]), int(delta[start[i]]), f[start[i]:stop[i]],
-                    (bits - AGAINST * between)[start[i]:stop[i]], float(weight[i])) for i in keep.tolist()]
+                    net[start[i]:stop[i]], float(weight[i])) for i in keep.tolist()]
 
 
 def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, least: float) -> list[Segment]:
