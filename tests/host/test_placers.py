@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from vmcarve.checksums import crc32c
 from vmcarve.host import btrfs, ext, fat, ntfs, xfs
-from vmcarve.host._ext_placer import _back, _between
+from vmcarve.host._blocks import state_before_rows
+from vmcarve.host._ext_placer import _between
 from vmcarve.model import HostKind, Placer
 from vmcarve.source import BytesReader
 
@@ -245,7 +246,7 @@ def test_back_undoes_the_crc(rows: list[tuple[int, bytes]]) -> None:
     """From the state behind any bytes to the one before them."""
     behind = np.array([raw_crc(state, data) for state, data in rows], np.uint32)
     data = np.array([list(data) for _, data in rows], np.uint8)
-    assert _back(behind, data).tolist() == [state for state, _ in rows]
+    assert state_before_rows(data, behind).tolist() == [state for state, _ in rows]
 
 
 # --- XFS -----------------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ Source: Linux fs/ext4/inode.c (ext4_inode_csum); for the reversal, any text on C
 from __future__ import annotations
 
 import hashlib
+import weakref
 
 import numpy as np
 import numpy.typing as npt
 
 from ..model import Placer, Reader
 from . import _ext_super as super_
+from ._blocks import state_before_rows
 
 I64 = npt.NDArray[np.int64]
 EXTENTS = 0x80000  # i_flags
@@ -37,14 +39,6 @@ def _tables() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
 TABLE, BY_TOP = _tables()
 
 
-def _back(state: npt.NDArray[np.uint32], data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """The CRC states before the columns of data uint8[n, m], from those behind them."""
-    for i in range(data.shape[1] - 1, -1, -1):
-        index = BY_TOP[state >> 24]
-        state = (state ^ TABLE[index]) << np.uint32(8) | (index ^ data[:, i])
-    return state
-
-
 def _between(before: int, after: npt.NDArray[np.uint32]) -> I64:
     """The little-endian numbers whose four bytes lead from the state `before` to `after`."""
     steps: list[npt.NDArray[np.uint32]] = []
@@ -62,6 +56,35 @@ def _between(before: int, after: npt.NDArray[np.uint32]) -> I64:
     return number
 
 
+_recent: tuple[weakref.ref[npt.NDArray[np.uint8]], int, tuple[I64, npt.NDArray[np.uint32]]] | None = None
+
+
+def _inodes(data: npt.NDArray[np.uint8], size: int) -> tuple[I64, npt.NDArray[np.uint32]]:
+    """Which slots of `size` bytes in data uint8[n] look like inodes, and the CRC state behind the number of each.
+
+    The volumes of an image are asked one after the other about the same data, and differ in the seed only.
+    """
+    global _recent
+    recent = _recent
+    if recent is not None and recent[0]() is data and recent[1] == size:
+        return recent[2]
+    slots = data[: len(data) // size * size].reshape(-1, size)
+    half = slots.view("<u2")
+    picked = np.flatnonzero(half[:, 0x28 // 2] == EXTENT_MAGIC)
+    picked = picked[np.isin(half[picked, 0] >> 12, MODES)].astype(np.int64)
+    rows = slots[picked].copy()
+    words, half = rows.view("<u4"), rows.view("<u2")
+    stored = half[:, 0x7C // 2].astype(np.uint32) | half[:, 0x82 // 2].astype(np.uint32) << np.uint32(16)
+    keep = (words[:, 0x20 // 4] & EXTENTS != 0) & (half[:, 0x80 // 2] >= 4)
+    half[:, 0x7C // 2] = 0
+    half[:, 0x82 // 2] = 0
+    picked, rows, stored = picked[keep], rows[keep], stored[keep]
+    found = picked, state_before_rows(rows[:, 0x64:0x68], state_before_rows(rows, stored))
+    if not data.flags.writeable:  # else it may hold something else the next time
+        _recent = weakref.ref(data), size, found
+    return found
+
+
 def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
     """How loose inodes of the volume at `offset` place themselves; None without 256-byte inodes under checksums."""
     sb = super_.find(reader, offset, limit)
@@ -73,27 +96,14 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
     size, tables, good = sb.inode_size, groups.inode_table, groups.good
 
     def find(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
-        slots = data[: len(data) // size * size].reshape(-1, size)
-        half = slots.view("<u2")
-        picked = np.flatnonzero(half[:, 0x28 // 2] == EXTENT_MAGIC)
-        picked = picked[np.isin(half[picked, 0] >> 12, MODES)]
-        if len(picked) == 0:
-            return picked.astype(np.int64), picked.astype(np.int64)
-        rows = slots[picked].copy()
-        words, half = rows.view("<u4"), rows.view("<u2")
-        stored = half[:, 0x7C // 2].astype(np.uint32) | half[:, 0x82 // 2].astype(np.uint32) << np.uint32(16)
-        generation = rows[:, 0x64:0x68].copy()
-        keep = (words[:, 0x20 // 4] & EXTENTS != 0) & (half[:, 0x80 // 2] >= 4)
-        half[:, 0x7C // 2] = 0
-        half[:, 0x82 // 2] = 0
-        state = _back(_back(stored, rows), generation)
+        picked, state = _inodes(data, size)
         number = _between(sb.seed_state, state)
-        keep &= (number >= 1) & (number <= sb.inodes)
+        keep = (number >= 1) & (number <= sb.inodes)
         number, picked = number[keep] - 1, picked[keep]
         group = number // sb.inodes_per_group
         there = good[group]
         place = tables[group] * sb.block_size + number % sb.inodes_per_group * size
-        return (picked[there] * size).astype(np.int64), place[there]
+        return picked[there] * size, place[there]
 
     key = hashlib.blake2b(tables[good].tobytes() + sb.uuid, digest_size=8).hexdigest()
     return Placer(key, find)
