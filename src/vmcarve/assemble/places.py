@@ -118,11 +118,11 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         starts = _partitions(image, start, container, tables)
         digest = _digest(guest_map)
         ends = np.add.outer(places.length[rows] - 1, np.array(list(starts), np.int64))
-        files: list[list[int]] = to_file(guest_map, ends.ravel()).reshape(ends.shape).tolist()
+        files = to_file(guest_map, ends.ravel()).reshape(ends.shape)
         for i, at in zip(rows, files, strict=True):
             behind = int(places.length[i]) - 1  # the structure's last byte: before it there may be a hole
             p, value = int(places.image_offset[i]) + behind, int(places.value[i])
-            for (g, (doubt, unfit, rooms)), f in zip(starts.items(), at, strict=True):
+            for (g, (doubt, unfit, rooms)), f in zip(starts.items(), at.tolist(), strict=True):
                 if f < 0 or g + value > size or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
                 key = (start, digest, i, g)
