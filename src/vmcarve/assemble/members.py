@@ -12,7 +12,7 @@ from itertools import islice, permutations
 
 from ..disk import VirtualDisk
 from ..model import GuestMap, Member, Reader
-from ..verify.disk import guest_disk
+from ..verify import disk as verified  # the module: it imports this package, and may not be whole yet
 from ..verify.guest import describe
 from .state import Assembled, Joined
 from .tails import agree, file_ends, open_volumes
@@ -64,7 +64,7 @@ def _best_order(images: Sequence[Reader], item: Assembled, places: list[Member],
     scores: list[int] = []
     for order in orders:
         item.members = [*before, *(Joined(m, c) for m, c in zip(places, order, strict=True))]
-        scores.append(_agreement(guest_disk(list(images), item, item.container.guests[0])))
+        scores.append(_agreement(verified.guest_disk(list(images), item, item.container.guests[0])))
     item.members = before
     best = max(scores)
     return orders[scores.index(best)] if best > 0 and scores.count(best) == 1 else []
