@@ -32,7 +32,7 @@ from .places import Places
 from .segments import BLOCK
 from .solve import Candidate, holds_data, solve
 from .state import Claims
-from .streams import CHAIN, Looks, Stream, join, stream_of, without_lost
+from .streams import CHAIN, Looks, Stream, held, join, stream_of, without_lost
 from .tables import Search
 
 MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond its disks and an eighth of them
@@ -162,7 +162,7 @@ def _join_streams(image: Reader, opened: list[tuple[int, Format, Led]], candidat
             whole.add(c.map)  # each of its marks lies where it must
             continue
         phase = (c.start - inside.get(c.start, c.start)) % BLOCK  # a file inside an archive breaks where that does
-        if fmt.gather is not None:
+        if fmt.gather is not None and not (c.plain and c.container.rebuild):
             pinned.setdefault(fmt.name, set()).update(_gather(image, fmt, c, looks))
         s = stream_of(image, fmt, c.start, c.container, c.map, c.tables, phase, c.units)
         if s is not None:
@@ -227,7 +227,7 @@ def _loose(image: Reader, candidates: list[Candidate], modules: set[str], pinned
             if c.container.format == fmt.name and c.joined:
                 whole.add(c.map)
         had = pinned.get(fmt.name, set())
-        keep = np.array([p not in had and not whole.holds(p) for p in marks.image_offset.tolist()], bool)
+        keep = ~np.isin(marks.image_offset, list(had)) & ~held(whole, marks.image_offset)
         rest = Marks(marks.image_offset[keep], marks.key[keep], marks.span[keep])
         for found in fmt.loose(image, rest) if fmt.loose is not None else ():
             if found.container is None or found.start in starts:
@@ -262,6 +262,10 @@ def _around(image: Reader, fmt: Format, start: int, led: Led, solved: dict[int, 
             continue
         rows += led.map.cut(at, m.file_offset - at) if not rows else _behind(rows, at, m.file_offset - at, image.size)
         rows += [(f + m.file_offset, n, p, grade, rule) for f, n, p, grade, rule in c.map.cut(0, m.length)]
+        while rows and rows[-1][2] < 0:  # what the disk does not name at its end goes on too
+            rows.pop()
+        if not rows:
+            return led
         at = rows[-1][0] + rows[-1][1]
     if not rows:
         return led

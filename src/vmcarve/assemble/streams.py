@@ -168,12 +168,12 @@ def join(image: Reader, streams: list[Stream], looks: Looks, whole: Claims) -> N
         own = [s for s in streams if s.format.name == name and s.start % SECTOR == phase]
         _by_marks(image, own, looks.marks(own[0].format, phase), whole)
     for s in streams:
-        _follow(image, s, [0, *(p - f - s.start for f, p in s.pins)])
+        _follow(image, s)
     for s in streams:
         _close(image, s)
         _claim(s, taken)
     for s in streams:
-        if (s.units.key < 0).any():
+        if ((s.units.key < 0) & (s.units.encoding != PLAIN)).any():
             _search(image, s, room, taken)
         s.map = _laid(s, image.size)
 
@@ -216,7 +216,7 @@ def _by_marks(image: Reader, streams: list[Stream], marks: Marks, whole: Claims)
     table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
     new = (np.diff(table[:, :2], axis=0) != 0).any(axis=1) | (np.diff(table[:, 2]) > GAP)
     runs = np.split(table, np.flatnonzero(new) + 1) if len(table) else []
-    used = np.array([whole.holds(p) for p in marks.image_offset.tolist()], bool)
+    used = held(whole, marks.image_offset)
     own = [run for run in runs if int(run[0, 1]) == 0]  # at the delta of the header
     others = sorted((run for run in runs if int(run[0, 1]) != 0), key=lambda run: (-len(run), abs(int(run[0, 1]))))
     at = 0
@@ -234,6 +234,12 @@ def _by_marks(image: Reader, streams: list[Stream], marks: Marks, whole: Claims)
     for (s, i, delta), used in zip(jobs, _decode_all(image, jobs), strict=True):
         if used:
             s.prove(i, used, [(s.blocks(i)[0], delta)])
+
+
+def held(claims: Claims, at: Int64s) -> npt.NDArray[np.bool_]:
+    """Which of these image offsets are claimed."""
+    ranges = np.array([(0, 0), *claims.ranges()], np.int64)
+    return np.asarray(at < ranges[np.searchsorted(ranges[:, 0], at, side="right") - 1, 1])
 
 
 def _tails(s: Stream, image_offset: Int64s, keys: Int64s) -> None:
@@ -293,13 +299,13 @@ def _decode_all(image: Reader, jobs: list[tuple[Stream, int, int]]) -> Iterator[
             yield from told
 
 
-def _follow(image: Reader, s: Stream, deltas: Sequence[int]) -> None:
+def _follow(image: Reader, s: Stream) -> None:
     """Units without marks, from what is pinned on: as long as they decode at the delta of the unit before or behind."""
     u = s.units
     pins = sorted({(0, 0), *((f, p - f - s.start) for f, p in s.pins)})
     places = np.array([f for f, _ in pins], np.int64)
     for i in range(len(u)):
-        if s.sure[i] or u.key[i] >= 0:
+        if s.sure[i] or u.key[i] >= 0 or u.encoding[i] == PLAIN:
             continue
         k = int(np.searchsorted(places, u.file_offset[i], side="right")) - 1
         near = {pins[k][1], pins[min(k + 1, len(pins) - 1)][1]}
@@ -377,7 +383,7 @@ def _straddle(image: Reader, s: Stream, i: int) -> bool:
 def _search(image: Reader, s: Stream, room: Int64s, taken: Claims) -> None:
     """Units without marks behind a break: one of the first of them begins at some block around."""
     for i in range(len(s.units)):
-        if s.sure[i] or s.units.key[i] >= 0 or (i and not s.sure[i - 1] and i % AHEAD):
+        if s.sure[i] or s.units.key[i] >= 0 or s.units.encoding[i] == PLAIN or (i and not s.sure[i - 1] and i % AHEAD):
             continue
         behind = np.flatnonzero(s.sure[i : i + AHEAD])
         wanted = range(i, i + (int(behind[0]) if len(behind) else min(AHEAD, len(s.units) - i)))
