@@ -19,7 +19,7 @@ from tests.makers import ova, vma, vmdk, xva
 from vmcarve.assemble import streams
 from vmcarve.codec import decode, likely
 from vmcarve.formats import _xva_gather as gather
-from vmcarve.model import DEFLATE, ZLIB, ZSTD, Marks, Units
+from vmcarve.model import DEFLATE, MISSING, ZLIB, ZSTD, Marks, Units
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -258,7 +258,9 @@ def test_two_breaks_at_which_a_unit_decodes_prove_none() -> None:
     assert first < 3 <= end and (before, behind) == (0, blocks * BLOCK)
     laid = streams._laid(s, image.size)
     assert set(laid.grade) == {"guessed"} and s.open and s.proved()[-1][0] == end
-    assert streams.without_lost(s, laid).rows() == laid.rows()
+    assert streams.without_lost(image, s, laid).rows() == laid.rows(), "it decodes"
+    harmed = BytesReader(bytes(512) + left[512:] + right.ljust(blocks * BLOCK, b"\0"))
+    assert streams.without_lost(harmed, s, laid).rows() == [(0, n, -1, MISSING, "not-found")]
 
 
 @pytest.mark.parametrize("name", ["streamOptimized of QEMU", "streamOptimized, tables behind"])

@@ -97,7 +97,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     others = rivals([c for c in candidates if c.plain])
     solve(image, candidates, places, room, others)
     for c, s in streams:
-        _without_lost(c, s)
+        _without_lost(image, c, s)
         _grade(c, s)
     theirs = Claims()
     for c in others:
@@ -187,9 +187,9 @@ def _join(image: Reader, streams: list[tuple[Candidate, Stream]], looks: Looks, 
             c.proved, c.open = [*s.proved(), *c.proved], s.open
 
 
-def _without_lost(c: Candidate, s: Stream) -> None:
+def _without_lost(image: Reader, c: Candidate, s: Stream) -> None:
     """Streams that were not found are holes again, whatever the solver laid there, and their entries are emptied."""
-    left = without_lost(s, c.map)
+    left = without_lost(image, s, c.map)
     container = c.reopen(left) if c.joined and left is not c.map else None
     if container is not None:
         c.container, c.map = container, left.resized(container.size)

@@ -464,22 +464,18 @@ def _with_guesses(s: Stream) -> Int64s:
     return place
 
 
-def without_lost(s: Stream, file_map: FileMap) -> FileMap:
-    """The map without what lies nowhere but in streams that were not found: their bytes are no guess's."""
-    u = s.units
-    lost = np.zeros(len(s.place) + 1, np.int64)
-    gone = np.flatnonzero(~s.sure & (u.encoding != PLAIN))
-    np.add.at(lost, (u.file_offset[gone] + s.phase) // BLOCK, 1)
-    np.add.at(lost, (u.file_offset[gone] + s.phase + u.stored[gone] - 1) // BLOCK + 1, -1)
-    flags = (np.cumsum(lost[:-1]) > 0) & (_with_guesses(s) == NOWHERE)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+def without_lost(image: Reader, s: Stream, file_map: FileMap) -> FileMap:
+    """The map without the bytes of streams that do not decode in it, whatever lies there."""
+    view, u = FileView(image, file_map), s.units
     rows: list[tuple[int, int, int, str, str]] = []
     at = 0
-    for a, b in edges.reshape(-1, 2).tolist():
-        f, end = max(0, a * BLOCK - s.phase), min(file_map.size, b * BLOCK - s.phase)
-        if f < end:
-            rows += [*file_map.cut(at, f - at), (f, end - f, -1, MISSING, "not-found")]
-            at = end
+    for i in np.flatnonzero(~s.sure & (u.encoding != PLAIN)).tolist():
+        f, n = int(u.file_offset[i]), int(u.stored[i])
+        if f >= file_map.size or _good(u, i, view.read(f, n)):
+            continue
+        n = min(n, file_map.size - f)
+        rows += [*file_map.cut(at, f - at), (f, n, -1, MISSING, "not-found")]
+        at = f + n
     return FileMap.build([*rows, *file_map.cut(at, file_map.size - at)]) if rows else file_map
 
 
