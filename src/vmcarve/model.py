@@ -291,6 +291,66 @@ class Want:
     empty: bool = False
 
 
+@dataclass(slots=True)
+class Units:
+    """The parts of a container that prove themselves when they are whole: streams (`Format.units`).
+
+    Arrays of equal length n. file_offset int64, rising: the unit's first byte; head: bytes of it before the stream.
+    stored int64: bytes that it takes at most, head included; least int64: it takes more than so many. length int64:
+    bytes that it decodes to, under `encoding` uint8. key int64: what its mark says (`Format.marks`), -1: it has none.
+    check(i, data) -> the bytes that unit i takes of data, 0 where that is not the whole of it: for units that hold
+    their own checksum instead of a stream. tail_key int64, tail_at int64: the mark inside a unit that tells where its
+    end lies, and its file offset; -1 none. size: bytes of the container that lie behind them too, 0 unknown.
+    """
+
+    file_offset: npt.NDArray[np.int64]
+    stored: npt.NDArray[np.int64]
+    least: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    encoding: npt.NDArray[np.uint8]
+    key: npt.NDArray[np.int64]
+    head: int = 0
+    check: Callable[[int, bytes], int] | None = None
+    tail_key: npt.NDArray[np.int64] | None = None
+    tail_at: npt.NDArray[np.int64] | None = None
+    size: int = 0
+
+    def __len__(self) -> int:
+        return len(self.file_offset)
+
+
+@dataclass(slots=True)
+class Marks:
+    """Sectors that begin like an element of a stream: arrays of equal length n, image_offset rising.
+
+    key int64: what it says of its place, -1 for elements that are no units. span int64: bytes up to the next element.
+    """
+
+    image_offset: npt.NDArray[np.int64]
+    key: npt.NDArray[np.int64]
+    span: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image_offset)
+
+
+@dataclass(slots=True)
+class Gathered:
+    """An archive whose members were found wherever they lie (`Format.gather`).
+
+    container: its guests' file offsets count from the archive's first byte, in the layout that the members tell; where
+    they do not tell it, parts follow each other as it may be; None: it can be read through a better map. units: those
+    that prove themselves, or None. pins int64[m, 3]: (file_offset, image_offset, length) of members' own structures,
+    file_offset rising. start: image offset of the first byte, where the archive begins with what is lost
+    (`Format.loose`).
+    """
+
+    container: Container | None
+    units: Units | None
+    pins: npt.NDArray[np.int64]
+    start: int = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """What one module of formats/ offers. The stages know formats by this record only.
@@ -305,6 +365,13 @@ class Format:
     shapes(blocks uint8[n, 4096], image_offset int64[n] rising) -> pieces of tables that have no magic. Called on space
     that nothing else explains, so it may take some ns a block and be wrong; arrays in, arrays out.
     rebuild(reader of the image, clue) -> the container with a header written anew, or None when the clue does not hold.
+    units(reader, container) -> the streams that its tables name, whether they lie there or not; without it, those of
+    its guest maps. It may not read the payload.
+    marks(sectors uint8[n, 512], image_offset int64[n] rising) -> which of them begin an element of a stream, arrays in,
+    arrays out; it may be wrong: units are decoded before they are believed.
+    gather(reader of the image, image offset of the archive's first byte, reader of the archive as it was opened, marks
+    of the whole image) -> the archive whose members lie anywhere, or None where nothing but its first run tells of it.
+    loose(reader of the image, marks that no archive with a header has) -> archives whose first bytes are lost.
     """
 
     name: str
@@ -318,6 +385,10 @@ class Format:
     qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
     shapes: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Iterable[TablePieces]] | None = None
     rebuild: Callable[[Reader, Clue], Orphan | None] | None = None
+    units: Callable[[Reader, Container], Units | None] | None = None
+    marks: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Marks] | None = None
+    gather: Callable[[Reader, int, Reader, Marks], Gathered | None] | None = None
+    loose: Callable[[Reader, Marks], Iterable[Gathered]] | None = None
 
 
 # --- guest file systems and partition schemes ---------------------------------------------------------------------

@@ -210,7 +210,7 @@ def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Pa
 
     `wrong_harmed` are those of the wrong ones that were overwritten where they lay: the map may be right there, the
     content is not what it was. Of a disk in several files the container rows are checked against the file of their
-    size, if there is one."""
+    size, if there is one; those of a file inside an archive against nothing."""
     tally: dict[str, dict[str, int]] = defaultdict(
         lambda: {"claimed": 0, "wrong": 0, "wrong_blocks": 0, "wrong_harmed": 0, "unchecked": 0}
     )
@@ -218,6 +218,8 @@ def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Pa
     harmed = files[0]["harmed"] if len(files) == 1 else []
     alike = [file for file in files if file["size"] == found["container_size"]] if len(files) > 1 else [state.disk]
     container = folder / ORIGINALS / Path(alike[0]["host_path"]).name if len(alike) == 1 else None
+    if state.disk["format"] in ARCHIVES and found["format"] not in ARCHIVES:
+        container = None  # a file inside it, whose offsets are its own
     with image.open("rb") as source:
         for row in case.extents[found["disk_id"]]:
             if row["grade"] in ("missing", "parent"):

@@ -10,15 +10,31 @@ import numpy.typing as npt
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import DATA, LOST, PLAIN, Check, Container, Evidence, Format, GuestMap, Reader
+from ..model import (
+    DATA,
+    GUESSED,
+    LOST,
+    MISSING,
+    PLAIN,
+    Check,
+    Container,
+    Evidence,
+    Format,
+    GuestMap,
+    Reader,
+)
 from ..registry import formats
 from .places import Places
 from .segments import BLOCK
 from .solve import Candidate, holds_data, solve
 from .state import Claims
 from .tables import Search
+from .units import join_units, settle_units
 
 MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond its disks and an eighth of them
+
+
+BEHIND = 64 << 20  # ours: bytes of an archive behind the last of its disks
 
 
 @dataclass(slots=True)
@@ -54,7 +70,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
 
     def seen(start: int, module: str) -> int:
         """Where what proposes it lies: a footer's file need not be one run, so its first byte may be anyone's."""
-        return start + min(f for f, _ in hints[start, module])
+        return start + min((f for f, _ in hints.get((start, module), ())), default=0)
 
     def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
         """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
@@ -73,8 +89,14 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     opened.sort(key=lambda one: (one[0], one[1].name))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
                   for start, fmt, led in opened if led.container.guests]
+    inside = {start + m.file_offset: start for start, _, led in opened if not led.container.guests
+              for m in led.container.members if m.kind == "tar"}
+    forms = {start: fmt for start, fmt, led in opened if led.container.guests}
+    streams = join_units(image, forms, inside, candidates, {m for m, _ in rows}, room)
     others = rivals([c for c in candidates if c.plain])
     solve(image, candidates, places, room, others)
+    for c, s in streams:
+        settle_units(image, c, s)
     theirs = Claims()
     for c in others:
         if c.settled:
@@ -82,17 +104,20 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         elif c.owned:  # its table, by which it is found again in what is left
             theirs.add_range(c.start, c.start + BLOCK)
     solved = {c.start: c for c in candidates}
+    headed = {start for start, _, _ in opened}
+    opened += [(c.start, formats()[c.container.format], Led(c.container, c.map)) for c in candidates
+               if c.start not in headed]
 
     def order(one: tuple[int, Format, Led]) -> tuple[int, int]:
-        """What agrees as one run comes first, then what the tables tell whole: others may have been left with a first
-        map that reaches over it.
+        """What agrees as one run comes first, then what its units prove, then what the tables tell whole: others may
+        have been left with a first map that reaches over it.
 
         What is known by its header's run only comes last: others may lie inside that. Archives share their bytes.
         """
         c = solved.get(one[0])
-        if c is None or c.settled:
-            return 0, one[0]
-        return (3 if not c.plain else 2 if in_doubt(c.container) else 1), one[0]
+        if c is None or c.settled or c.joined:
+            return int(c is not None and not c.settled), one[0]
+        return (4 if not c.plain else 3 if in_doubt(c.container) else 2), one[0]
 
     for start, fmt, led in sorted(opened, key=order):
         if claims.holds(seen(start, fmt.name)):
@@ -100,6 +125,8 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         c = solved.get(start)
         if c is not None:
             led = Led(c.container, c.map)
+        elif led.container.members:
+            led = _around(image, fmt, start, led, solved)
         led.map = theirs.rest_of(claims.rest_of(led.map, "others"), "others")
         yield led
 
@@ -112,6 +139,37 @@ def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[i
     # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
     first = [0] if 0 in anchors else anchors
     return Candidate(start, led.container, led.map, reopen, led.tables, fmt.wants is not None, first)
+
+
+def _around(image: Reader, fmt: Format, start: int, led: Led, solved: dict[int, Candidate]) -> Led:
+    """An archive around files that were put together: its bytes lie where theirs do, and go on behind them."""
+    rows: list[tuple[int, int, int, str, str]] = []
+    at = 0
+    for m in sorted(led.container.members, key=lambda m: m.file_offset):
+        c = solved.get(start + m.file_offset)
+        if c is None or not c.joined or m.kind != "tar" or m.file_offset < at:
+            continue
+        rows += led.map.cut(at, m.file_offset - at) if not rows else _behind(rows, at, m.file_offset - at, image.size)
+        rows += [(f + m.file_offset, n, p, grade, rule) for f, n, p, grade, rule in c.map.cut(0, m.length)]
+        while rows and rows[-1][2] < 0:  # what the disk does not name at its end goes on too
+            rows.pop()
+        if not rows:
+            return led
+        at = rows[-1][0] + rows[-1][1]
+    if not rows:
+        return led
+    rows += _behind(rows, at, BEHIND, image.size)
+    return _reopened(image, fmt, FileMap.build(rows)) or led
+
+
+def _behind(rows: list[tuple[int, int, int, str, str]], at: int, length: int, image_size: int
+            ) -> list[tuple[int, int, int, str, str]]:
+    """Bytes [at, at + length) of a file that goes on where the last of the rows does."""
+    f, _, p, _, _ = rows[-1]
+    if p < 0:
+        return [(at, length, -1, MISSING, "not-found")]
+    there = max(0, min(length, image_size - (p + at - f)))
+    return [(at, there, p + at - f, GUESSED, "continuity"), (at + there, length - there, -1, MISSING, "image-end")]
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,

@@ -6,7 +6,8 @@ states its own place says the rest: it lies at p in the image and at g on its di
 the file would begin at p - f. Where several structures agree on one begin, it is believed, and the format writes what
 is lost (`Format.rebuild`).
 
-Only containers in one piece are put together here; `find` and `Found.votes` are what a solver needs for others.
+Of these only containers in one piece are put together here; `find` and `Found.votes` are what a solver needs for more.
+Streams without header and tables tie their pieces by what decodes across a break (`Format.loose`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..registry import formats
 from ..verify.guest import describe
 from .places import USUAL_STARTS, Places
 from .state import Claims
+from .streams import look
 from .window import Window, steps
 
 BLOCK = 4096
@@ -158,7 +160,7 @@ def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:
 
 
 def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) -> Iterator[Orphan]:
-    """Containers in one piece that are put together from table shapes, outside `claims`; the caller claims each one.
+    """Containers that are put together from table shapes, outside `claims`; the caller claims each one.
 
     free: the host's free runs int64[n, 2], or None.
     """
@@ -167,6 +169,11 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) 
     outside = np.array([not claims.holds(int(p)) for p, _ in pins], bool)
     pins, sizes = pins[outside], sizes[outside]
     for found in find(image, space):
+        if found.format.loose is not None and not (found.pieces.place >= 0).any():
+            # pieces that name nothing begin streams, whose units may lie in several parts
+            marks = look(image, space, found.format, 0)
+            yield from (Orphan(g.container, g.pins, f"{found.format.name}.units")
+                        for g in found.format.loose(image, marks) if g.container is not None)
         if found.format.rebuild is None:
             continue
         origins, _ = found.votes(pins)

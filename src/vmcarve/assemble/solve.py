@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader
+from ..model import DATA, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader, Units
 from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
@@ -64,6 +64,10 @@ class Candidate:
     tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
     checked: bool = False  # the format tells a table from anything else (`Format.wants`)
     anchors: list[int] = field(default_factory=lambda: [0])  # file offsets of what proposes it, at the delta of `start`
+    joined: bool = False  # its streams are placed, and what of them is not found is missing
+    open: bool = False  # breaks of it lie outside its streams
+    units: Units | None = None  # that prove themselves, where the format told them
+    proved: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])  # first block, blocks, delta
     flat: bool = False  # no table says what it holds: nothing is claimed behind the last volume or pin
     settled: bool = False
     nested: bool = False
@@ -251,9 +255,11 @@ def _placer(disk: VirtualDisk, owned: Owned) -> Placer | None:
 
 def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     """Whether one run from the first byte agrees with everything that the container and its guest tell."""
+    if c.joined and not c.plain:
+        return True
     if not c.plain:
         return holds_data(c.container) and all(k.ok for k in c.container.checks)
-    if any((g.map.state == LOST).any() for g in c.container.guests):
+    if c.open or any((g.map.state == LOST).any() for g in c.container.guests):
         return False
     rows = c.map.rows()
     if any(p <= o.start < p + n for _, n, p, _, _ in rows for o in candidates if o is not c):
@@ -353,6 +359,8 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     heads += [Segment(o, (p - f - c.start) // BLOCK, np.array([f // BLOCK], np.int64), np.full(1, FOUND_BITS),
                       FOUND_BITS)
               for o, c in enumerate(active) if not c.nested for f, p in c.tables]
+    heads += [Segment(o, delta, np.arange(first, first + n), np.full(n, FOUND_BITS), FOUND_BITS * n)
+              for o, c in enumerate(active) if not c.nested for first, n, delta in c.proved]
     candidates = [s for s in candidates if not active[s.owner].nested]
     strong = accept(heads + candidates, begins, taken, least_weight(blocks))
     strong += _nearby(candidates, strong, begins, taken, wanted)

@@ -52,7 +52,8 @@ class Plan:
 class Walked:
     """What the tables say. known bool[l1_entries]: which L1 entries are there; l2: the tables' places, rising.
 
-    found: every cluster and stream that is named; metadata: header and tables.
+    l1 int64[l1_entries]: the place of each one's table, -1 none. found: every cluster and stream that is named;
+    metadata: header and tables.
     """
 
     guest: GuestMap
@@ -61,6 +62,7 @@ class Walked:
     tally: Tally
     found: Claims
     metadata: Ranges
+    l1: I64
 
     @property
     def whole(self) -> bool:
@@ -86,4 +88,4 @@ def walk(reader: Reader, plan: Plan) -> Walked:
     rows = np.where(l1.table >= 0, tables.rows(l1.table), -1)
     guest = build_map(plan.size, layout, tables, rows, l1.absent)
     tally.unread += int((~known).sum()) + len(l1.named) - int((rows >= 0).sum())
-    return Walked(guest, known, l2, tally, claims(layout, tables, rows[rows >= 0]), metadata)
+    return Walked(guest, known, l2, tally, claims(layout, tables, rows[rows >= 0]), metadata, l1.table)

@@ -414,6 +414,28 @@ def _join(parts: Sequence[GuestMap], size: int) -> GuestMap:
     return GuestMap.build(guest, length, state, offset, encoding, stored)
 
 
+def without_missing(reader: Reader, m: GuestMap) -> tuple[GuestMap, I64]:
+    """The map without the streams of which bytes are not there, and the guest offsets of those, rising.
+
+    A program that meets an entry whose stream does not decode reads no further: such entries are to be emptied.
+    """
+    pick = np.flatnonzero((m.state == DATA) & (m.encoding != PLAIN))
+    if not len(pick) or not reader.missing(0, reader.size):
+        return m, np.zeros(0, np.int64)
+    pick = pick[np.argsort(m.file_offset[pick], kind="stable")]
+    start = m.file_offset[pick]
+    # an entry counts sectors, and the next stream begins in the last of them
+    stored = np.minimum(m.stored[pick] - (SECTOR - 1), np.append(np.diff(start), m.stored[pick[-1]]))
+    gone = [i for i, f, n in zip(pick.tolist(), start.tolist(), stored.tolist(), strict=True)
+            if reader.missing(f, max(1, n))]
+    if not gone:
+        return m, np.zeros(0, np.int64)
+    state, place, encoding = m.state.copy(), m.file_offset.copy(), m.encoding.copy()
+    size = m.stored.copy()
+    state[gone], place[gone], encoding[gone], size[gone] = LOST, -1, PLAIN, m.length[gone]
+    return GuestMap.build(m.guest_offset, m.length, state, place, encoding, size), np.sort(m.guest_offset[gone])
+
+
 def unit_map(size: int, unit: int, state: U8, host: I64) -> GuestMap:
     """The map of a one-level table (VDI, Parallels): one entry per allocation unit."""
     need = -(-size // unit)

@@ -87,11 +87,13 @@ def _l2(h: Header, offset: int, named: set[int]) -> list[Want]:
 
     named: what other blocks name first.
     """
+    inside = np.uint64((1 << (62 - (h.cluster_bits - 8))) - 1)  # of an entry of a compressed cluster
+
     def bonus(words: Words) -> float:
-        places = words & OFFSET
+        places = np.where(words & COMPRESSED != 0, words & inside, words & OFFSET)
         if (places == np.uint64(offset)).any() or (places == np.uint64(h.l1_offset)).any():
             return -1.0
-        if not named.isdisjoint(first_place(places)):
+        if not named.isdisjoint(first_place(words & OFFSET)):
             return -1.0
         if int(places.min()) == offset + h.cluster:
             return 30.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import bisect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,7 +53,49 @@ class Laid:
             or any(start < high and low < end for start, end in self.lost) for low, high in gaps)
 
 
-def opened(fmt_open: Callable[[Reader], Container], view: Laid, why: str) -> Container | None:
+@dataclass(frozen=True, slots=True)
+class Pieced:
+    """The same of a container in pieces. runs: (file_offset, image_offset, length), file_offset rising."""
+
+    reader: Reader
+    runs: Sequence[tuple[int, int, int]]
+    patches: Sequence[Patch] = ()
+
+    @property
+    def size(self) -> int:
+        return max((f + n for f, _, n in self.runs), default=0)
+
+    def read(self, offset: int, length: int) -> bytes:
+        out = bytearray(max(0, min(length, self.size - offset)))
+        for at, part in self._parts(offset, len(out)):
+            out[at - offset : at - offset + len(part)] = part
+        return bytes(out)
+
+    def _parts(self, offset: int, length: int) -> Iterator[tuple[int, bytes]]:
+        first = max(0, bisect.bisect_right(self.runs, (offset, 1 << 62, 0)) - 1)
+        for f, p, n in self.runs[first:]:
+            low, high = max(f, offset), min(f + n, offset + length)
+            if f >= offset + length:
+                break
+            if low < high:
+                yield low, self.reader.read(p + low - f, high - low)
+        for patch in self.patches:
+            low, high = max(patch.file_offset, offset), min(patch.file_offset + len(patch.data), offset + length)
+            if low < high:
+                yield low, patch.data[low - patch.file_offset : high - patch.file_offset]
+
+    def missing(self, offset: int, length: int) -> bool:
+        ranges = [*((f, f + n) for f, _, n in self.runs), *((p.file_offset, p.file_offset + len(p.data))
+                                                           for p in self.patches)]
+        at = offset
+        for start, end in sorted(r for r in ranges if r[1] > offset and r[0] < offset + length):
+            if start > at:
+                return True
+            at = max(at, end)
+        return at < offset + length
+
+
+def opened(fmt_open: Callable[[Reader], Container], view: Laid | Pieced, why: str) -> Container | None:
     """The container as it reads with our patches, which are told as ours; None when it is none."""
     try:
         container = fmt_open(view)

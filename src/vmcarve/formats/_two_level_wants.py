@@ -5,6 +5,7 @@ A table is allocated before what it names, so it often names the cluster right b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ EVERY_BIT = np.uint64((1 << 64) - 1)
 @dataclass(frozen=True, slots=True)
 class Shape:
     """l1, l1_bytes: place and length of the first level; l2_bytes: length of each second-level table; legal_l1,
-    legal_l2: which words may be entries.
+    legal_l2: which words may be entries. place: the file offsets that entries of an L2 name.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Shape:
     l2_bytes: int
     legal_l1: Legal
     legal_l2: Legal
+    place: Callable[[Words], Words] = lambda words: words
 
 
 def wants(reader: Reader, shape: Shape) -> list[Want]:
@@ -57,11 +59,12 @@ def wants(reader: Reader, shape: Shape) -> list[Want]:
 
 def _l2(shape: Shape, offset: int, named: set[int]) -> list[Want]:
     def bonus(words: Words) -> float:
-        if (words == np.uint64(offset)).any() or not named.isdisjoint(first_place(words)):
+        places = shape.place(words)
+        if (places == np.uint64(offset)).any() or not named.isdisjoint(first_place(words)):
             return -1.0
-        if int(words.min()) == offset + shape.l2_bytes:
+        if int(places.min()) == offset + shape.l2_bytes:
             return 30.0
-        return 20.0 if (words == np.uint64(offset + shape.l2_bytes)).any() else 0.0
+        return 20.0 if (places == np.uint64(offset + shape.l2_bytes)).any() else 0.0
 
     return [table(offset + at, f"{shape.name}.l2", shape.dtype, shape.legal_l2, bonus=bonus, empty=at > 0,
                   places=lambda words: np.where(words > 1, words, np.uint64(0)))

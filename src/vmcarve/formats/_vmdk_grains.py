@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
+from ..errors import Damaged
+from ..model import GUESSED, SECTOR, ZLIB, Clue, Container, Marks, Orphan, Patch, Reader, TablePieces, Units
 from . import _vmdk_header as header
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
 from ._rebuilt import Laid, opened
 from ._shapes import I64, rows_of
+from ._vmdk_gather import TABLE
+from ._vmdk_tables import Rules, Tally, merge_tables, read_directory
 
 KIND = "vmdk.grain"
 GRAIN = 128  # sectors, of every known writer
@@ -34,6 +37,55 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
     head = at[~np.isin(at, at + -(-(stream.GRAIN_HEAD + size) // SECTOR) * SECTOR)]
     # the grain's own place in the file is not known: the file as we lay it out begins with this grain
     yield TablePieces(KIND, UNIT, head, np.full((len(head), 1), -1, np.int64), np.zeros(len(head), np.int64))
+
+
+def marks(sectors: npt.NDArray[np.uint8], image_offset: I64) -> Marks:
+    """Sectors that begin like a grain, by its first sector on the disk, or are the marker of a grain table."""
+    words = np.ascontiguousarray(sectors[:, :16]).view("<u4")
+    row = np.flatnonzero((words[:, 0] % GRAIN == 0) & (words[:, 1] <= MAX_LBA >> 32) & (words[:, 2] > 0)
+                         & (words[:, 2] <= stream.FORMAT_MAX_STORED * UNIT) & (words[:, 3] & 0x0F == 8))
+    zlib = words[row, 3].astype(np.int64)
+    row = row[((zlib >> 4 & 0x0F) <= 7) & (((zlib & 0xFF) * 256 + (zlib >> 8 & 0xFF)) % 31 == 0)]
+    key = words[row, 0].astype(np.int64) | words[row, 1].astype(np.int64) << 32
+    span = -(-(stream.GRAIN_HEAD + words[row, 2].astype(np.int64)) // SECTOR) * SECTOR
+    size = 4 * header.ENTRIES // SECTOR
+    tables = np.flatnonzero((words[:, 0] == size) & (words[:, 1] == 0) & (words[:, 2] == 0)
+                            & (words[:, 3] == stream.GRAIN_TABLE))
+    tables = tables[~sectors[tables, 16:].any(axis=1)]
+    both = np.concatenate((row, tables))
+    order = np.argsort(both, kind="stable")
+    return Marks(image_offset[both[order]], np.concatenate((key, np.full(len(tables), TABLE)))[order],
+                 np.concatenate((span, np.full(len(tables), (1 + size) * SECTOR)))[order])
+
+
+def units(reader: Reader, container: Container) -> Units | None:
+    """The grains that tables at the front of a stream name, by their first sectors on the disk."""
+    h = header.parse(reader.read(0, SECTOR))
+    if h is None or not h.compressed or h.directory_at >= h.overhead:
+        return None
+    try:
+        header.check(h)
+    except Damaged:
+        return None
+    parts: list[tuple[I64, I64]] = []
+    most = -(-(stream.GRAIN_HEAD + stream.FORMAT_MAX_STORED * h.grain_bytes) // SECTOR)
+    rules = Rules(h.overhead, h.overhead + h.grains * most, 0, h.zero_grains)
+    held = 0
+    for first, value, lost in merge_tables(reader, h, read_directory(reader, h), rules, Tally()):
+        used = np.flatnonzero((value > 1) & ~lost)
+        held += len(used)
+        if held > stream.OUR_MAX_GRAINS:
+            break
+        parts.append((first + used, value[used]))
+    if not held:
+        return None
+    number, sector = (np.concatenate(c).astype(np.int64) for c in zip(*parts, strict=True))
+    sector, once = np.unique(sector, return_index=True)
+    number = number[once]
+    stored = np.minimum(np.append(np.diff(sector), most), most) * SECTOR
+    length = np.minimum(h.grain, h.capacity - number * h.grain) * SECTOR
+    return Units(sector * SECTOR, stored, np.zeros(len(number), np.int64), length,
+                 np.full(len(number), ZLIB, np.uint8), number * h.grain, stream.GRAIN_HEAD)
 
 
 def rebuild(reader: Reader, clue: Clue, open_extent: Callable[[Reader], Container]) -> Orphan | None:

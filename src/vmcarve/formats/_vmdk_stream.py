@@ -164,10 +164,21 @@ def walk(reader: Reader, h: Header, start: int, style: str, until: int = 0) -> W
         if not found:
             break
         s = found
-    out.grains = Grains(np.array(index), np.array(sector), np.array(size))
+    out.grains, cut = _there(reader, Grains(np.array(index, np.int64), np.array(sector, np.int64),
+                                            np.array(size, np.int64)))
+    out.gaps += [(n, n + 1) for n in cut.tolist()]
     if len(index) > 1 and (np.diff(out.grains.number) <= 0).any() and out.gaps:
         out.gaps = [(0, h.grains)]  # not in disk order: what damage hid can be anything
     return out
+
+
+def _there(reader: Reader, grains: Grains) -> tuple[Grains, Int64s]:
+    """Those of which no byte is missing, and the numbers of the others."""
+    if not len(grains.number) or not reader.missing(0, int(grains.end.max()) * SECTOR):
+        return grains, grains.number[:0]
+    kept = np.array([not reader.missing(s * SECTOR, GRAIN_HEAD + n)
+                     for s, n in zip(grains.sector.tolist(), grains.size.tolist(), strict=True)], bool)
+    return Grains(*(column[kept] for column in grains)), grains.number[~kept]
 
 
 def _element(reader: Reader, h: Header, s: int, data: bytes, style: str, out: Walk) -> int:
@@ -236,7 +247,7 @@ def confirm_entries(reader: Reader, h: Header, index: Int64s, sector: Int64s) ->
         if i >= OUR_MAX_GRAINS:
             break
         head = grain_head(h, reader.read(s * SECTOR, 16))
-        if head is not None and head[0] == number:
+        if head is not None and head[0] == number and not reader.missing(s * SECTOR, GRAIN_HEAD + head[1]):
             size[i] = head[1]
     good = size > 0
     return Grains(index[good], sector[good], size[good]), index[~good]

@@ -18,7 +18,7 @@ def wants(reader: Reader) -> list[Want]:
     each set's tables right behind its directory.
     """
     h = parse(reader.read(0, SECTOR))
-    if h is None or h.compressed:
+    if h is None or h.directory_at >= h.overhead:  # a stream's tables that lie behind its grains
         return []
     try:
         check(h)
@@ -53,7 +53,9 @@ def _want(h: Header, sets: list[int], file_offset: int) -> Want:
         if (words[fixed] != stated[fixed]).any():
             return 0.0
         there = words[entries & (words > 1)]
-        if (there < h.overhead).any() or (there >= most).any() or ((there - h.overhead) % h.grain).any():
+        if (there < h.overhead).any() or (there >= most).any():
+            return 0.0
+        if not h.compressed and ((there - h.overhead) % h.grain).any():
             return 0.0
         return min(MAX_BITS, BITS * (int(fixed.sum()) + len(there)))
 

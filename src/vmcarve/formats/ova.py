@@ -33,6 +33,7 @@ from ._tar import (
     TarHeader,
     TarMember,
     end_of_archive,
+    end_of_file,
     parse_header,
     read_member,
 )
@@ -167,8 +168,9 @@ def open_ova(reader: Reader) -> Container:
     members = list(_members(reader, first, description))
     end = members[-1].end
     ended = end_of_archive(reader, end)
-    out = Container("ova", "ova", min(end + END_BLOCKS * BLOCK if ended else end, reader.size), [], size_exact=ended,
-                    system=description.writer, names=description.machines, extension="ova")
+    size = end_of_file(reader, end + END_BLOCKS * BLOCK) if ended else end
+    out = Container("ova", "ova", min(size, reader.size), [], size_exact=ended, system=description.writer,
+                    names=description.machines, extension="ova")
     out.members = [Member(m.header.name, "tar", 0, m.header.size, m.data_offset) for m in members if m.header.is_file]
     out.regions = [Region(m.offset, m.data_offset - m.offset, "ova.tar", SUPPORTED) for m in members]
     _hashes(reader, members, out)

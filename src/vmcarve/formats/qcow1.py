@@ -15,6 +15,7 @@ from ..errors import Damaged
 from ..model import (
     DATA,
     DEFLATE,
+    GUESSED,
     PLAIN,
     SECTOR,
     SUPPORTED,
@@ -33,7 +34,7 @@ from ..model import (
 from ._append_only import Plan, walk
 from ._append_shapes import QCOW1, rebuild_qcow1
 from ._first_level import plain_tables
-from ._qcow2_tables import OUR_MAX_DISK, U64, Cells, Ranges, regions, show_name
+from ._qcow2_tables import OUR_MAX_DISK, U64, Cells, Ranges, regions, show_name, without_missing
 from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
 
@@ -135,11 +136,12 @@ def open_container(reader: Reader) -> Container:
                                lambda words: (words >= COMPRESSED) | (words & np.uint64(h.cluster - 1) != 0),
                                lambda words: _parse(h, words)))
     found, l2 = tables.found, tables.l2
+    guest, lost = without_missing(reader, tables.guest)
     end = max([-(-h.entries * 8 // SECTOR) * SECTOR + h.l1_offset,  # the L1 is written in whole sectors (seen)
                *(l2[-1:] + table_bytes).tolist(), *(found.plain + h.cluster).max(initial=0, keepdims=True).tolist(),
                int((found.start + found.length).max(initial=0))])
     container = Container(
-        "qcow1", "v1-encrypted" if h.crypt else "v1", end, [GuestDisk(h.size, tables.guest)],
+        "qcow1", "v1-encrypted" if h.crypt else "v1", end, [GuestDisk(h.size, guest)],
         system="QEMU/KVM", cluster=h.cluster, size_exact=tables.whole, checks=[
             Check("qcow1.l1-read", bool(tables.known.all()),
                   f"{int((~tables.known).sum())} L1 entries are missing", False),
@@ -150,6 +152,12 @@ def open_container(reader: Reader) -> Container:
     )
     if h.crypt:
         container.detail |= {"encryption": "aes", "encrypted": "yes"}
+    if len(lost):
+        index = lost // h.cluster
+        at = tables.l1[index >> h.l2_bits] + (index & ((1 << h.l2_bits) - 1)) * 8
+        container.patches += [Patch(place, bytes(8), "rebuilt", GUESSED) for place in at.tolist()]
+        container.checks.append(Check("qcow1.streams-there", False, f"{len(lost)} compressed clusters are lost: their "
+                                      "entries are emptied", False))
     if len(found.start):
         container.detail["compression"] = "zlib"
     if h.backing_offset:
@@ -162,8 +170,8 @@ def _backing(reader: Reader, h: Header, container: Container) -> None:
     name = show_name(reader.read(h.backing_offset, h.backing_size))
     container.parent = ParentLink(None, name or None)
     container.detail["backing"] = name
-    container.patches = [Patch(8, bytes(12), "reference"),
-                         Patch(h.backing_offset, bytes(h.backing_size), "reference")]
+    container.patches += [Patch(8, bytes(12), "reference"),
+                          Patch(h.backing_offset, bytes(h.backing_size), "reference")]
 
 
 def wants(reader: Reader) -> list[Want]:
@@ -183,7 +191,11 @@ def wants(reader: Reader) -> list[Want]:
         stream = (words & COMPRESSED != 0) & (words & ((np.uint64(1) << size) - np.uint64(1)) < most)
         return stream | plain(words)
 
-    return table_wants(reader, Shape("qcow1", ">u8", h.l1_offset, 8 * h.entries, table_bytes, plain, legal))
+    def place(words: U64) -> U64:
+        inside = (np.uint64(1) << np.uint64(63 - h.cluster_bits)) - np.uint64(1)
+        return np.where(words & COMPRESSED != 0, words & inside, words)
+
+    return table_wants(reader, Shape("qcow1", ">u8", h.l1_offset, 8 * h.entries, table_bytes, plain, legal, place))
 
 
 FORMAT = Format(name="qcow1", extension="qcow", signatures=SIGNATURES, open=open_container, confirm=confirm,

@@ -15,6 +15,7 @@ from ..model import (
     DATA,
     DEFLATE,
     EXTERNAL,
+    GUESSED,
     HOLE,
     PLAIN,
     PROVEN,
@@ -29,6 +30,7 @@ from ..model import (
     GuestMap,
     Member,
     ParentLink,
+    Patch,
     Reader,
     Region,
     Signature,
@@ -69,6 +71,7 @@ from ._qcow2_tables import (
     read_words,
     regions,
     show_name,
+    without_missing,
 )
 from ._qcow2_wants import wants
 
@@ -136,6 +139,7 @@ def open_container(reader: Reader) -> Container:
         walk = _walk(reader, h, pieces, snapshots, limit, told.free)
     walk.layout.empty_is_lost = not trusted or told.leaked > 0
     guests, spent = _guests(h, walk, snapshots)
+    emptied = _without_missing(reader, h, walk, guests)
     size, exact = _size(h, rc, walk, guests, trusted)
     grade = PROVEN if told.agrees and trusted and walk.whole else SUPPORTED
     container = Container(
@@ -159,9 +163,24 @@ def open_container(reader: Reader) -> Container:
     others = [c for c in container.checks if c.name not in ABOUT_REFCOUNTS]
     if walk.whole and not stale and not h.incompatible & DIRTY and all(c.ok for c in others):
         container.patches += rebuild(reader, h, rc, *walk.refs)
+    container.patches += emptied
+    if emptied:
+        container.checks.append(Check("qcow2.streams-there", False, f"{len(emptied)} compressed clusters are lost: "
+                                      "their entries are emptied", False))
     if walk.compressed:
         container.detail["compression"] = "zstd" if h.compression else "zlib"
     return container
+
+
+def _without_missing(reader: Reader, h: Header, walk: _Walk, guests: list[GuestDisk]) -> list[Patch]:
+    """Streams of which bytes are missing become LOST; the patches empty their L2 entries."""
+    places: set[int] = set()
+    size = h.cluster // h.l2_entries
+    for guest, l1 in zip(guests, walk.l1s, strict=False):
+        guest.map, lost = without_missing(reader, guest.map)
+        index = lost // h.cluster
+        places.update((l1.table[index // h.l2_entries] + index % h.l2_entries * size).tolist())
+    return [Patch(at, bytes(size), "rebuilt", GUESSED) for at in sorted(places)]
 
 
 def _variant(h: Header) -> str:

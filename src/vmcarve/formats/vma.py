@@ -31,13 +31,16 @@ from ..model import (
     Container,
     Evidence,
     Format,
+    Gathered,
     GuestDisk,
     GuestMap,
+    Marks,
     Orphan,
     Reader,
     Region,
     Signature,
 )
+from ._vma_gather import Extent, lay_out
 
 MAGIC, EXTENT_MAGIC = b"VMA\0\0\0\0\x01", b"VMAE\0\0"  # the header's with its version
 HEADER_KIND, EXTENT_KIND = "vma.header", "vma.extent"
@@ -141,7 +144,11 @@ class _Extents:
 
 def _extent_at(reader: Reader, offset: int) -> bytes | None:
     """The extent header at `offset` when magic, MD5 and block count agree."""
-    data = reader.read(offset, EXTENT_HEADER)
+    return _extent(reader.read(offset, EXTENT_HEADER))
+
+
+def _extent(data: bytes) -> bytes | None:
+    """The same of its bytes."""
     if len(data) < EXTENT_HEADER or data[:6] != EXTENT_MAGIC or not _sum_agrees(data, 24):
         return None
     rows = np.frombuffer(data, ROW, ROWS, 40)
@@ -419,4 +426,85 @@ def _runs(reader: Reader, offsets: list[int], extents: _Extents) -> Iterator[tup
         yield start, at - start
 
 
-FORMAT = Format("vma", "vma", SIGNATURES, open_vma, confirm, salvage=salvage)
+def marks(sectors: npt.NDArray[np.uint8], image_offset: Int64s) -> Marks:
+    """Extent headers whose MD5 agrees; the key is the archive's."""
+    first = np.ascontiguousarray(sectors[:, :4]).view("<u4")[:, 0]
+    rows: list[tuple[int, int, int]] = []
+    for i in np.flatnonzero(first == int.from_bytes(EXTENT_MAGIC[:4], "little")).tolist():
+        data = _extent(sectors[i].tobytes())
+        if data is not None:
+            (blocks,) = struct.unpack_from(">H", data, 6)
+            rows.append((int(image_offset[i]), _key(data[8:24]), EXTENT_HEADER + BLOCK * blocks))
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    return Marks(table[:, 0], table[:, 1], table[:, 2])
+
+
+def _key(uuid: bytes) -> int:
+    return int.from_bytes(uuid[:8], "big") >> 1
+
+
+def gather(image: Reader, start: int, reader: Reader, found: Marks) -> Gathered | None:
+    """The archive whose header lies at image offset `start`, its extents anywhere."""
+    header = _read_header(reader, 0)
+    if header is None or not header.sound:
+        return None
+    members, headers = _members(image, found, _key(UUID(header.uuid).bytes))
+    members = [e for e in members if _uuid_of(headers[e.image_offset]) == header.uuid]
+    if not members:
+        return None
+    order, size = lay_out(start, header.size, members)
+    return _gathered(start, header.uuid, header, order, headers, size)
+
+
+def loose(image: Reader, found: Marks) -> Iterator[Gathered]:
+    """Archives without their header: device sizes are those of the clusters that are seen."""
+    for key in np.unique(found.key).tolist():
+        members, headers = _members(image, found, key)
+        if not members:
+            continue
+        first = min(e.image_offset for e in members)
+        inside = first % BLOCK  # as far as a header of whole blocks would have it
+        start = first - inside - HEADER_MIN
+        if start < 0:
+            continue
+        order, size = lay_out(start, HEADER_MIN + inside, members)
+        yield _gathered(start, _uuid_of(headers[first]), None, order, headers, size)
+
+
+def _members(image: Reader, found: Marks, key: int) -> tuple[list[Extent], dict[int, bytes]]:
+    """The extents of one key, and their headers by image offset."""
+    members: list[Extent] = []
+    headers: dict[int, bytes] = {}
+    mine = found.key == key
+    for p, span in zip(found.image_offset[mine].tolist(), found.span[mine].tolist(), strict=True):
+        data = _extent_at(image, p)
+        if data is None or len(members) >= OUR_MAX_EXTENTS:
+            continue
+        rows = np.frombuffer(data, ROW, ROWS, 40)
+        used = rows[rows["device"] != 0]
+        ends = [(int(r["device"]), int(r["cluster"])) for r in (used[[0, -1]] if len(used) else ())]
+        members.append(Extent(p, span, ends[0] if ends else (0, -1), ends[1] if ends else (0, -1)))
+        headers[p] = data
+    return members, headers
+
+
+def _gathered(start: int, uuid: str, header: _Header | None, order: list[tuple[int, Extent]], headers: dict[int, bytes],
+              size: int) -> Gathered:
+    extents = _Extents(uuid)
+    for f, e in order:
+        extents.add(f, headers[e.image_offset])
+    out = _container(uuid, size)
+    out.size_exact = False
+    pins = [(f, e.image_offset, EXTENT_HEADER) for f, e in order]
+    if header is not None:
+        out.names = list(header.configs)
+        out.regions.append(Region(0, header.size, HEADER_KIND, PROVEN))
+        pins.insert(0, (0, start, header.size))
+    else:
+        out.checks.append(Check("vma.header", False, "no header: device sizes from the last cluster seen", False))
+    _guests(out, extents, header, size)
+    return Gathered(out, None, np.array(pins, np.int64), start)
+
+
+FORMAT = Format("vma", "vma", SIGNATURES, open_vma, confirm, salvage=salvage, marks=marks, gather=gather,
+                loose=loose)

@@ -42,6 +42,7 @@ from . import _vmdk_shapes as shapes
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
 from ._rebuilt import Laid
+from ._vmdk_gather import gather, loose
 from ._vmdk_header import NO_OFFSET, Header
 from ._vmdk_rebuild import find_header, redundant_directory, stream_table
 from ._vmdk_tables import (
@@ -398,4 +399,8 @@ FORMAT = Format(
     shapes=lambda blocks, where: [*shapes.shapes(blocks, where), *grains.shapes(blocks, where)],
     rebuild=lambda reader, clue: (grains if clue.pieces.kind == grains.KIND else shapes).rebuild(
         reader, clue, open_extent),
+    units=grains.units,
+    marks=grains.marks,
+    gather=gather,
+    loose=lambda image, marks: loose(image, marks, open_extent),
 )

@@ -30,16 +30,19 @@ from ..model import (
     Container,
     Evidence,
     Format,
+    Gathered,
     GuestDisk,
     GuestMap,
+    Marks,
     Orphan,
     Reader,
     Region,
     Signature,
 )
 from . import _xmlrpc
-from ._tar import BLOCK, parse_header
-from ._xva_walk import BAD, CHUNK, GOOD, Budget, Chunk, Walk, hash_before, is_chunk, join_across, walk
+from ._tar import BLOCK, END_BLOCKS, parse_header
+from ._xva_gather import Layout, first_of, guest_map, lay_out, marks, refs_of, units_of
+from ._xva_walk import BAD, CHUNK, GOOD, HOST_BLOCK, Budget, Chunk, Walk, hash_before, is_chunk, join_across, walk
 
 FIRST_MEMBER = "ova.xml"
 HEADER_KIND, CHUNK_KIND = "xva.header", "xva.chunk"
@@ -389,4 +392,54 @@ def _to_file(guest_map: GuestMap, runs: Int64s) -> None:
     guest_map.file_offset[data] = p - order[i, 1] + order[i, 0]
 
 
-FORMAT = Format("xva", "xva", SIGNATURES, open_xva, confirm, salvage=salvage)
+# --- in pieces -------------------------------------------------------------------------------------------------------
+def gather(image: Reader, start: int, reader: Reader, marks: Marks) -> Gathered | None:
+    """The archive whose ova.xml lies at image offset `start`, its chunks anywhere."""
+    header = parse_header(reader.read(0, BLOCK))
+    if header is None or header.name != FIRST_MEMBER or not 0 < header.size <= OUR_MAX_XML:
+        return None
+    machine = _machine(reader, header.size)
+    layout = lay_out(start, header.span, marks, sorted(machine.disks, key=lambda r: (len(r), r)))
+    return None if layout is None else _gathered(start, header.span, machine, layout)
+
+
+def loose(image: Reader, marks: Marks) -> Iterator[Gathered]:
+    """Archives without ova.xml: chunks of one name each, the disk's size unknown."""
+    for ref in refs_of(marks):
+        first = first_of(marks, ref)
+        begin = HOST_BLOCK + first % HOST_BLOCK  # as far as an ova.xml of whole blocks would have it
+        layout = lay_out(first - begin, begin, marks, [ref])
+        if layout is not None and first >= begin:
+            found = _gathered(first - begin, 0, _Machine({}), layout)
+            assert found.container is not None
+            found.container.checks.append(Check("xva.start", False, "ova.xml is lost: disk sizes are those of the "
+                                                "chunks found", False))
+            yield found
+
+
+def _gathered(start: int, header: int, machine: _Machine, layout: Layout) -> Gathered:
+    """header: bytes of the first member, 0 where it is lost."""
+    out = Container("xva", "gathered", layout.end + END_BLOCKS * BLOCK, [], rebuild=False, cluster=CHUNK,
+                    system=machine.system or "XenServer / XCP-ng", size_exact=False)
+    out.regions = [Region(0, header, "xva.ova-xml", SUPPORTED)] if header else []
+    for ref, slots in layout.slots.items():
+        disk = machine.disks.get(ref)
+        if not any(s.size for s in slots):
+            out.detail[ref] = f"{disk.size if disk else 0} bytes, no chunk in the image"
+            continue
+        found, size = guest_map(slots, disk.size if disk else None)
+        out.guests.append(GuestDisk(size, found, "member", ref))
+        if disk is not None:
+            out.detail[ref] = " ".join(filter(None, (disk.device, disk.name)))
+            out.names += [disk.name] if disk.name and disk.name not in out.names else []
+        lost = sum(s.number < 0 for s in slots)
+        out.checks.append(Check("xva.places", not lost, f"{ref}: {lost} chunks are lost whose place is not known"
+                                if lost else ""))
+    if machine.name:
+        out.names.insert(0, machine.name)
+    pins = [*([(0, start, header)] if header else []), *((f, p, BLOCK) for f, p in sorted(layout.pins))]
+    return Gathered(out, units_of(layout), np.array(pins, np.int64), start)
+
+
+FORMAT = Format("xva", "xva", SIGNATURES, open_xva, confirm, salvage=salvage, marks=marks, gather=gather,
+                loose=loose)

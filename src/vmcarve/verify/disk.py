@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..assemble.state import Assembled
+from ..assemble.streams import CHAIN
 from ..assemble.window import Window
 from ..codec import decode_counted
 from ..disk import VirtualDisk
@@ -29,6 +30,7 @@ from ..model import (
     SUPPORTED,
     UNALLOCATED,
     ZERO,
+    ZLIB,
     GuestDisk,
     GuestMap,
     Reader,
@@ -131,7 +133,7 @@ def _settle(image: Reader, item: Assembled, failed: list[str]) -> tuple[FileMap,
             f = int(m.file_offset[i])
             if used < 0:
                 broken += 1
-            else:
+            elif m.encoding[i] == ZLIB or _one_run(item.map, f, used):  # else nothing but a checksum proves the join
                 ranges[f] = (max(used, ranges.get(f, (0, ""))[0]), f"decoded.{ENCODING_NAMES[m.encoding[i]]}")
     if broken:
         failed.append(f"{broken} compressed clusters do not decode")
@@ -145,6 +147,12 @@ def _settle(image: Reader, item: Assembled, failed: list[str]) -> tuple[FileMap,
             at = f + n
     sure = not failed or GUESSED not in item.map.grade
     return (item.map.graded(laid) if laid else item.map), sure
+
+
+def _one_run(file_map: FileMap, file_offset: int, length: int) -> bool:
+    """Whether the bytes lie one behind the other in the image, or their place is not a guess."""
+    parts = file_map.cut(file_offset, length)
+    return all(b[2] == a[2] + a[1] or b[3] != GUESSED for a, b in zip(parts, parts[1:], strict=False))
 
 
 def _decoded(view: FileView, m: GuestMap, rows: npt.NDArray[np.int64]) -> Iterator[int]:
@@ -165,9 +173,13 @@ def _decoded(view: FileView, m: GuestMap, rows: npt.NDArray[np.int64]) -> Iterat
 
 
 def _belongs(file_map: FileMap, file_offset: int, length: int) -> bool:
-    """Whether a structure that is sound in itself is this container's: in the header's own run, or given by a host."""
+    """Whether a structure that is sound in itself is this container's.
+
+    It is in the header's own run, or given by a host, or what is checked leads to it without a gap.
+    """
     first = int(file_map.image_offset[0])
-    return all(grade != GUESSED or p - f == first for f, _, p, grade, _ in file_map.cut(file_offset, length) if p >= 0)
+    return all(grade != GUESSED or p - f == first or rule == CHAIN
+               for f, _, p, grade, rule in file_map.cut(file_offset, length) if p >= 0)
 
 
 def _container_rows(item: Assembled, container_map: FileMap) -> list[Row]:
