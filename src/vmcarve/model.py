@@ -429,12 +429,26 @@ class Placer:
 
 
 @dataclass(frozen=True, slots=True)
+class DataSums:
+    """Checksums that a volume keeps of its data: CRC-32C of `sector` bytes each.
+
+    volume_offset int64[n], rising; crc uint32[n]; current bool[n]: False where it was stated once, of what is free now.
+    """
+
+    sector: int
+    volume_offset: npt.NDArray[np.int64]
+    crc: npt.NDArray[np.uint32]
+    current: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class HostKind:
     """What one module of host/ offers. open(reader, offset, limit) -> the volume starting at `offset`, or None.
 
     carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
     placer(reader, offset, limit): how loose metadata of the volume at `offset` places itself, None without a volume.
     former(reader, offset, limit): the volume that its superblock's copies tell of, whatever begins at `offset` now.
+    sums(reader, offset, limit): what the volume at `offset` states of its data, None without a volume.
     """
 
     name: str
@@ -445,6 +459,7 @@ class HostKind:
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None
     placer: Callable[[Reader, int, int], Placer | None] | None = None
+    sums: Callable[[Reader, int, int], DataSums | None] | None = None
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ blocks). Where a size is no multiple of 512 that is a sector whose data ends at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +97,34 @@ def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
     return SectorEnds(np.concatenate(sectors), np.concatenate(tails), np.concatenate(empties), phase, blocks)
 
 
-def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
+class Listed(Protocol):
+    """What is asked of a volume here."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    def files(self) -> Iterator[HostFile]:
+        """Every regular file, live ones first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The live files of a volume, read once for all who ask."""
+
+    block_size: int
+    listed: list[HostFile]
+
+    @classmethod
+    def of(cls, volume: HostVolume) -> Live:
+        listed = itertools.takewhile(lambda file: not file.deleted, volume.files())
+        return cls(volume.block_size, list(itertools.islice(listed, MAX_FILES)))
+
+    def files(self) -> Iterator[HostFile]:
+        return iter(self.listed)
+
+
+def file_ends(volumes: Iterable[Listed], guest_map: GuestMap) -> FileEnds:
     """The ends of the live files of a guest's volumes (opened on the guest disk: their offsets are guest offsets)."""
     ends: list[tuple[int, int]] = []  # guest offset of the end, and of the first byte behind the zeros
     begins: list[int] = []
