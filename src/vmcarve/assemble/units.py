@@ -7,6 +7,7 @@ placed as a whole, and what would lie at another distance is chance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from .segments import BLOCK, Points, Segment
 SURE = 36.0  # bits of a segment that is asked
 LEAST, MOST = 4, 14  # powers of two: units of 64 KiB to 64 MiB
 PROOF = 40.0  # bits by which chance must be excluded
-OUTLIERS = 0.04  # share of what is asked that may be wrong
+OUTLIERS = 0.2  # share of the distances that may be wrong: each is seen once, however well
+TORN = 0.04  # share of the units that may be seen in two places
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def unit_of(segments: Iterable[Segment], begins: dict[int, int]) -> Unit:
         unit = 1 << power
         rest, count = np.unique(shift % unit, return_counts=True)
         most = int(count.max(initial=0))
-        if (most - 1) * power < PROOF or most < (1 - OUTLIERS) * len(shift):
+        if most < (1 - OUTLIERS) * len(shift) or (most - 1) * power - _choices(len(shift), most) < PROOF:
             continue
         at = int(rest[np.argmax(count)])
         if _whole([s for s in sure if (begins[s.owner] // BLOCK + s.delta) % unit == at], unit):
@@ -62,4 +64,9 @@ def _whole(segments: list[Segment], unit: int) -> bool:
             for s in segments for u in [np.unique(s.points // unit)]]
     seen = np.unique(np.concatenate(rows), axis=0) if rows else np.empty((0, 3), np.int64)
     each, places = np.unique(seen[:, :2], axis=0, return_counts=True)
-    return bool((places > 1).sum() <= OUTLIERS * len(each))
+    return bool((places > 1).sum() <= TORN * len(each))
+
+
+def _choices(n: int, k: int) -> float:
+    """Bits: in how many ways k of n can be chosen."""
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2) if n else 0.0
