@@ -135,7 +135,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     free = taken.image.free_of(room)
     looks: dict[int, SectorEnds] = {}
     content, borders, rate = Content(image, free), Borders(), 0.0
-    last = b""
+    last, before = b"", None
     for number in range(ROUNDS):
         if number:
             _give_volumes(image, active, places, known)
@@ -155,7 +155,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         if not rate or not STEADY <= borders.rate / rate <= 1 / STEADY:
             rate = borders.rate
         borders = Borders(rate=rate)
-        _round(image, active, evidence, now, borders)
+        runs = _round(image, active, evidence, now, borders)
         for c, old in zip(active, held, strict=True):
             container = c.reopen(c.map)
             if container is None or _lost(container) > _lost(c.container):
@@ -163,6 +163,10 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
                 continue
             c.container = container
             c.map = _told(image, c).resized(container.size)
+        found = runs, [[g.map.file_offset.tobytes() for g in c.container.guests] for c in active]
+        if found == before:
+            break  # the same runs of the same disks: the guests tell no more than they did
+        before = found
     for c, stated in zip(active, content.sums.stated, strict=True):
         c.map = without_wrong(image, c.map, stated)
 
@@ -387,7 +391,9 @@ def _gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Cont
     return _Evidence(points, wanted, expectations, blocks, digest.digest())
 
 
-def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: Taken, borders: Borders) -> None:
+def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: Taken, borders: Borders
+           ) -> list[tuple[int, int, int, int]]:
+    """Better maps for all of them; returns the runs that they were laid out from: (container, first, last, delta)."""
     points, wanted, expectations = evidence.points, evidence.wanted, evidence.expectations
     blocks = evidence.blocks
     begins = {o: c.start for o, c in enumerate(active)}
@@ -412,6 +418,7 @@ def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: T
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders)
     for o, found in rows.items():
         active[o].map = FileMap.build(found).resized(active[o].container.size)
+    return sorted((s.owner, s.first, s.last, s.delta) for s in strong)
 
 
 def _told(image: Reader, c: Candidate) -> FileMap:
