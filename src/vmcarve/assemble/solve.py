@@ -135,7 +135,8 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     free = taken.image.free_of(room)
     looks: dict[int, SectorEnds] = {}
     content, borders, rate = Content(image, free), Borders(), 0.0
-    last, before = b"", None
+    last = b""
+    seen: list[tuple[list[tuple[int, int, int, int]], list[list[bytes]]]] = []
     for number in range(ROUNDS):
         if number:
             _give_volumes(image, active, places, known)
@@ -164,9 +165,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
             c.container = container
             c.map = _told(image, c).resized(container.size)
         found = runs, [[g.map.file_offset.tobytes() for g in c.container.guests] for c in active]
-        if found == before:
-            break  # the same runs of the same disks: the guests tell no more than they did
-        before = found
+        if found in seen:
+            break  # the same runs of the same disks, as before or in turns: the guests tell no more than they did
+        seen.append(found)
     for c, stated in zip(active, content.sums.stated, strict=True):
         c.map = without_wrong(image, c.map, stated)
 
