@@ -58,6 +58,8 @@ class Archives:
         return first and self._seen
 
     def see(self, data: U8s, at: int, length: int) -> None:
+        if self._held >= MAX_LOCALS:
+            return
         text = data.tobytes()
         found: list[int] = []
         for match in RECORDS.finditer(text):
@@ -72,7 +74,7 @@ class Archives:
                 comment = int.from_bytes(text[i + 20 : i + 22], "little")
                 if directory and text[i + 4 : i + 8] == bytes(4):
                     self._ends.append(End(at + i, offset + directory, directory, offset + directory + END + comment))
-        if found and self._held < MAX_LOCALS:
+        if found:
             place = np.array(found, np.int64)
             key = _keys(data[place[:, None] + np.arange(LOCAL)], 10, 14, 18)
             self._locals.append(np.column_stack((key, place + at))[key != 0])

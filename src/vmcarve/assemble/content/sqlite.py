@@ -12,6 +12,7 @@ Memory: 24 bytes for each leaf on the image, a page for each interior one.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +31,8 @@ MAX_BITS = 14.0
 MAX_PHASES = 8  # ours
 MAX_INTERIOR = 1 << 14  # ours: interior pages of one image, 64 MiB
 MAX_DATABASES = 4096  # ours: of one guest
-MAX_PAGES = 1 << 22  # ours: pages of one database that are looked through
+MAX_BYTES = 1 << 36  # ours: of one database that are looked through
+STEP = 4 << 20
 NEAR = 64  # rows by which the span of an interior page may differ from what its parent says (deleted ones)
 NUMBER_BYTES = 9  # a varint's most
 
@@ -167,12 +169,22 @@ def _databases(guest: Guest) -> list[Database]:
         page = _page_bytes(head)
         if head[:16] != MAGIC or page < BLOCK or page & (page - 1) or len(out) >= MAX_DATABASES:
             continue
-        offset = np.arange(1, min(size // page, MAX_PAGES), dtype=np.int64) * page
-        place = guest.files.place(np.full(len(offset), file), offset)
-        interior = [p for at in place[place >= 0].tolist() if guest.disk.read(at, 1) == bytes([INTERIOR])
-                    and len(_children(p := guest.disk.read(at, page)))]
+        interior = [p for p in _interior(guest, file, page) if len(_children(p))]
         out.append(Database(file, page, interior))
     return out
+
+
+def _interior(guest: Guest, file: int, page: int) -> Iterator[bytes]:
+    """Pages of a database that may be interior ones, where the map has it: runs are read some MiB at a time."""
+    left = MAX_BYTES
+    for _, offset, at, length in guest.files.run[guest.files.run[:, 0] == file].tolist():
+        first, end = at + -offset % page, at + min(length, left)
+        left -= length
+        for place in range(first, end - page + 1, STEP):
+            data = np.frombuffer(guest.disk.read(place, min(STEP, end - place) // page * page), np.uint8)
+            pages = data[: len(data) // page * page].reshape(-1, page)
+            for i in np.flatnonzero(pages[:, 0] == INTERIOR).tolist():
+                yield pages[i].tobytes()
 
 
 def _page_bytes(head: bytes) -> int:
