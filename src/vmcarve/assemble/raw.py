@@ -160,7 +160,7 @@ def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int])
     """Disks that a volume proposes, with the MBR before it where there is one."""
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
     volumes = _starts(table.filter(first), "volume_offset", claims)
-    copied = _copied(table)
+    copied = _copied(table, hosts_at)
     inside = Claims()  # volumes of the disks found so far are theirs
     for start in [*_behind_mbr(image, volumes), *volumes]:
         if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start):
@@ -184,13 +184,19 @@ def _from(image: Reader, start: int) -> FileView:
     return FileView(image, FileMap.build([(0, there, start, GUESSED, ""), (there, image.size, -1, MISSING, "")]))
 
 
-def _copied(table: pa.Table) -> set[int]:
-    """Image offsets of what begins a volume and names it, where more on the image bears that name."""
+def _copied(table: pa.Table, hosts_at: set[int]) -> set[int]:
+    """Image offsets of what begins a volume and names it, where more on the image bears that name.
+
+    Not where two begin so: one lies in a journal; nor what bears the name of a host.
+    """
     names = list(zip(table["module"].to_pylist(), table["identity"].to_pylist(), strict=True))
-    often = Counter(names)
+    places = table["image_offset"].to_pylist()
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False).to_pylist()
-    return {p for p, name, begins in zip(table["image_offset"].to_pylist(), names, first, strict=True)
-            if begins and name[1] is not None and often[name] > 1}
+    often = Counter(names)
+    begins = Counter(name for name, one in zip(names, first, strict=True) if one)
+    of_hosts = {name for name, p in zip(names, places, strict=True) if p in hosts_at}
+    return {p for p, name, one in zip(places, names, first, strict=True)
+            if one and name[1] is not None and often[name] > 1 and begins[name] == 1 and name not in of_hosts}
 
 
 def _candidate(variant: str, start: int, size: int, claims: Claims, anchor: int) -> Candidate:
