@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
-from vmcarve.assemble.breaks import ROUND, UNSEEN, Borders, Expectation, Row, lay_out
+from vmcarve.assemble.breaks import (
+    CLEAR,
+    FEW_RATE,
+    ROUND,
+    UNSEEN,
+    Borders,
+    Expectation,
+    Row,
+    _likeliest,
+    break_rate,
+    lay_out,
+)
 from vmcarve.assemble.segments import BLOCK, Segment, Taken, accept
 from vmcarve.assemble.state import Claims
 from vmcarve.assemble.tails import FileEnds
@@ -239,3 +250,50 @@ def test_no_byte_is_given_twice(scene: dict[str, Any]) -> None:
         for f in s.points.tolist():
             cut = FileMap.build(found[s.owner]).cut(f * BLOCK, 1)
             assert not cut or cut[0][2] == begins[s.owner] + (f + s.delta) * BLOCK, "what is pinned stays where it is"
+
+
+# --- how often files break -------------------------------------------------------------------------------------------
+def chain_of(lengths: list[int], every: int) -> list[Segment]:
+    """A file of runs of these lengths, each at its own delta, with a point at every so many blocks."""
+    out: list[Segment] = []
+    at = 0
+    for n, length in enumerate(lengths):
+        points = np.arange(-(-at // every) * every, at + length, every, dtype=np.int64)
+        out += [Segment(0, 1000 * n, points[i : i + 1], np.full(1, 40.0), 40.0) for i in range(len(points))]
+        at += length
+    return out
+
+
+@pytest.mark.parametrize("every", [3, 40, 200])
+def test_the_rate_of_breaks_shows_between_points(every: int) -> None:
+    """However far apart the points lie: what counts is which of them are still together."""
+    rng = np.random.default_rng(2)
+    lengths = (rng.exponential(250, 400) + 1).astype(int).tolist()
+    assert break_rate([chain_of(lengths, every)]) == pytest.approx(1 / 250, rel=0.25)
+
+
+def test_few_breaks_tell_no_rate() -> None:
+    assert break_rate([chain_of([300] * FEW_RATE, 20)]) == 0.0
+    assert break_rate([chain_of([300] * (FEW_RATE + 1), 20)]) > 0.0
+
+
+def test_where_files_break_often_a_wide_gap_is_a_hole() -> None:
+    """Between two runs that lie 40 times the usual length apart, each goes on for a while, and the rest is nobody's."""
+    n, rate = 10_000, 1 / 250
+    (x, y), _ = _likeliest(0, np.zeros(n + 1), np.zeros(n + 1), rate)
+    assert x == pytest.approx(250 * np.log(2), rel=0.1) and n - y == pytest.approx(x, abs=2)
+
+
+def test_where_files_hardly_break_a_gap_holds_one_break() -> None:
+    """Alike everywhere: the middle."""
+    (x, y), sure = _likeliest(0, np.zeros(101), np.zeros(101), 1e-6)
+    assert x == y == pytest.approx(50, abs=1) and sure < CLEAR
+
+
+def test_a_clear_place_is_clear() -> None:
+    upto = np.zeros(101)
+    upto[31:] = -40.0  # the left run ends at 30, and there the right one begins
+    since = np.zeros(101)
+    since[:30] = -40.0
+    (x, y), sure = _likeliest(0, upto, since, 1e-6)
+    assert x == y == 30 and sure >= CLEAR

@@ -504,6 +504,19 @@ class Placer:
 
 
 @dataclass(frozen=True, slots=True)
+class DataSums:
+    """Checksums that a volume keeps of its data: CRC-32C of `sector` bytes each.
+
+    volume_offset int64[n], rising; crc uint32[n]; current bool[n]: False where it was stated once, of what is free now.
+    """
+
+    sector: int
+    volume_offset: npt.NDArray[np.int64]
+    crc: npt.NDArray[np.uint32]
+    current: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class HostKind:
     """What one module of host/ offers. open(reader, offset, limit) -> the volume starting at `offset`, or None.
 
@@ -512,6 +525,7 @@ class HostKind:
     former(reader, offset, limit): the volume that its superblock's copies tell of, whatever begins at `offset` now.
     tell(volume, image_offset int64[n]): where a sweep of all free space found what `signatures` stand for, so that
     `files` need not look for it; any volume may be given.
+    sums(reader, offset, limit): what the volume at `offset` states of its data, None without a volume.
     """
 
     name: str
@@ -523,6 +537,7 @@ class HostKind:
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None
     placer: Callable[[Reader, int, int], Placer | None] | None = None
+    sums: Callable[[Reader, int, int], DataSums | None] | None = None
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

@@ -656,3 +656,38 @@ def test_fat12_has_no_placer(tmp_path: Path) -> None:
 def test_no_volume_no_placer(kind: HostKind, content: Callable[[int], bytes]) -> None:
     """Where nothing begins, nothing can be placed."""
     assert none_or_placer(kind, content(2 * MIB)) is None
+
+
+# --- ext4: blocks of extent trees ------------------------------------------------------------------------------------
+@needs("mkfs.ext4", "debugfs")
+def test_ext_extent_blocks_go_where_the_inode_says(tmp_path: Path) -> None:
+    """Files of hundreds of pieces: each block of their trees is sent home by its checksum, and by nothing in it."""
+    tree, rng = tmp_path / "tree", random.Random(21)
+    tree.mkdir()
+    for n in range(6):
+        with (tree / f"holed {n}").open("wb") as file:
+            for piece in range(700 if n else 20):
+                file.seek(piece * 3 * BLOCK)
+                file.write(rng.randbytes(BLOCK))
+    path = blank(tmp_path / "volume", 64 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-b", str(BLOCK), "-O", "^has_journal", "-d", tree, path)
+    data = path.read_bytes()
+    wanted: set[int] = set()
+    for n in range(6):
+        told = run("debugfs", "-R", f'dump_extents "/holed {n}"', path)
+        # level/depth of a line, and at its end the block that an index entry names
+        rows = re.findall(r"^ *(\d+)/ *(\d+) +\d+/ *\d+ +\d+ - +\d+ +(\d+) ", told, re.MULTILINE)
+        wanted |= {int(block) * BLOCK for level, depth, block in rows if level < depth}
+    assert len(wanted) >= 11, "fixture too kind: trees of one block each"
+    placer = the_placer(ext.HOST, data)
+    parts = cut(data, 5)
+    placed = feed(placer, parts)
+    blocks = {at for at, n in parts.pieces for at in range(at, at + n, BLOCK)}
+    found = {v for at, places in placed.items() for v in places if v in wanted and at == v}
+    assert found == wanted & blocks
+    assert_true(data, {at: places for at, places in placed.items() if at in wanted}, BLOCK)
+    victim = min(wanted)
+    harmed = bytearray(data)
+    harmed[victim + 100] ^= 1
+    at = np.frombuffer(bytes(harmed[victim : victim + 2 * BLOCK]), np.uint8)
+    assert victim not in placer.find(at)[1].tolist()

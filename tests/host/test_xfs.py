@@ -434,6 +434,31 @@ def test_a_volume_inside_an_image(little: tuple[Path, list[int]]) -> None:
             assert (a.runs + (0, start, 0, 0)).tolist() == b.runs.tolist()
 
 
+@needs_loop
+def test_a_log_whose_end_is_gone_hides_no_file(tmp_path: Path) -> None:
+    """A guest in pieces may lack the part with the unmount: what is left of its log looks unclean, and is old."""
+    disk = make(tmp_path, 320 * MIB, *MKFS)
+    with disk.mounted() as point:
+        for n in range(60):
+            (point / f"file {n}").write_bytes(b"first" * 3000)
+            run("sync", "-f", point)
+    with disk.mounted() as point:
+        for n in range(60):
+            (point / f"file {n}").write_bytes(b"then more" * 5000)
+    data = disk.image.read_bytes()
+    whole = opened(BytesReader(data))
+    live = {f.name: f.runs.tolist() for f in whole.files() if not f.deleted}
+    assert len(live) == 60
+    log = whole._log
+    last = log.records[-1]
+    end = log._start + last.block * SECTOR
+    zeroed = data[:end] + bytes(4 * SECTOR) + data[end + 4 * SECTOR :]
+    for reader in (BytesReader(data, [(end, 4 * SECTOR)]), BytesReader(zeroed)):  # known to be gone, and overwritten
+        volume = opened(reader)
+        assert {f.name: f.runs.tolist() for f in volume.files() if not f.deleted} == live
+    assert not opened(BytesReader(zeroed))._log.clean, "fixture too kind: nothing is there to be replayed"
+
+
 @settings(max_examples=60, deadline=2000)
 @given(st.binary(max_size=512), st.integers(0, 1 << 63))
 def test_noise_is_no_volume(noise: bytes, limit: int) -> None:

@@ -11,6 +11,7 @@ Nothing here is proof: what is placed is `guessed`, whatever its score.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,15 +19,17 @@ import numpy.typing as npt
 
 from .._ext.sector_tails import sector_tails
 from ..model import GUESSED, MISSING, SECTOR, Reader
-from .align import BLOCK, COSTS, FREE, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
+from .align import BLOCK, COSTS, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
 from .segments import Segment, Taken
 from .state import Claims
 from .tails import FileEnds
 
 # Costs in nats, beside those of align. Set by hand on scenes whose seeds are in no table of results.
+FITS = np.array([[-1.0, 0.02], [0.3, -0.8], [0.0, 0.0]])  # [USED, FREE, UNKNOWN][empty, full]: against any block's
+ALIKE = 8  # blocks from the edge of a row of blocks that are alike: one there says half as much
 NOWHERE = -2.5  # a block that neither run explains
 AMID = -12.0  # a part between two runs that neither explains
-MEETS = 8.0  # a run ends where another begins
+MEETS = 0.7  # share of the runs that end where a known one begins, where one begins in their reach
 END_WRONG = -6.0  # a file end that is not where the run has it
 MAGIC_RIGHT, MAGIC_WRONG = 3.0, -3.0  # a file's first bytes where a file begins; where none does
 ROUND = 0.5  # for each power of two that divides a break's file block, on a host that breaks files at round places
@@ -34,7 +37,12 @@ UNSEEN = 0.3  # the same before that is known
 MAX_ROUND = 10
 ROUND_BITS = 4  # a place is round when so many powers of two divide it (64 KiB)
 FEW = 4  # breaks that must be known before they tell how a host breaks files
+FEW_RATE = 8  # breaks that must be known before they tell how often
+BENDS = 0.1  # share of the breaks that can be bends, below which none is
+MOST_RATE = 5.0  # breaks by unit: files of which hardly two units follow each other
+LIKELY = 0.5  # a block that a run covers with less than this chance is a hole
 SURE = 1e9
+NEVER = -1e6  # a break amid a unit
 CLEAR = 4.0  # nats between the best place and the next: settled at once
 MAX_BRACKET = 1 << 18  # ours: file blocks of one gap whose break is looked for block by block (1 GiB)
 MAX_CONTENTS = 1 << 21  # ours: blocks that are remembered; 20 bytes each
@@ -47,6 +55,7 @@ MAGICS = np.array(sorted({int.from_bytes(m[:4], "little") for m in (
 
 PADDING = "padding"  # the rule of free blocks between two runs of one delta
 
+Int64s = npt.NDArray[np.int64]
 Row = tuple[int, int, int, str, str]
 Part = tuple[int, int, int | None, str]  # file blocks [first, last), delta or None, rule
 
@@ -87,6 +96,13 @@ class Borders:
     begin: list[int] = field(default_factory=list[int])  # rising
     end: list[int] = field(default_factory=list[int])
     round: float = UNSEEN
+    rate: float = 0.0  # breaks by block of file, as between the points of all runs; 0 unknown
+    unit: int = 1  # blocks: files break at multiples of it
+
+    @property
+    def reach(self) -> int:
+        """Blocks that a run is likely to go on beyond its last point."""
+        return int(-np.log(LIKELY) / self.rate) // self.unit * self.unit if self.rate else 1 << 62
 
 
 class Contents:
@@ -125,12 +141,16 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     chains: dict[int, list[Segment]] = {}
     for s in sorted(segments, key=lambda s: (s.owner, s.first)):
         chains.setdefault(s.owner, []).append(s)
+    borders.rate = break_rate(chains.values(), borders.unit)
+    bends = _bends(chains.values())
     placed: dict[tuple[int, int], list[Part]] = {}
     open_: list[tuple[int, int, Bracket]] = []
     for owner, chain in chains.items():
         bisect.insort(borders.begin, begins[owner])
         for i, (a, b) in enumerate(zip(chain, chain[1:], strict=False)):
-            bend = _within_run(image, begins[owner], a, b, expectations[owner], taken)
+            bend = None
+            if bends or a.delta == b.delta:
+                bend = _within_run(image, begins[owner], a, b, expectations[owner], taken)
             if bend is not None:
                 placed[owner, i] = _take(begins[owner], bend, taken, owner)
             else:
@@ -138,18 +158,52 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     _settle([b for _, _, b in open_], taken, borders)
     for owner, i, b in open_:
         placed[owner, i] = b.settled
-    rows = {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken) for owner, chain in chains.items()}
+    rows = {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken, borders.reach)
+            for owner, chain in chains.items()}
     return {owner: _with_padding(found, taken) for owner, found in rows.items()}
 
 
+def _bends(chains: Iterable[list[Segment]]) -> bool:
+    """Whether the runs of this image bend: no, when of many breaks hardly one could be a bend."""
+    steps = [(b.delta - a.delta, b.first - a.last - 1) for chain in chains
+             for a, b in zip(chain, chain[1:], strict=False) if a.delta != b.delta]
+    like = sum(0 < -step <= min(n, MAX_RANGE) or 0 < step <= MAX_METADATA for step, n in steps)
+    return len(steps) < FEW_RATE or like >= BENDS * len(steps)
+
+
+def break_rate(chains: Iterable[list[Segment]], unit: int = 1) -> float:
+    """Breaks by block, the likeliest that would have parted the points of the chains as they are; 0 where few are.
+
+    Two points d blocks apart are of one run with the chance exp(-rate * d). unit: of blocks in which no file breaks.
+    """
+    apart: list[Int64s] = []
+    whole = 0
+    for chain in chains:
+        steps = [(a.delta == b.delta, b.first // unit - a.last // unit)
+                 for a, b in zip(chain, chain[1:], strict=False)]
+        apart.append(np.array([d for same, d in steps if not same and d > 0], np.int64))
+        whole += sum(s.last // unit - s.first // unit for s in chain) + sum(d for same, d in steps if same)
+    broken = np.concatenate(apart) if apart else np.empty(0, np.int64)
+    if len(broken) < FEW_RATE or whole == 0 and unit == 1:
+        return 0.0
+    low, high, rate = 1e-9, MOST_RATE, MOST_RATE
+    for _ in range(50):  # the derivative of the likelihood falls: by halves of the exponent
+        rate = float(np.sqrt(low * high))
+        more = float((broken / np.expm1(np.minimum(rate * broken, 500.0))).sum()) > whole
+        low, high = (rate, high) if more else (low, rate)
+    return rate / unit
+
+
 def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
-          placed: dict[tuple[int, int], list[Part]], taken: Taken) -> list[Row]:
-    """The file from its first to its last byte; behind the last segment it runs on as far as nobody else is there."""
+          placed: dict[tuple[int, int], list[Part]], taken: Taken, reach: int) -> list[Row]:
+    """The file from its first to its last byte; before the first segment and behind the last one it runs on as far as
+    nobody else is there, `reach` blocks at most.
+    """
     parts: list[Part] = []
     first = chain[0]
     if first.first > 0:  # the run goes back as far as nobody else is there
         p = begin + first.delta * BLOCK
-        before = max(0, -(p // BLOCK))  # whole blocks of the file that would lie before the image
+        before = max(0, -(p // BLOCK), first.first - reach)  # that would lie before the image, or too far off
         parts += _take(begin, [(0, before, None, "not-found"), (before, first.first, first.delta, "aligned")], taken,
                        first.owner)
     for i, s in enumerate(chain):
@@ -166,7 +220,7 @@ def _rows(image: Reader, begin: int, size: int, chain: list[Segment],
     if last.last + 1 < blocks:
         f = (last.last + 1) * BLOCK
         p = begin + f + last.delta * BLOCK
-        n = max(0, min(size - f, image.size - p))
+        n = max(0, min(size - f, image.size - p, min(reach, blocks) * BLOCK))
         at = p
         for start, length in taken.image.free_of(np.array([[p, n]], np.int64)).tolist() if n else []:
             rows.append((f + at - p, start - at, -1, MISSING, "others"))
@@ -304,6 +358,7 @@ def _fit(contents: Contents, begin: int, first: int, n: int, delta: int, expecte
     """What the content says of each of the file blocks [first, first + n) at `delta`, in nats."""
     use = expected.use[first : first + n]
     use = np.pad(use, (0, n - len(use)), constant_values=UNKNOWN)
+    holds = np.zeros(n, bool)
     out = np.zeros(n)
     step = 1024
     ends = expected.ends
@@ -313,11 +368,10 @@ def _fit(contents: Contents, begin: int, first: int, n: int, delta: int, expecte
         k = min(step, n - i)
         tail, head = contents.of(begin + (first + i + delta) * BLOCK, k)
         full = tail.reshape(k, -1).any(axis=1)
-        u = use[i : i + k]
-        score = np.where(u == USED, np.where(full, 0.0, COSTS["zero but used"]),
-                         np.where(u == FREE, np.where(full, COSTS["full but free"], 0.0), COSTS["of unknown use"]))
+        holds[i : i + k] = full
+        score = out[i : i + k]
         index = np.minimum(np.searchsorted(MAGICS, head), len(MAGICS) - 1)
-        magic = np.flatnonzero((MAGICS[index] == head) & (u == USED))
+        magic = np.flatnonzero((MAGICS[index] == head) & (use[i : i + k] == USED))
         places = (first + i + magic) * BLOCK
         if len(ends.begins):
             known = ends.begins[np.minimum(np.searchsorted(ends.begins, places), len(ends.begins) - 1)] == places
@@ -328,8 +382,21 @@ def _fit(contents: Contents, begin: int, first: int, n: int, delta: int, expecte
             beyond = tail[sector] > w % SECTOR or tail[sector + 1 : sector + 1 + e].any()
             if beyond:
                 score[w // BLOCK] += END_WRONG
-        out[i : i + k] = score
-    return out
+    return out + _fitting(use, holds)
+
+
+def _fitting(use: npt.NDArray[np.uint8], holds: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """What it says of each block, in nats, that it holds something where it should or not: less amid many that are
+    like it, for they are not each other's witnesses; most where that changes.
+    """
+    kind = use.astype(np.int64) * 2 + holds
+    if not len(kind):
+        return np.zeros(0)
+    cut = np.flatnonzero(np.concatenate(([True], kind[1:] != kind[:-1], [True])))
+    run = np.repeat(np.arange(len(cut) - 1), np.diff(cut))
+    at = np.arange(len(kind))
+    edge = np.minimum(at - cut[run], cut[run + 1] - 1 - at)
+    return FITS.ravel()[kind] / (1.0 + edge / ALIKE)
 
 
 def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
@@ -352,8 +419,9 @@ def _settle(brackets: list[Bracket], taken: Taken, borders: Borders) -> None:
                 (x, y), _ = _best(b, taken, borders)
             b.settled = _take(b.begin, [(b.low + 1, x, b.left, "aligned"), (x, y, None, "not-found"),
                                         (y, b.high, b.right, "aligned")], taken, b.owner)
-            bisect.insort(borders.end, b.at(x, b.left))
-            bisect.insort(borders.begin, b.at(y, b.right))
+            if x == y or not borders.rate:  # else neither border is where a run was seen to end
+                bisect.insort(borders.end, b.at(x, b.left))
+                bisect.insort(borders.begin, b.at(y, b.right))
             changed.add_range(b.at(b.low + 1, b.left) - 1, b.at(x, b.left) + 1)  # borders lie at the ends
             changed.add_range(b.at(y, b.right) - 1, b.at(b.high, b.right) + 1)
         done = {id(b) for _, _, b in chosen}
@@ -387,10 +455,13 @@ def _best(b: Bracket, taken: Taken, borders: Borders) -> tuple[tuple[int, int], 
     since = np.concatenate((np.cumsum(from_right[::-1])[::-1], [0.0]))
     f = np.arange(first, first + n + 1)
     low_bit = np.minimum(np.log2((f & -f).astype(np.float64)), MAX_ROUND)
-    upto = upto + _meets(b, first, n, b.left, borders.begin) + borders.round * low_bit
-    since = since + _meets(b, first, n, b.right, borders.end) + borders.round * low_bit
+    grid = np.where(f % borders.unit == 0, 0.0, NEVER)
+    upto = upto + _meets(b, first, n, b.left, borders.begin, borders.unit) + borders.round * low_bit + grid
+    since = since + _meets(b, first, n, b.right, borders.end, borders.unit) + borders.round * low_bit + grid
     one = upto + since
     top = int(np.argmax(one))
+    if borders.rate:
+        return _likeliest(first, upto, since, borders.rate)
     # the median of what is likely: of places that are all alike, the one that is least wrong whichever is true
     likely = np.cumsum(np.exp(one - one[top]))
     x = int(np.searchsorted(likely, likely[-1] / 2))
@@ -405,6 +476,28 @@ def _best(b: Bracket, taken: Taken, borders: Borders) -> tuple[tuple[int, int], 
     return (first + x, first + x), float(one[top] - rest.max()) if len(rest) else SURE
 
 
+def _likeliest(first: int, upto: npt.NDArray[np.float64], since: npt.NDArray[np.float64], rate: float
+               ) -> tuple[tuple[int, int], float]:
+    """As _best, where the rate of breaks is known: each run as far as it is likelier there than not.
+
+    upto, since float64[n + 1]: the nats of the left run up to, and of the right run from, each place. Between the two
+    there is one break, or more and then other runs that nothing tells of.
+    """
+    steps = np.arange(len(upto))
+    left, right = upto - rate * steps, since - rate * steps[::-1]
+    more = np.log(rate)  # of one break beyond the first
+    before = np.concatenate(([-np.inf], np.logaddexp.accumulate(left)[:-1]))
+    behind = np.concatenate((np.logaddexp.accumulate(right[::-1])[::-1][1:], [-np.inf]))
+    one = left + right
+    ends, begins = np.logaddexp(one, left + behind + more), np.logaddexp(one, right + before + more)
+    all_ = float(np.logaddexp.reduce(ends))
+    goes_on = np.cumsum(np.exp(ends - all_)[::-1])[::-1][1:]  # of each block: the chance that the left run covers it
+    has_begun = np.cumsum(np.exp(begins - all_))[:-1]
+    x, y = int(np.count_nonzero(goes_on > LIKELY)), int(np.count_nonzero(has_begun <= LIKELY))
+    top = float(np.exp(one.max() - all_))
+    return (first + x, first + max(x, y)), float(np.log(top / max(1.0 - top, 1e-12))) if top > 0 else -SURE
+
+
 def _others(b: Bracket, delta: int, taken: Taken) -> npt.NDArray[np.float64]:
     n = b.high - b.low - 1
     out = np.full(n, COSTS["owned by others"])
@@ -416,11 +509,16 @@ def _others(b: Bracket, delta: int, taken: Taken) -> npt.NDArray[np.float64]:
     return out
 
 
-def _meets(b: Bracket, first: int, n: int, delta: int, known: list[int]) -> npt.NDArray[np.float64]:
-    """For each place of the break, whether the run at `delta` would meet a known border there."""
-    out = np.zeros(n + 1)
+def _meets(b: Bracket, first: int, n: int, delta: int, known: list[int], unit: int) -> npt.NDArray[np.float64]:
+    """For each place of the break, in nats, what it says that the run at `delta` would meet a known border there, or
+    would not: the more, the fewer of the places do.
+    """
     base = b.at(first, delta)
-    for p in known[bisect.bisect_left(known, base) : bisect.bisect_right(known, base + n * BLOCK)]:
-        if (p - base) % BLOCK == 0:
-            out[(p - base) // BLOCK] = MEETS
+    near = known[bisect.bisect_left(known, base) : bisect.bisect_right(known, base + n * BLOCK)]
+    at = sorted({(p - base) // BLOCK for p in near if (p - base) % (BLOCK * unit) == -first % unit * BLOCK})
+    places = (first + n) // unit - (first - 1) // unit
+    if not at or len(at) >= places:
+        return np.zeros(n + 1)
+    out = np.full(n + 1, np.log((1 - MEETS) * places / (places - len(at))))
+    out[at] = np.log(MEETS * places / len(at))
     return out

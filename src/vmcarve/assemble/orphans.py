@@ -21,12 +21,13 @@ import numpy.typing as npt
 from .._ext.first_words import first_words
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, PLAIN, Clue, Format, GuestMap, Orphan, Reader, TablePieces
+from ..model import DATA, PLAIN, Clue, Format, GuestMap, Orphan, Reader, TablePieces, Volume
 from ..registry import formats
 from ..verify.guest import describe
-from .places import USUAL_STARTS, Places
+from .places import USUAL_STARTS, Places, allocated_space, common, used_space
 from .state import Claims
 from .streams import look
+from .tails import open_volumes
 from .window import Window, steps
 
 BLOCK = 4096
@@ -37,6 +38,7 @@ MAX_VOTES = 1 << 22  # ours: pins times pieces
 MAX_CANDIDATES = 48  # ours: begins of files that are tried, of one kind and unit
 MAX_BEFORE = 64 << 20  # ours: bytes of a container that may lie before the image's begin
 MAX_DISKS = 64  # ours: disks whose partition tables are read for pins
+MOST = 0.5  # share of a volume's used space that its container must store
 LEAST = 2  # guest units that must agree on where a file begins
 
 Int64s = npt.NDArray[np.int64]
@@ -203,20 +205,33 @@ def _disk_size(found: Found, origin: int, pins: Int64s, sizes: Int64s) -> int:
 def _agreeing(image: Reader, orphan: Orphan, pins: Int64s, stated: bool) -> int:
     """How many guest structures lie where the container has them, in different units.
 
-    A guest that agrees with itself counts for several; so do, where a table stated its own place, tables that hold.
+    Units that follow each other on the disk and in the file count once: any table that rises agrees with them. A guest
+    that agrees with itself counts for several, unless much of what it uses has no place in the file; so do, where a
+    table stated its own place, tables that hold.
     """
     guest = orphan.container.guests[0].map
-    unit = max(1, orphan.container.cluster)
     units: set[int] = set()
     for p, g in pins.tolist():
         f = _file_offset(guest, g)
         if f >= 0 and any(low <= f < low + n and f - low + at == p for low, at, n in orphan.runs.tolist()):
-            units.add(g // unit)
+            units.add(g - f)
     disk = VirtualDisk(FileView(image, FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence),
                                 [(x.file_offset, x.data) for x in orphan.container.patches]), guest)
     failed = [c for c in orphan.container.checks if c.grave and not c.ok]
-    sound = units and any(v.consistent for v in describe(disk)) or stated and len(failed) <= 1  # the header is ours
+    sound = units and any(_holds(disk, v) for v in describe(disk))
+    sound = sound or stated and len(failed) <= 1  # the header is ours
     return len(units) + (LEAST if sound else 0)
+
+
+def _holds(disk: VirtualDisk, volume: Volume) -> bool:
+    """Whether a volume agrees with itself, and its maps, where we can read its kind, with what is allocated."""
+    if not volume.consistent:
+        return False
+    used = used_space(disk, volume.offset)
+    if used is None:
+        return not open_volumes(disk, [(volume.offset, volume.size)])
+    there = allocated_space(disk.map, volume.offset, volume.size)
+    return common(used, there) >= MOST * int(used[:, 1].sum())
 
 
 def _file_offset(guest: GuestMap, g: int) -> int:

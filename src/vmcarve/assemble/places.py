@@ -220,18 +220,18 @@ def _cost(image: Reader, start: int, container: Container, g: int, delta: int, m
     volume = guests()[module].probe(disk, g, disk.size - g)
     if volume is None or volume.partitions or not 0 < volume.size <= disk.size - g:
         return None
-    used = _used(disk, g) if volume.consistent else None
+    used = used_space(disk, g) if volume.consistent else None
     if used is None:
         return UNKNOWN, volume.size
-    allocated = _allocated(container.guests[0].map, g, volume.size)
+    allocated = allocated_space(container.guests[0].map, g, volume.size)
     if int(allocated[:, 1].sum()) >= FLAT * volume.size:
         return UNKNOWN, volume.size
-    both = _overlap(used, allocated)
+    both = common(used, allocated)
     in_use, there = int(used[:, 1].sum()), int(allocated[:, 1].sum())
     return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume.size
 
 
-def _used(disk: VirtualDisk, g: int) -> Int64s | None:
+def used_space(disk: VirtualDisk, g: int) -> Int64s | None:
     """Guest ranges int64[n, 2] that the file system at `g` has in use, None when its maps are not readable here."""
     try:
         volumes = open_volumes(disk, [(g, disk.size - g)])
@@ -247,7 +247,7 @@ def _used(disk: VirtualDisk, g: int) -> Int64s | None:
     return np.stack((start[keep], stop[keep] - start[keep]), axis=1)
 
 
-def _allocated(guest_map: GuestMap, g: int, size: int) -> Int64s:
+def allocated_space(guest_map: GuestMap, g: int, size: int) -> Int64s:
     """Guest ranges int64[n, 2] in [g, g + size) that the container stores."""
     data = guest_map.state == DATA
     low = np.maximum(guest_map.guest_offset[data], g)
@@ -256,7 +256,7 @@ def _allocated(guest_map: GuestMap, g: int, size: int) -> Int64s:
     return np.stack((low[keep], high[keep] - low[keep]), axis=1)
 
 
-def _overlap(a: Int64s, b: Int64s) -> int:
+def common(a: Int64s, b: Int64s) -> int:
     """Bytes that two lists of ranges int64[n, 2] (offset, length; rising, disjoint) have in common."""
     if len(a) == 0 or len(b) == 0:
         return 0

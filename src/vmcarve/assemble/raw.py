@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import MISSING, SECTOR, Container, GuestDisk, GuestMap, Reader, Volume
+from ..model import GUESSED, MISSING, SECTOR, Container, GuestDisk, GuestMap, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
@@ -159,13 +160,15 @@ def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int])
     """Disks that a volume proposes, with the MBR before it where there is one."""
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
     volumes = _starts(table.filter(first), "volume_offset", claims)
+    copied = _copied(table, hosts_at)
     inside = Claims()  # volumes of the disks found so far are theirs
     for start in [*_behind_mbr(image, volumes), *volumes]:
         if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start):
             continue
-        found = describe(Window(image, start, image.size - start))
+        found = describe(_from(image, start))
         size = disk_size(found)
-        if not sound(found) or size < MIN_DISK:
+        # in pieces a file system does not agree with itself: then copies of what begins it must vouch for it
+        if not (sound(found) or found and start in copied) or size < MIN_DISK:
             continue
         parts = [start + offset for v in found for offset, _, _ in v.partitions]
         if any(p in hosts_at for p in parts):
@@ -173,6 +176,27 @@ def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int])
         for p in [start, *parts]:
             inside.add_range(p, p + 1)
         yield _candidate(found[0].kind if found[0].kind in ("gpt", "mbr") else "volume", start, size, claims, 0)
+
+
+def _from(image: Reader, start: int) -> FileView:
+    """The image from `start` on, and as much again that is missing: a disk in pieces need not end in the image."""
+    there = image.size - start
+    return FileView(image, FileMap.build([(0, there, start, GUESSED, ""), (there, image.size, -1, MISSING, "")]))
+
+
+def _copied(table: pa.Table, hosts_at: set[int]) -> set[int]:
+    """Image offsets of what begins a volume and names it, where more on the image bears that name.
+
+    Not where two begin so: one lies in a journal; nor what bears the name of a host.
+    """
+    names = list(zip(table["module"].to_pylist(), table["identity"].to_pylist(), strict=True))
+    places = table["image_offset"].to_pylist()
+    first = pc.fill_null(pc.equal(table["volume_offset"], 0), False).to_pylist()
+    often = Counter(names)
+    begins = Counter(name for name, one in zip(names, first, strict=True) if one)
+    of_hosts = {name for name, p in zip(names, places, strict=True) if p in hosts_at}
+    return {p for p, name, one in zip(places, names, first, strict=True)
+            if one and name[1] is not None and often[name] > 1 and begins[name] == 1 and name not in of_hosts}
 
 
 def _candidate(variant: str, start: int, size: int, claims: Claims, anchor: int) -> Candidate:

@@ -9,7 +9,7 @@ had, and no block of a file and no block of the image belongs to two.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ MAX_GAP = 4096  # ours: blocks between two points of one segment (16 MiB)
 HOLE = 8  # free blocks between two points over which a segment does not reach
 CLOSE = 8  # blocks between two points that belong to their segment whatever else speaks for others
 AGAINST = 6.0  # bits: a file end inside a segment that is not where the segment has it
+MAX_BREAKS = 4.0  # that a gap inside a segment should hold, where their rate is known
 MARGIN = 10.0  # bits beyond the number of places that a segment could have had
 MAX_SEGMENTS = 200_000  # ours: candidates that are looked at, the heaviest first
 
@@ -80,12 +81,13 @@ class Taken:
         return self.files.setdefault(owner, Claims())
 
 
-def group(points: Points, wanted: dict[int, Int64s], free: dict[int, Int64s]) -> list[Segment]:
+def group(points: Points, wanted: dict[int, Int64s], free: dict[int, Int64s], rate: float = 0.0) -> list[Segment]:
     """Every run of points of one owner and delta.
 
     wanted: per owner the rising file blocks where a file ends: each that a segment passes over without a point counts
     against it. free: per owner, how many of the first k file blocks the guest holds free (int64[blocks + 1]): a segment
-    does not pass over several, for the host file may have a hole there, and somebody else's bytes in its place.
+    does not pass over several, for the host file may have a hole there, and somebody else's bytes in its place. rate:
+    breaks by block, where known: the more of them a gap should hold, the less its two ends belong together.
     """
     if len(points) == 0:
         return []
@@ -104,22 +106,25 @@ def group(points: Points, wanted: dict[int, Int64s], free: dict[int, Int64s]) ->
                           | (f[1:] - f[:-1] > MAX_GAP) | (padding[1:] - padding[:-1] >= HOLE)))
     between = np.concatenate(([0], np.maximum(passed[1:] - passed[:-1] - 1, 0)))
     new |= between * AGAINST > 30.0
-    between[new] = 0
+    breaks = np.concatenate(([0.0], np.maximum(f[1:] - f[:-1], 0) * rate))
+    new |= breaks > MAX_BREAKS
+    worth = bits - np.where(new, 0.0, AGAINST * between + breaks / np.log(2.0))
     start = np.flatnonzero(new)
-    net = bits - AGAINST * between
-    weight = np.add.reduceat(net, start)
+    weight = np.add.reduceat(worth, start)
     stop = np.append(start[1:], len(f))
     keep = np.argsort(-weight, kind="stable")[:MAX_SEGMENTS]
     return [Segment(int(owner[start[i]]), int(delta[start[i]]), f[start[i]:stop[i]],
-                    net[start[i]:stop[i]], float(weight[i])) for i in keep.tolist()]
+                    worth[start[i]:stop[i]], float(weight[i])) for i in keep.tolist()]
 
 
-def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, least: float) -> list[Segment]:
+def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, least: float, unit: int = 1
+           ) -> list[Segment]:
     """The segments of at least `least` bits, heaviest first; points that a heavier one owns are cut from the others.
 
     begins: image offset of each container's first byte. `taken` grows by what is accepted: the blocks at and between
     points that lie close to each other. Wider gaps are left open, for what strongly speaks for another there; so
-    segments come back in pieces without such gaps.
+    segments come back in pieces without such gaps. unit: blocks that the host gives out together: a point owns all of
+    its unit, and the pieces begin and end with one.
     """
     heap = [(-s.weight, i) for i, s in enumerate(candidates) if s.weight >= least]
     heapq.heapify(heap)
@@ -127,10 +132,10 @@ def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, leas
     out: list[Segment] = []
     while heap:
         _, i = heapq.heappop(heap)
-        pieces = _pieces(pool[i])
+        pieces = _pieces(pool[i], unit)
         free = [p for p in pieces if _free(p, begins[p.owner], taken)]
         if len(free) < len(pieces):
-            kept = [k for p in pieces for k in _free_points(p, begins[p.owner], taken)]
+            kept = [k for p in pieces for k in _free_points(p, begins[p.owner], taken, unit)]
             left = _part(pool[i], kept) if kept else None
             if left is not None and left.weight >= least:
                 heapq.heappush(heap, (-left.weight, len(pool)))
@@ -146,17 +151,27 @@ def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, leas
 
 @dataclass(slots=True)
 class _Piece(Segment):
-    """A part of a segment; start: index of its first point in the segment."""
+    """A part of a segment; start: index of its first point in the segment; own: its points without weightless ends."""
 
     start: int = 0
+    own: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def _pieces(segment: Segment) -> list[_Piece]:
-    """The segment cut at its wide gaps."""
+def _pieces(segment: Segment, unit: int) -> list[_Piece]:
+    """The segment cut at its wide gaps. Of units: with a weightless point at each end of the piece's units."""
     points = segment.points
-    cut = [0, *(np.flatnonzero(points[1:] - points[:-1] > CLOSE) + 1).tolist(), len(points)]
-    return [_Piece(segment.owner, segment.delta, points[a:b], segment.bits[a:b], float(segment.bits[a:b].sum()), a)
-            for a, b in zip(cut, cut[1:], strict=False)]
+    apart = (points[1:] - points[:-1] > CLOSE) & (points[1:] // unit != points[:-1] // unit)
+    cut = [0, *(np.flatnonzero(apart) + 1).tolist(), len(points)]
+    out: list[_Piece] = []
+    for a, b in zip(cut, cut[1:], strict=False):
+        f, bits = points[a:b], segment.bits[a:b]
+        if unit > 1:
+            low, high = int(f[0]) // unit * unit, int(f[-1]) // unit * unit + unit - 1
+            more = int(low < f[0]), int(high > f[-1])
+            f = np.pad(f, more, constant_values=(low, high))
+            bits = np.pad(bits, more)
+        out.append(_Piece(segment.owner, segment.delta, f, bits, float(bits.sum()), a, points[a:b]))
+    return out
 
 
 def _free(p: Segment, begin: int, taken: Taken) -> bool:
@@ -165,8 +180,10 @@ def _free(p: Segment, begin: int, taken: Taken) -> bool:
     return low >= 0 and not taken.file(p.owner).overlap(p.first, p.last + 1) and not taken.image.overlap(low, high)
 
 
-def _free_points(p: _Piece, begin: int, taken: Taken) -> list[int]:
+def _free_points(p: _Piece, begin: int, taken: Taken, unit: int) -> list[int]:
     """Indices in the segment of the piece's points that nobody owns; of a piece that reaches over others, the first."""
+    if unit > 1:
+        return _in_free_units(p, begin, taken, unit)
     base = begin + p.delta * BLOCK
     files = taken.file(p.owner)
     out: list[int] = []
@@ -181,6 +198,18 @@ def _free_points(p: _Piece, begin: int, taken: Taken) -> list[int]:
         first = first if out else f
         out.append(p.start + k)
     return out
+
+
+def _in_free_units(p: _Piece, begin: int, taken: Taken, unit: int) -> list[int]:
+    """The same where a point owns its unit: those in units that nobody owns."""
+    stated = p.own // unit
+    free: list[int] = []
+    for u in np.unique(stated).tolist():
+        low = begin + (u * unit + p.delta) * BLOCK
+        if low >= 0 and not taken.file(p.owner).overlap(u * unit, (u + 1) * unit) and \
+                not taken.image.overlap(low, low + unit * BLOCK):
+            free.append(u)
+    return (np.flatnonzero(np.isin(stated, free)) + p.start).tolist()
 
 
 def _part(segment: Segment, picked: list[int]) -> Segment:

@@ -7,6 +7,7 @@ between segments. What a round places lets the next one read more of the guest.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,10 @@ from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
 from .breaks import Borders, Contents, Expectation, lay_out
+from .content import Content, Guest
+from .content.files import Files
+from .content.sums import without_wrong
+from .host_units import unit_of
 from .places import Known, Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
@@ -28,6 +33,7 @@ from .tails import (
     SECTOR,
     STEP,
     FileEnds,
+    Live,
     SectorEnds,
     agree,
     file_ends,
@@ -50,6 +56,7 @@ MAX_TABLES = 1024  # ours: of one container
 NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
 NEAR_MARGIN = 6.0  # bits
 SOUND = 0.97  # share of a guest's file ends that can be where one run has them, for the run to be believed
+STEADY = 0.7  # a rate of breaks that changes by less from round to round is taken for the same, or rounds would not end
 FEW = 4  # file ends below which their share says nothing
 
 
@@ -72,6 +79,8 @@ class Candidate:
     settled: bool = False
     nested: bool = False
     ends: FileEnds = field(default_factory=FileEnds.none)
+    files: Files = field(default_factory=Files.none)
+    sure: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))  # see content.Guest
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
@@ -131,7 +140,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     free = taken.image.free_of(room)
     looks: dict[int, SectorEnds] = {}
     contents = Contents(image)
-    before: list[list[tuple[int, int, int, str, str]]] = []
+    content, borders, rate = Content(image, free), Borders(), 0.0
+    last = b""
+    seen: list[tuple[list[tuple[int, int, int, int]], list[list[bytes]]]] = []
     for number in range(ROUNDS):
         if number:
             _give_volumes(image, active, places, known)
@@ -141,10 +152,17 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
+        content.look([_guest(image, c) for c in active])
+        evidence = _gather(active, looks, content)
+        if evidence.key == last:
+            break
+        last = evidence.key
         held = [c.map for c in active]
         now = Taken(_copy(taken.image), {})
-        borders = Borders()
-        _round(image, active, looks, now, borders, contents)
+        if not rate or not STEADY <= borders.rate / rate <= 1 / STEADY:
+            rate = borders.rate
+        borders = Borders(rate=rate)
+        runs = _round(image, active, evidence, now, borders, contents)
         for c, old in zip(active, held, strict=True):
             container = c.reopen(c.map)
             if container is None or _lost(container) > _lost(c.container):
@@ -152,10 +170,17 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
                 continue
             c.container = container
             c.map = _told(image, c).resized(container.size)
-        maps = [c.map.rows() for c in active]
-        if maps == before:
-            break
-        before = maps
+        found = runs, [[g.map.file_offset.tobytes() for g in c.container.guests] for c in active]
+        if found in seen:
+            break  # the same runs of the same disks, as before or in turns: the guests tell no more than they did
+        seen.append(found)
+    for c, stated in zip(active, content.sums.stated, strict=True):
+        c.map = without_wrong(image, c.map, stated)
+
+
+def _guest(image: Reader, c: Candidate) -> Guest:
+    disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
+    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure)
 
 
 def holds_data(container: Container) -> bool:
@@ -205,9 +230,11 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     c.pins = pins_of(c.container, c.start, c.owned, places)
     try:
         c.volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
-        c.ends = file_ends(c.volumes, guest_map)
+        live = [Live.of(v) for v in c.volumes]
+        c.ends = file_ends(live, guest_map)
+        c.files = Files.of(live)
     except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-        c.volumes, c.ends = [], FileEnds.none()
+        c.volumes, c.ends, c.files = [], FileEnds.none(), Files.none()
 
 
 def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> None:
@@ -335,11 +362,22 @@ def _spans(c: Candidate) -> list[tuple[int, int]]:
 
 
 # --- one round -----------------------------------------------------------------------------------------------------
-def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds], taken: Taken, borders: Borders,
-           contents: Contents) -> None:
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What a round has: points of all containers, file blocks that tell and expectations by container; blocks: of the
+    image with data. key: of all this and of what each container is: equal evidence gives equal maps.
+    """
+
+    points: Points
+    wanted: dict[int, Int64s]
+    expectations: dict[int, Expectation]
+    blocks: int
+    key: bytes
+
+
+def _gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Content) -> _Evidence:
     parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]] = []
     wanted: dict[int, Int64s] = {}
-    blocks = max((s.blocks for s in looks.values()), default=2)
     for o, c in enumerate(active):
         if c.nested:
             continue
@@ -348,11 +386,32 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
         parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]
         f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
         parts.append((o, f, delta, bits))
-        wanted[o] = np.unique(told // BLOCK)
+        found = content.points(o)
+        parts += [(o, t.file_block, t.delta, t.bits) for t in found]
+        wanted[o] = np.unique(np.concatenate([told // BLOCK, *(t.passed for t in found)]))
     points = Points.of(parts)
     expectations = {o: _expect(c) for o, c in enumerate(active)}
-    candidates = group(points, wanted, {o: e.free for o, e in expectations.items()})
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (points.owner, points.file_block, points.delta, points.bits, *wanted.values(),
+                  *(a for e in expectations.values() for a in (e.use, e.ends.file_offset, e.ends.begins))):
+        digest.update(array.tobytes())
+    digest.update(repr([(c.container.size, c.nested, c.tables) for c in active]).encode())
+    blocks = max((s.blocks for s in looks.values()), default=2)
+    return _Evidence(points, wanted, expectations, blocks, digest.digest())
+
+
+def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: Taken, borders: Borders,
+           contents: Contents) -> list[tuple[int, int, int, int]]:
+    """Better maps for all of them; returns the runs that they were laid out from: (container, first, last, delta)."""
+    points, wanted, expectations = evidence.points, evidence.wanted, evidence.expectations
+    blocks = evidence.blocks
     begins = {o: c.start for o, c in enumerate(active)}
+    free = {o: e.free for o, e in expectations.items()}
+    candidates = group(points, wanted, free, borders.rate)
+    unit = unit_of(accept(candidates, begins, Taken(_copy(taken.image), {}), least_weight(blocks)), begins)
+    if unit.blocks > 1:
+        candidates = group(unit.fits(points, begins), wanted, free, borders.rate)
+        borders.unit = unit.blocks
     _find_nested(active, candidates)
     heads = [Segment(o, 0, np.array([f // BLOCK], np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
              for o, c in enumerate(active) if not c.nested for f in c.anchors]
@@ -362,12 +421,15 @@ def _round(image: Reader, active: list[Candidate], looks: dict[int, SectorEnds],
     heads += [Segment(o, delta, np.arange(first, first + n), np.full(n, FOUND_BITS), FOUND_BITS * n)
               for o, c in enumerate(active) if not c.nested for first, n, delta in c.proved]
     candidates = [s for s in candidates if not active[s.owner].nested]
-    strong = accept(heads + candidates, begins, taken, least_weight(blocks))
-    strong += _nearby(candidates, strong, begins, taken, wanted)
+    strong = accept(heads + candidates, begins, taken, least_weight(blocks // unit.blocks), unit.blocks)
+    strong += _nearby(candidates, strong, begins, taken, wanted, unit.blocks)
     sizes = {o: _end(c) for o, c in enumerate(active)}
+    for o, c in enumerate(active):
+        c.sure = _sure(sorted((s for s in strong if s.owner == o), key=lambda s: s.first))
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders, contents)
     for o, found in rows.items():
         active[o].map = FileMap.build(found).resized(active[o].container.size)
+    return sorted((s.owner, s.first, s.last, s.delta) for s in strong)
 
 
 def _told(image: Reader, c: Candidate) -> FileMap:
@@ -401,6 +463,17 @@ def _end(c: Candidate) -> int:
         return c.container.size
     ends = [*(o.guest_offset + o.size for o in c.owned), *(f + BLOCK for f, _ in c.pins)]
     return min(c.container.size, max(ends))
+
+
+def _sure(chain: list[Segment]) -> Int64s:
+    """Runs of one delta between the first and the last of their segments: int64[n, 3] (first block, end, delta)."""
+    out: list[list[int]] = []
+    for s in chain:
+        if out and out[-1][2] == s.delta:
+            out[-1][1] = s.last + 1
+        else:
+            out.append([s.first, s.last + 1, s.delta])
+    return np.array(out, np.int64).reshape(-1, 3)
 
 
 def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
@@ -478,7 +551,7 @@ def _find_nested(active: list[Candidate], segments: list[Segment]) -> None:
 
 
 def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, int], taken: Taken,
-            wanted: dict[int, Int64s]) -> list[Segment]:
+            wanted: dict[int, Int64s], unit: int) -> list[Segment]:
     """Weaker segments that continue a strong one, or bend between two.
 
     They could have lain at few places only; how many file ends of the gap had the same chance counts too.
@@ -512,5 +585,5 @@ def _nearby(candidates: list[Segment], strong: list[Segment], begins: dict[int, 
         chances = int(np.diff(np.searchsorted(wanted.get(s.owner, first[:0]), [low, high]))[0])
         if s.weight >= NEAR_MARGIN + np.log2(spread * max(1, chances) if spread > 1 else 1):
             chosen.append(s)
-    out += accept(chosen, begins, taken, NEAR_MARGIN)
+    out += accept(chosen, begins, taken, NEAR_MARGIN, unit)
     return out

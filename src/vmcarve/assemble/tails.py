@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,33 @@ def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
     return SectorEnds(np.concatenate(sectors), np.concatenate(tails), np.concatenate(empties), phase, blocks)
 
 
-def file_ends(volumes: Iterable[HostVolume], guest_map: GuestMap) -> FileEnds:
+class Listed(Protocol):
+    """What is asked of a volume here."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    def live(self) -> Iterable[HostFile]:
+        """Every regular file that is not deleted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The live files of a volume, read once for all who ask."""
+
+    block_size: int
+    listed: list[HostFile]
+
+    @classmethod
+    def of(cls, volume: HostVolume) -> Live:
+        return cls(volume.block_size, list(itertools.islice(volume.live(), MAX_FILES)))
+
+    def live(self) -> Iterable[HostFile]:
+        return self.listed
+
+
+def file_ends(volumes: Iterable[Listed], guest_map: GuestMap) -> FileEnds:
     """The ends of the live files of a guest's volumes (opened on the guest disk: their offsets are guest offsets)."""
     ends: list[tuple[int, int]] = []  # guest offset of the end, and of the first byte behind the zeros
     begins: list[int] = []

@@ -1,5 +1,7 @@
 """Loose inodes of an ext4 volume place themselves: under metadata_csum an inode's checksum gives its number back.
 
+Blocks of the inodes' extent trees do so too (`_ext_tree_placer`).
+
 The checksum of an inode is CRC-32C over the volume's seed, the inode's number, its generation and its bytes. CRC can
 be run backwards: from the stored sum through the bytes that are there to the state behind the number, and the four
 bytes that lead from the seed to that state are the number. A number beyond the volume's last inode is no inode of it.
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from ..model import Placer, Reader
 from . import _ext_super as super_
 from ._blocks import state_before_rows
+from ._ext_tree_placer import TreeBlocks
 
 I64 = npt.NDArray[np.int64]
 EXTENTS = 0x80000  # i_flags
@@ -94,8 +97,13 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
     if not groups.good.any():
         return None
     size, tables, good = sb.inode_size, groups.inode_table, groups.good
+    trees = TreeBlocks(reader, sb, groups)
 
     def find(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
+        slots, blocks = find_slots(data), trees.find(data)
+        return np.concatenate((slots[0], blocks[0])), np.concatenate((slots[1], blocks[1]))
+
+    def find_slots(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
         picked, state = _inodes(data, size)
         number = _between(sb.seed_state, state)
         keep = (number >= 1) & (number <= sb.inodes)
@@ -105,5 +113,5 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
         place = tables[group] * sb.block_size + number % sb.inodes_per_group * size
         return picked[there] * size, place[there]
 
-    key = hashlib.blake2b(tables[good].tobytes() + sb.uuid, digest_size=8).hexdigest()
+    key = hashlib.blake2b(tables[good].tobytes() + trees.known + sb.uuid, digest_size=8).hexdigest()
     return Placer(key, find)

@@ -66,7 +66,7 @@ class BufferItem:
 
 
 class Log:
-    """The internal log of a volume. clean: the last thing in it is an unmount."""
+    """The internal log of a volume. clean: it ends in an unmount, or a part is missing and nobody can know."""
 
     def __init__(self, reader: Reader, sb: Super) -> None:
         self._reader, self._sb = reader, sb
@@ -76,7 +76,7 @@ class Log:
         self.records = self._find_records() if start is not None else []
         self.clean = True
         self.tail = 0
-        if self.records:
+        if self.records and not reader.missing(self._start, self._size * BB):
             last = self.records[-1]
             self.tail = last.tail
             operations = _operations(self._body(last) or b"", last.operations)

@@ -31,6 +31,7 @@ from ._btrfs_items import EXTENT_ITEM, EXTENT_TREE, METADATA_ITEM, OUR_MAX_BYTES
 from ._btrfs_live import Root, is_subvolume, live_files, logged_space, read_logs, read_roots, survey
 from ._btrfs_placer import placer
 from ._btrfs_scan import with_old_chunks
+from ._btrfs_stated import data_sums
 from ._first_look import named
 from ._space import RunCollector, Runs, clipped, inverted
 
@@ -144,4 +145,5 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return BtrfsVolume(reader, offset, sb, chunks, whole) if chunks.all else None
 
 
-HOST = HostKind("btrfs", open_volume, carve, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer)
+HOST = HostKind("btrfs", open_volume, carve, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer,
+                sums=data_sums)

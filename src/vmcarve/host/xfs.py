@@ -36,6 +36,9 @@ class Deleted:
     logged: Inode | None = None
 
 
+LSN, NO_LSN = 112, (1 << 64) - 1  # byte of a v5 inode with the place in the log of its last change
+
+
 class XfsVolume:
     """An XFS file system. Offsets are image offsets in bytes."""
 
@@ -105,10 +108,18 @@ class XfsVolume:
             yield numbers[keep], raw[keep], (raw[keep, 2] | raw[keep, 3]) > 0
 
     def _selected(self, kind: int, linked: bool = True) -> Iterator[Inode]:
-        """Inodes of one type in use, as the log's replay leaves them; not linked: those that nothing names any more."""
-        current = {} if self._log.clean else self._view.current
+        """Inodes of one type in use, as the log's replay leaves them; not linked: those that nothing names any more.
+
+        What the disk has of an inode is newer than the log where its own sequence number is (as in Linux,
+        xlog_recover_inode_commit_pass2).
+        """
+        current = {} if self._log.clean else dict(self._view.current)
         for numbers, raw, used in self._tables():
             modes = raw[:, 2].astype(np.int64) << 8 | raw[:, 3]
+            written = raw[:, LSN : LSN + 8].copy().view(">u8")[:, 0].tolist() if self.sb.crc else [0] * len(raw)
+            for n, lsn in zip(numbers.tolist(), written, strict=True):
+                if n in current and lsn > current[n].lsn and lsn != NO_LSN:
+                    del current[n]
             changed = np.array([n in current for n in numbers.tolist()], np.bool_)
             for i in np.flatnonzero(used & (modes & inodes.S_IFMT == kind) & ~changed).tolist():
                 inode = inodes.parse_inode(raw[i].tobytes(), int(numbers[i]))

@@ -1,0 +1,1 @@
+"""Content pins, each on a guest in which it alone tells where the data lies."""

@@ -1,0 +1,92 @@
+"""Pages of databases: the parents that the map has name the leaves that it lacks."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.host.written import needs
+from vmcarve.assemble.content import sqlite
+from vmcarve.assemble.content.sqlite import Pages
+
+from .guests import BLOCK, MIB, Image, ext4, guest_of, places, right, told
+
+pytestmark = needs("mkfs.ext4")
+
+
+def database(path: Path, seed: int, rows: int) -> bytes:
+    base = sqlite3.connect(path)
+    rng = random.Random(seed)
+    base.execute("create table t (id integer primary key, a blob)")
+    base.executemany("insert into t (a) values (?)", [(rng.randbytes(rng.randrange(20, 900)),) for _ in range(rows)])
+    base.execute("delete from t where id % 17 = 0")
+    base.commit()
+    base.close()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module", params=[2_000, 12_000], ids=["one level", "two levels"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """(disk, database) of a guest with two databases of rows that count alike."""
+    folder = tmp_path_factory.mktemp("sqlite")
+    tree = folder / "tree"
+    tree.mkdir()
+    content = database(tree / "one", 1, request.param)
+    database(tree / "other", 2, request.param)
+    return ext4(folder, tree, 32 * MIB), content
+
+
+def leaves(disk: bytes, content: bytes) -> set[int]:
+    """File blocks of the table's leaves: pages whose type is 13 and that hold a row."""
+    pages = [content[n : n + BLOCK] for n in range(BLOCK, len(content), BLOCK)]
+    return {disk.find(page) // BLOCK for page in pages if page[0] == sqlite.LEAF and page[3:5] != b"\0\0"}
+
+
+def test_leaves_place_themselves(made: tuple[bytes, bytes]) -> None:
+    """Of both databases; the map has all of the guest, the image holds it in pieces."""
+    disk, content = made
+    image = Image.of(disk, 5)
+    found = told(Pages(), image, [guest_of(disk)])
+    good = np.array(right(found, image, disk))
+    assert good[found.bits == found.bits.max()].mean() > 0.99 and good.mean() > 0.9
+    wanted = leaves(disk, content)
+    assert len(wanted & set(found.file_block[good].tolist())) > 0.9 * len(wanted)
+
+
+def test_a_database_is_known_by_the_size_that_its_first_page_states(made: tuple[bytes, bytes]) -> None:
+    """The map has nothing of it: its first page is the only one of that size, and what lies behind names the rest."""
+    disk, content = made
+    first = places(disk, content)
+    image = Image.of(disk, 5, largest=40)
+    at = image.data.find(content[:BLOCK])
+    assert image.data[at : at + 3 * BLOCK] == content[: 3 * BLOCK], "fixture too hard: the root lies elsewhere"
+    found = told(Pages(), image, [guest_of(disk, [(first, len(content))])])
+    good = np.array(right(found, image, disk))
+    wanted = leaves(disk, content)
+    # of interior pages two of which could be the one meant (the other database counts alike), neither is followed
+    assert len(wanted & set(found.file_block[good].tolist())) > (0.8 if len(wanted) < 500 else 0.25) * len(wanted)
+    assert good[found.bits == found.bits.max()].mean() > 0.99
+
+
+def test_noise_is_no_page() -> None:
+    """Random blocks that begin as a leaf or an interior page does."""
+    rows = np.frombuffer(random.Random(8).randbytes(400 * BLOCK), np.uint8).reshape(-1, BLOCK).copy()
+    rows[:, 0] = sqlite.LEAF
+    assert (sqlite._rows_of(rows) > 0).any(axis=1).mean() < 0.05
+    rows[:, 0] = sqlite.INTERIOR
+    assert not any(len(sqlite._children(r.tobytes())) for r in rows)
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 16_383, 16_384, 1 << 31, (1 << 48) + 5])
+def test_numbers_of_all_lengths(value: int) -> None:
+    """7 bits a byte, the first ones first; a set high bit says that one more follows."""
+    parts = [value & 0x7F]
+    while value >> 7 * len(parts):
+        parts.append(value >> 7 * len(parts) & 0x7F | 0x80)
+    data = np.array([[*reversed(parts), *[0xFF] * 9][:9]], np.uint8)
+    number, used = sqlite._numbers(data)
+    assert (int(number[0]), int(used[0])) == (value, len(parts))

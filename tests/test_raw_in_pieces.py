@@ -1,0 +1,109 @@
+"""Raw disks without a container whose pieces are shuffled: every volume finds a disk, and the rest finds the volume."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.helpers import run
+from tests.host.written import needs
+from vmcarve.assemble.places import Places
+from vmcarve.assemble.raw import raw_disks
+from vmcarve.assemble.state import Claims
+from vmcarve.filemap import FileMap
+from vmcarve.source import open_image
+from vmcarve.sweeper import sweep_image
+
+pytestmark = needs("mkfs.ext4", "sfdisk")
+
+MIB = 1 << 20
+BLOCK = 4096
+SIZE = 26 * MIB
+LABELS = ("gpt", "gpt", "dos")
+
+
+def disk(folder: Path, seed: int, label: str) -> bytes:
+    """A disk with one partition: an ext4 of small files, distinct for every seed."""
+    rng = random.Random(seed)
+    tree, volume, raw = folder / f"tree{seed}", folder / f"volume{seed}", folder / f"raw{seed}"
+    tree.mkdir()
+    for n in range(500):
+        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(2_000, 70_000)))
+    with volume.open("wb") as file:
+        file.truncate(SIZE - 2 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal", "-N", "600", "-d", tree, volume)
+    raw.write_bytes(bytes(MIB) + volume.read_bytes() + bytes(MIB))
+    script = folder / "script"
+    script.write_text(f"label: {label}\nstart=2048, size={(SIZE - 2 * MIB) // 512}\n")
+    run("sh", "-c", f"sfdisk -q --no-reread {raw} < {script}")
+    return raw.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("disks")
+    return [disk(folder, seed, label) for seed, label in enumerate(LABELS)]
+
+
+def laid(folder: Path, disks: list[bytes], lengths: list[int], gaps: bool) -> Path:
+    """All disks cut in pieces of these lengths in turn, shuffled; noise before, and between where there are gaps."""
+    rng = random.Random(4)
+    pieces: list[bytes] = []
+    for content in disks:
+        at, n = 0, 0
+        while at < len(content):
+            length = lengths[n % len(lengths)]
+            pieces.append(content[at : at + length])
+            at, n = at + length, n + 1
+    rng.shuffle(pieces)
+    path = folder / "image"
+    with path.open("wb") as out:
+        out.write(rng.randbytes(MIB))
+        for piece in pieces:
+            out.write(piece)
+            if gaps and rng.random() < 0.5:
+                out.write(rng.randbytes(rng.randrange(1, 40) * BLOCK))
+    return path
+
+
+def found(path: Path) -> list[FileMap]:
+    batches: list[pa.RecordBatch] = []
+    with open_image(path) as image:
+        sweep_image(image, 0, batches.append)
+        table = pa.Table.from_batches(batches)
+        claims, out = Claims(), list[FileMap]()
+        room = np.array([[0, image.size]], np.int64)
+        for _, file_map in raw_disks(image, table, claims, {0}, Places.of(table), room):
+            claims.add(file_map)
+            out.append(file_map)
+        return out
+
+
+def tally(path: Path, file_map: FileMap, content: bytes) -> tuple[float, float]:
+    """(right, wrong) share of the disk's blocks that hold something."""
+    image = path.read_bytes()
+    right = wrong = 0
+    for f, n, p, _, _ in file_map.rows():
+        for at in range(f, min(f + n, len(content)), BLOCK) if p >= 0 else ():
+            there, own = image[p + at - f : p + at - f + BLOCK], content[at : at + BLOCK]
+            right += there == own and any(own)
+            wrong += there != own
+    used = sum(any(content[at : at + BLOCK]) for at in range(0, len(content), BLOCK))
+    return right / used, wrong / used
+
+
+@pytest.mark.parametrize(("lengths", "gaps", "least"), [([MIB], False, 0.95), ([140 * BLOCK, 317 * BLOCK], True, 0.75)],
+                         ids=["units of 1 MiB", "any blocks"])
+def test_three_disks_of_one_size_come_back(disks: list[bytes], lengths: list[int], gaps: bool, least: float,
+                                           tmp_path: Path) -> None:
+    """Two with a GPT, one with an MBR that lies far from its volume. Which table is whose nothing tells, so any pairing
+    counts; every file system must be there once, nearly whole, and hardly anything else."""
+    path = laid(tmp_path, disks, lengths, gaps)
+    maps = found(path)
+    assert len(maps) == 3
+    best = [max(tally(path, m, content) for m in maps) for content in disks]
+    assert all(right > least and wrong < 0.02 for right, wrong in best), best
