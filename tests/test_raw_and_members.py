@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,6 +85,29 @@ def test_what_nothing_on_a_raw_disk_speaks_of_is_left_open(tmp_path: Path) -> No
     assert row["header_offset"] == start and row["virtual_size"] == DISK
     got = (tmp_path / "case" / str(row["path"])).read_bytes()
     assert got[: MIB + VOLUME] == data[: MIB + VOLUME] and not any(got[MIB + VOLUME :])
+
+
+def test_a_superblock_in_its_place_does_not_make_one_run_of_a_disk(tmp_path: Path) -> None:
+    """A Btrfs superblock agrees with itself wherever the trees lie: here they lie in other fragments."""
+    if shutil.which("mkfs.btrfs") is None:
+        pytest.skip("no mkfs.btrfs")
+    rng, tree, volume = random.Random(8), tmp_path / "tree", tmp_path / "volume"
+    tree.mkdir()
+    for n in range(200):
+        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(5_000, 120_000)))
+    with volume.open("wb") as f:
+        f.truncate(63 * MIB)
+    run("mkfs.btrfs", "-q", "-s", "4096", "-n", "4096", "-m", "single", "-d", "single", "--mixed", "--rootdir", tree,
+        volume)
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(MIB) + volume.read_bytes()[: 63 * MIB])
+    (tmp_path / "script").write_text(f"label: dos\nstart=2048, size={63 * MIB // 512}\n")
+    run("sh", "-c", f"sfdisk -q --no-reread {raw} < {tmp_path / 'script'}")
+    data, head = raw.read_bytes(), MIB + (128 << 10)
+    image_of(tmp_path / "image", [data[24 * MIB :], data[:head], data[head : 24 * MIB]])
+    rows = [r for r in recovered(tmp_path / "image", tmp_path / "case") if r["variant"] == "mbr"]
+    assert len(rows) == 1
+    assert blocks_alike((tmp_path / "case" / str(rows[0]["path"])).read_bytes(), data) > 0.99
 
 
 def extents(folder: Path, data: bytes, size: int, kind: str) -> tuple[bytes, list[bytes]]:

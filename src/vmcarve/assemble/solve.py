@@ -303,9 +303,19 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
             return False
         right, wrong = sum(r for r, _ in told), sum(w for _, w in told)
         return right >= max(FEW, SOUND * (right + wrong)) and 2 * (right + wrong) > len(c.ends)
+    if c.flat and not _reads(c):
+        return False
     sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
              if v.consistent is not None]
     return bool(sound) and all(sound)
+
+
+def _reads(c: Candidate) -> bool:
+    """Whether the file systems of a guest tell what they have free: more than their first block is in its place."""
+    try:
+        return all(len(v.free()) > 0 for v in c.volumes)
+    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
+        return False
 
 
 def _expect(c: Candidate) -> Expectation:
