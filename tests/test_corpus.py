@@ -14,7 +14,7 @@ import pytest
 
 from benches import rows
 from benches.recall import bound
-from tests.corpus import SCENES, CorpusError, decoys, harm, lay, make, payload, score, work
+from tests.corpus import SCENES, CorpusError, decoys, harm, lay, make, payload, score, scoring, work
 from tests.corpus.bare import cut
 from tests.corpus.containers import QemuMaker, discover
 from tests.corpus.disks import Plan
@@ -253,6 +253,19 @@ def test_a_wrong_map_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert disk["wrong_by_grade"]["guessed"]["wrong"] > 0
     assert disk["wrong_by_grade"].get("supported", {"wrong": 0})["wrong"] == 0
     assert disk["recall"] is not None and disk["recall"] < 1
+
+
+def test_a_container_is_judged_by_its_own_file() -> None:
+    """Disks are paired by their guests; a container with another disk's guest is still the file that begins there."""
+    def state(name: str, fmt: str, place: int) -> scoring.State:
+        none = np.zeros(0, np.bool_)
+        disk = {"name": name, "format": fmt, "files": [{"extents": [[0, place, BLOCK, ""], [BLOCK, 0, BLOCK, ""]]}]}
+        return scoring.State(name, disk, None, None, 0, np.zeros(0, np.uint64), none, none)
+
+    states = [state("a", "vhdx", 8 * BLOCK), state("b", "vhd", 40 * BLOCK)]
+    for fmt, place, owner in (("vhdx", 8, "a"), ("vhdx", 0, "b"), ("vhdx", 40, "b"), ("vhd", None, "b")):
+        row = {"format": fmt, "header_offset": None if place is None else place * BLOCK}
+        assert scoring.container_of(states, states[1], row)["name"] == owner, (fmt, place)
 
 
 @needs_root

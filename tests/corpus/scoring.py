@@ -60,7 +60,7 @@ def score(case_folder: Path, scene_folder: Path) -> dict[str, Any]:
     disks = []
     for number, state in enumerate(states):
         other = pairs.get(number)
-        disks.append(_score_one(state, None if other is None else found[other], case, image, scene_folder))
+        disks.append(_score_one(states, state, None if other is None else found[other], case, image, scene_folder))
     rest = [one for other, one in enumerate(found) if other not in pairs.values()]
     extra = [_describe_extra(one, states, case.extents[one.row["disk_id"]]) for one in rest]
     result = {
@@ -157,7 +157,8 @@ def agreement(state: State, hashes: Hashes) -> tuple[int, int]:
     return same, int(used.sum()) - same + beyond
 
 
-def _score_one(state: State, one: Recovered | None, case: Case, image: Path, folder: Path) -> dict[str, Any]:
+def _score_one(states: list[State], state: State, one: Recovered | None, case: Case, image: Path, folder: Path
+               ) -> dict[str, Any]:
     disk = state.disk
     wanted = int(state.wanted.sum())
     result: dict[str, Any] = {
@@ -198,27 +199,42 @@ def _score_one(state: State, one: Recovered | None, case: Case, image: Path, fol
         deleted_right=disk["deleted"] is None or one.row["deleted"] == disk["deleted"],
         recall=_share(int((equal & state.wanted).sum()), wanted) if disk["guest_known"] else None,
         wrong_output_bytes=agreement(state, one.hashes)[1] * BLOCK,
-        wrong_by_grade=wrong_by_grade(state, one.row, case, image, folder),
+        wrong_by_grade=wrong_by_grade(state, container_of(states, state, one.row), one.row, case, image, folder),
         wanted_by_grade=wanted_by_grade(state, case.extents[one.row["disk_id"]]),
         harmed_unsaid_bytes=harmed_unsaid(disk, case.extents[one.row["disk_id"]]),
     )
     return result
 
 
-def wrong_by_grade(state: State, found: Row, case: Case, image: Path, folder: Path) -> dict[str, dict[str, int]]:
+def container_of(states: list[State], state: State, found: Row) -> Row:
+    """The disk whose file the recovered container is: it begins where that file did. Else the one it is paired with.
+
+    Disks are paired by their guests: a container that was given another disk's guest has right tables all the same.
+    """
+    start = found.get("header_offset")
+    for other in states:
+        if start is not None and other.disk["format"] == found["format"]:
+            for file in other.disk["files"]:
+                if any(at == 0 and place == start for at, place, *_ in file["extents"]):
+                    return other.disk
+    return state.disk
+
+
+def wrong_by_grade(state: State, disk: Row, found: Row, case: Case, image: Path, folder: Path
+                   ) -> dict[str, dict[str, int]]:
     """Per grade: bytes claimed, of these wrong, and of these not checkable (encoded otherwise, or no original kept).
 
     `wrong_harmed` are those of the wrong ones that were overwritten where they lay: the map may be right there, the
     content is not what it was. Of a disk in several files the container rows are checked against the file of their
-    size, if there is one; those of a file inside an archive against nothing."""
+    size, if there is one; those of a file inside an archive against nothing. disk: whose file the container is."""
     tally: dict[str, dict[str, int]] = defaultdict(
         lambda: {"claimed": 0, "wrong": 0, "wrong_blocks": 0, "wrong_harmed": 0, "unchecked": 0}
     )
-    files = state.disk["files"]
+    files = disk["files"]
     harmed = files[0]["harmed"] if len(files) == 1 else []
-    alike = [file for file in files if file["size"] == found["container_size"]] if len(files) > 1 else [state.disk]
+    alike = [file for file in files if file["size"] == found["container_size"]] if len(files) > 1 else [disk]
     container = folder / ORIGINALS / Path(alike[0]["host_path"]).name if len(alike) == 1 else None
-    if state.disk["format"] in ARCHIVES and found["format"] not in ARCHIVES:
+    if disk["format"] in ARCHIVES and found["format"] not in ARCHIVES:
         container = None  # a file inside it, whose offsets are its own
     with image.open("rb") as source:
         for row in case.extents[found["disk_id"]]:
