@@ -28,7 +28,7 @@ from .places import Places
 from .segments import BLOCK
 from .solve import Candidate, holds_data, solve
 from .state import Claims
-from .tables import Search
+from .tables import Found, Search
 from .units import join_units, settle_units
 
 MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond its disks and an eighth of them
@@ -79,9 +79,18 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         return fmt.wants is not None and bool(fmt.wants(view)), seen(*one) > one[0], one[0]
 
     ranked = sorted((*whole_first(one), one[1]) for one in hints if not claims.holds(seen(*one)))
+    heads = sorted({start for _, inner, start, _ in ranked if not inner})
+    near: dict[tuple[int, str], Found] = {}
+    for lacking, inner, start, module in ranked:
+        if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks
+            end = min((h for h in heads if h > start), default=image.size)
+            first = _run_from(image, start, _room_of(image), claims, free)
+            found = search.complete_before(formats()[module], start, first, end)
+            if found is not None:
+                near[start, module] = found
     for lacking, _, start, module in ranked:
         ends = sorted({end for _, end in hints[start, module]}, reverse=True)
-        led = _open_at(image, formats()[module], start, ends, claims, free, search)
+        led = _open_at(image, formats()[module], start, ends, claims, free, search, near.get((start, module)))
         if led is not None:
             opened.append((start, formats()[module], led))
             if not lacking and holds_data(led.container) and not in_doubt(led.container):
@@ -173,13 +182,13 @@ def _behind(rows: list[tuple[int, int, int, str, str]], at: int, length: int, im
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,
-             free: npt.NDArray[np.int64] | None, search: Search) -> Led | None:
+             free: npt.NDArray[np.int64] | None, search: Search, near: Found | None) -> Led | None:
     room = _room_of(image)
     for size in [room, *hints]:
         file_map = _run_from(image, start, size, claims, free)
         tables: list[tuple[int, int]] = []
         if size == room:
-            file_map, tables = search.complete(fmt, start, file_map)
+            file_map, tables = near or search.complete(fmt, start, file_map)
         try:
             container = fmt.open(FileView(image, file_map))
         except Damaged:

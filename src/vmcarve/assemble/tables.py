@@ -19,6 +19,8 @@ from ..model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
 from .window import steps
 
 Int64s = npt.NDArray[np.int64]
+Found = tuple[FileMap, list[tuple[int, int]]]
+"""A container's map with its tables in it, and their (file, image offset)s."""
 BLOCK = 4096
 STEP = 4 << 20
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
@@ -63,8 +65,20 @@ class Search:
             for f in range(region.file_offset // BLOCK * BLOCK, end, BLOCK):
                 self.used.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
 
-    def complete(self, fmt: Format, start: int, first: FileMap) -> tuple[FileMap, list[tuple[int, int]]]:
-        """`first` with the tables that the format wants where they were found, and their (file, image offset)s."""
+    def complete_before(self, fmt: Format, start: int, first: FileMap, end: int) -> Found | None:
+        """What `complete` finds before image offset `end`, when that is all that is wanted; else nothing is used."""
+        before = set(self.used)
+        found = self.complete(fmt, start, first, end)
+        if fmt.wants is not None and not fmt.wants(FileView(self.image, found[0])):
+            return found
+        self.used = before
+        return None
+
+    def complete(self, fmt: Format, start: int, first: FileMap, end: int | None = None) -> Found:
+        """`first` with the tables that the format wants where they were found, and their (file, image offset)s.
+
+        end: image offset before which, and behind the header, they must lie.
+        """
         if fmt.wants is None:
             return first, []
         laid = _Laid(first, self.image.size)
@@ -81,7 +95,7 @@ class Search:
                 if want.fits(here.read(want.file_offset, BLOCK).ljust(BLOCK, b"\0")) > 0:
                     continue
                 tried.add(want.file_offset)
-                p = None if want.empty else self._find(want, start, laid)
+                p = None if want.empty else self._find(want, start, laid, end)
                 if p is None and not want.empty:
                     continue
                 laid.add(want.file_offset, -1 if p is None else p)
@@ -90,7 +104,7 @@ class Search:
             current = FileMap.build(laid.rows(0, first.size))
         return current, sorted((f, p) for f, p in laid.found.items() if p >= 0)
 
-    def _find(self, want: Want, start: int, laid: _Laid) -> int | None:
+    def _find(self, want: Want, start: int, laid: _Laid, end: int | None) -> int | None:
         heads = self.heads(start % BLOCK)
         rows = np.flatnonzero(want.begins(heads.at, heads.word))
         if len(rows) == 0:
@@ -102,7 +116,7 @@ class Search:
         best: tuple[float, int] | None = None
         for i in np.argsort(distance, kind="stable")[:MAX_RIVALS].tolist():
             p = int(places[i])
-            if p in self.used or p == start:
+            if p in self.used or p == start or (end is not None and not start < p < end):
                 continue
             bits = want.fits(self.image.read(p, BLOCK).ljust(BLOCK, b"\0"))
             if bits >= LEAST_BITS and (best is None or bits >= best[0] + STRONG):
