@@ -204,3 +204,16 @@ def test_blocks_laid_over_a_map(found: list[tuple[int, int]], low: int, length: 
         else:
             want += first.cut(f * BLOCK, BLOCK)
     assert placed == FileMap.build(want).rows()
+
+
+def test_tables_before_the_next_header_are_the_first_ones(containers: dict[str, bytes]) -> None:
+    """Of a packed file all tables lie behind its header, none farther than in the file; else nothing is used."""
+    fmt, data = formats()["qcow2"], containers["qcow2-64k"]
+    image, start, place = lay(data, [blocks_with_data(data)], 2)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity"),
+                           (image.size - start, len(data), -1, MISSING, "image-end")])
+    search = Search(image, np.array([[0, image.size]], np.int64))
+    assert search.complete_before(fmt, start, first, start + 2 * BLOCK) is None and not search.used
+    found = search.complete_before(fmt, start, first, image.size)
+    assert found is not None and all(p == place[f // BLOCK] for f, p in found[1])
+    assert {p for _, p in found[1]} <= search.used

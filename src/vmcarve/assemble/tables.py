@@ -116,7 +116,10 @@ class Search:
         best: tuple[float, int] | None = None
         for i in np.argsort(distance, kind="stable")[:MAX_RIVALS].tolist():
             p = int(places[i])
-            if p in self.used or p == start or (end is not None and not start < p < end):
+            if p in self.used or p == start:
+                continue
+            # holes that a host leaves out bring a table nearer to its header, never farther from it
+            if end is not None and not start < p <= min(end - BLOCK, start + want.file_offset):
                 continue
             bits = want.fits(self.image.read(p, BLOCK).ljust(BLOCK, b"\0"))
             if bits >= LEAST_BITS and (best is None or bits >= best[0] + STRONG):
