@@ -36,6 +36,9 @@ MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond i
 
 BEHIND = 64 << 20  # ours: bytes of an archive behind the last of its disks
 
+Hints = dict[tuple[int, str], set[tuple[int, int]]]
+"""Of each image offset and format that evidence proposes as a container's begin: (file offset, its end) of that."""
+
 
 @dataclass(slots=True)
 class Led:
@@ -58,44 +61,15 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     All are opened first, each as one run, so that guest structures go to the container that they fit and lie nearest
     to; then each one's breaks are placed, in image order.
     """
-    hints: dict[tuple[int, str], set[tuple[int, int]]] = {}  # start and format -> (file offset, its end) of evidence
+    hints: Hints = {}
     for m, e in rows:
         if e.container_offset is not None and e.image_offset >= e.container_offset:
             hints.setdefault((e.image_offset - e.container_offset, m), set()).add(
                 (e.container_offset, e.container_offset + e.length))
     room = np.array([[0, image.size]], np.int64) if free is None or len(free) == 0 else free
     room = claims.free_of(room)
-    search = Search(image, room)
-    opened: list[tuple[int, Format, Led]] = []
-
-    def seen(start: int, module: str) -> int:
-        """Where what proposes it lies: a footer's file need not be one run, so its first byte may be anyone's."""
-        return start + min((f for f, _ in hints.get((start, module), ())), default=0)
-
-    def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
-        """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
-        fmt = formats()[one[1]]
-        view = FileView(image, _run_from(image, one[0], _room_of(image), claims, free))
-        return fmt.wants is not None and bool(fmt.wants(view)), seen(*one) > one[0], one[0]
-
-    ranked = sorted((*whole_first(one), one[1]) for one in hints if not claims.holds(seen(*one)))
-    heads = sorted({start for _, inner, start, _ in ranked if not inner})
-    near: dict[tuple[int, str], Found] = {}
-    for lacking, inner, start, module in ranked:
-        if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks
-            end = min((h for h in heads if h > start), default=image.size)
-            first = _run_from(image, start, _room_of(image), claims, free)
-            found = search.complete_before(formats()[module], start, first, end)
-            if found is not None:
-                near[start, module] = found
-    for lacking, _, start, module in ranked:
-        ends = sorted({end for _, end in hints[start, module]}, reverse=True)
-        led = _open_at(image, formats()[module], start, ends, claims, free, search, near.get((start, module)))
-        if led is not None:
-            opened.append((start, formats()[module], led))
-            if not lacking and holds_data(led.container) and not in_doubt(led.container):
-                search.keep(led.container, led.map)
-    opened.sort(key=lambda one: (one[0], one[1].name))
+    opened = _open_all(image, {k: v for k, v in hints.items() if not claims.holds(_seen(hints, *k))}, claims, free,
+                       Search(image, room))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
                   for start, fmt, led in opened if led.container.guests]
     inside = {start + m.file_offset: start for start, _, led in opened if not led.container.guests
@@ -129,7 +103,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
         return (4 if not c.plain else 3 if in_doubt(c.container) else 2), one[0]
 
     for start, fmt, led in sorted(opened, key=order):
-        if claims.holds(seen(start, fmt.name)):
+        if claims.holds(_seen(hints, start, fmt.name)):
             continue
         c = solved.get(start)
         if c is not None:
@@ -138,6 +112,42 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
             led = _around(image, fmt, start, led, solved)
         led.map = theirs.rest_of(claims.rest_of(led.map, "others"), "others")
         yield led
+
+
+def _seen(hints: Hints, start: int, module: str) -> int:
+    """Where what proposes it lies: a footer's file need not be one run, so its first byte may be anyone's."""
+    return start + min((f for f, _ in hints.get((start, module), ())), default=0)
+
+
+def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.int64] | None, search: Search
+              ) -> list[tuple[int, Format, Led]]:
+    """The containers that open where the hints propose them, by their first bytes, with the tables that were found."""
+    opened: list[tuple[int, Format, Led]] = []
+
+    def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
+        """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
+        fmt = formats()[one[1]]
+        view = FileView(image, _run_from(image, one[0], _room_of(image), claims, free))
+        return fmt.wants is not None and bool(fmt.wants(view)), _seen(hints, *one) > one[0], one[0]
+
+    ranked = sorted((*whole_first(one), one[1]) for one in hints)
+    heads = sorted({start for _, inner, start, _ in ranked if not inner})
+    near: dict[tuple[int, str], Found] = {}
+    for lacking, inner, start, module in ranked:
+        if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks
+            end = min((h for h in heads if h > start), default=image.size)
+            first = _run_from(image, start, _room_of(image), claims, free)
+            found = search.complete_before(formats()[module], start, first, end)
+            if found is not None:
+                near[start, module] = found
+    for lacking, _, start, module in ranked:
+        ends = sorted({end for _, end in hints[start, module]}, reverse=True)
+        led = _open_at(image, formats()[module], start, ends, claims, free, search, near.get((start, module)))
+        if led is not None:
+            opened.append((start, formats()[module], led))
+            if not lacking and holds_data(led.container) and not in_doubt(led.container):
+                search.keep(led.container, led.map)
+    return sorted(opened, key=lambda one: (one[0], one[1].name))
 
 
 def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[int]) -> Candidate:

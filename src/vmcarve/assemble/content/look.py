@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...model import Reader
+from ..window import steps
 from .archives import Archives
 from .calls import Calls
 from .sqlite import Pages
@@ -29,7 +30,7 @@ class Content:
         if not changed:
             return
         for start, length in self._room.tolist():
-            for at in range(start, start + length, STEP):
+            for at in steps(self._image, start, start + length, STEP):
                 n = min(STEP, start + length - at)
                 data = np.frombuffer(self._image.read(at, n + BLOCK), np.uint8)
                 for m in changed:
