@@ -110,6 +110,78 @@ def test_a_superblock_in_its_place_does_not_make_one_run_of_a_disk(tmp_path: Pat
     assert blocks_alike((tmp_path / "case" / str(rows[0]["path"])).read_bytes(), data) > 0.99
 
 
+def qcow2_of(folder: Path, raw: bytes) -> bytes:
+    """A qcow2 with that content, by qemu-img."""
+    (folder / "raw").write_bytes(raw)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", folder / "raw", folder / "qcow2")
+    return (folder / "qcow2").read_bytes()
+
+
+def test_a_bare_volume_keeps_its_place_against_a_container_that_would_go_on_there(tmp_path: Path) -> None:
+    """The rest of the container is gone, and its map does not end where it does: the volume says what lies there."""
+    container = qcow2_of(tmp_path, disk(tmp_path / "one", "dos", 11))
+    disk(tmp_path / "other", "dos", 12)
+    volume = (tmp_path / "other" / "volume").read_bytes()[: 14 * MIB]
+    head = len(container) // 3 // BLOCK * BLOCK
+    _, start = image_of(tmp_path / "image", [container[:head], volume])
+    rows = {r["format"]: r for r in recovered(tmp_path / "image", tmp_path / "case")}
+    assert rows["raw"]["header_offset"] == start
+    assert (tmp_path / "case" / str(rows["raw"]["path"])).read_bytes()[: len(volume)] == volume
+
+
+def test_a_volume_that_is_a_file_of_a_guest_stays_in_it(tmp_path: Path) -> None:
+    """A guest that keeps an image of a file system in a file: the container agrees as one run, so it is whole."""
+    disk(tmp_path / "inner", "dos", 13)
+    small = tmp_path / "small"
+    # without room that is zero before its files: mkfs leaves holes there, and they are no blocks of the file
+    run("mkfs.ext4", "-q", "-F", "-O", "^has_journal,^resize_inode", "-N", "160", "-b", "4096", "-d",
+        tmp_path / "inner" / "files", small, "10M")
+    rng, files = random.Random(14), tmp_path / "files"
+    files.mkdir()
+    for n in range(120):
+        (files / f"file{n}").write_bytes(rng.randbytes(rng.randrange(1, 40_000)))
+    (files / "image").write_bytes(small.read_bytes())
+    run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-b", "4096", "-d", files, tmp_path / "volume", "24M")
+    container = qcow2_of(tmp_path, (tmp_path / "volume").read_bytes())
+    image_of(tmp_path / "image", [container])
+    (row,) = recovered(tmp_path / "image", tmp_path / "case")
+    assert row["format"] == "qcow2"
+    assert (tmp_path / "case" / str(row["path"])).read_bytes() == container
+
+
+def test_a_container_whose_data_lie_elsewhere_keeps_its_blocks(tmp_path: Path) -> None:
+    """It is no more than its tables, and the host packed them: they agree, so nobody's run goes on over them."""
+    container = qcow2_of(tmp_path, disk(tmp_path / "one", "dos", 16))
+    disk(tmp_path / "other", "dos", 17)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", f"data_file={tmp_path / 'data'}",
+        tmp_path / "other" / "volume", tmp_path / "tables")
+    tables = (tmp_path / "tables").read_bytes()
+    blocks = [tables[i : i + BLOCK] for i in range(0, len(tables), BLOCK)]
+    head = len(container) // 3 // BLOCK * BLOCK
+    _, start = image_of(tmp_path / "image", [container[:head], b"".join(b for b in blocks if any(b))])
+    rows = {r["header_offset"]: r for r in recovered(tmp_path / "image", tmp_path / "case")}
+    got, name = (tmp_path / "case" / str(rows[start]["path"])).read_bytes(), str(tmp_path / "data").encode()
+    assert got == tables.replace(name, bytes(len(name)))  # what is written names no file outside the case
+
+
+def test_an_encrypted_container_takes_no_volume(tmp_path: Path) -> None:
+    """What such a container holds looks like noise: a volume behind its header is another's, here a disk of its own."""
+    raw = disk(tmp_path / "one", "dos", 15)
+    secret = ("--object", "secret,id=s,data=pass")
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    run("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, tmp_path / "luks", str(24 * MIB))
+    (tmp_path / "raw").write_bytes(random.Random(3).randbytes(24 * MIB))
+    run("qemu-img", "convert", "-n", *secret, "-f", "raw", tmp_path / "raw", "--target-image-opts",
+        f"driver=qcow2,file.filename={tmp_path / 'luks'},encrypt.key-secret=s")
+    container = (tmp_path / "luks").read_bytes()
+    volume = raw[MIB : MIB + VOLUME]
+    at = 12 * MIB  # an attack or a later file wrote over part of it
+    _, start = image_of(tmp_path / "image", [container[:at], volume])
+    rows = {str(r["format"]): r for r in recovered(tmp_path / "image", tmp_path / "case")}
+    assert set(rows) == {"qcow2", "raw"} and rows["raw"]["header_offset"] == start
+    assert (tmp_path / "case" / str(rows["raw"]["path"])).read_bytes()[:VOLUME] == volume
+
+
 def extents(folder: Path, data: bytes, size: int, kind: str) -> tuple[bytes, list[bytes]]:
     """A descriptor and its extents of `size` bytes each, as VMware splits disks; sparse ones written by qemu-img."""
     lines, parts = list[str](), list[bytes]()

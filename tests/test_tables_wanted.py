@@ -217,3 +217,29 @@ def test_tables_before_the_next_header_are_the_first_ones(containers: dict[str, 
     found = search.complete_before(fmt, start, first, image.size)
     assert found is not None and all(p == place[f // BLOCK] for f, p in found[1])
     assert {p for _, p in found[1]} <= search.used
+
+
+def test_a_structure_in_its_place_is_not_taken_for_one_that_is_wanted(tmp_path: Path) -> None:
+    """Refcount blocks of clusters that are all in use are alike: those of the header's run have their place already."""
+    (tmp_path / "raw").write_bytes(random.Random(5).randbytes(24 * MIB))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", tmp_path / "raw",
+        tmp_path / "qcow2")
+    data = (tmp_path / "qcow2").read_bytes()
+    data += bytes(-len(data) % BLOCK)
+    half = len(data) // 2 // BLOCK
+    blocks = list(range(len(data) // BLOCK))
+    image, start, place = lay(data, [blocks[:half], blocks[half:]], 6)
+    first = FileMap.flow(start, 4 * image.size, np.array([[start, image.size - start]], np.int64), "continuity")
+    _, found = Search(image, np.array([[0, image.size]], np.int64)).complete(formats()["qcow2"], start, first)
+    assert found and all(p == place[f // BLOCK] for f, p in found)
+
+
+def test_a_run_does_not_go_on_over_a_table_that_belongs_elsewhere(containers: dict[str, bytes]) -> None:
+    """A host that packs holes puts the tables right behind the header: they are not in the header's cluster as well."""
+    data = containers["qcow2-64k"]
+    image, start, place = lay(data, [blocks_with_data(data)], 7)
+    first = FileMap.flow(start, len(data), np.array([[start, image.size - start]], np.int64), "continuity")
+    current, found = Search(image, np.array([[0, image.size]], np.int64)).complete(formats()["qcow2"], start, first)
+    assert len(found) > 2 and all(p == place[f // BLOCK] for f, p in found)
+    rows = sorted((p, n) for _, n, p, _, _ in current.rows() if p >= 0)
+    assert all(p + n <= q for (p, n), (q, _) in zip(rows, rows[1:], strict=False))

@@ -81,7 +81,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     for c, s in streams:
         settle_units(image, c, s)
     theirs = Claims()
-    for c in others:
+    for c in [c for c in others if not c.nested]:
         if c.settled:
             theirs.add(c.map)
         elif c.owned:  # its table, by which it is found again in what is left

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -87,12 +87,16 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A volume of a container: where it begins on the guest disk, its length, and the row of its first structure."""
+    """A volume of a container: where it begins on the guest disk, its length, and the row of its first structure.
+
+    cost: what speaks against it, see `assign`.
+    """
 
     guest_offset: int
     size: int
     row: int
     delta: int  # bytes: image offset - container's first byte - file offset
+    cost: float = field(default=0.0, compare=False)
 
 
 Known = dict[tuple[int, bytes, int, int], tuple[float, int] | None]
@@ -152,7 +156,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         if any(o.guest_offset < end and owned.guest_offset < o.guest_offset + o.size for o in out[k]):
             continue
         given.add(owned.row)
-        out[k].append(owned)
+        out[k].append(replace(owned, cost=cost))
     return out
 
 

@@ -27,6 +27,7 @@ Int64s = npt.NDArray[np.int64]
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
 STEP = 4 << 20
+FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
 ENTRY = np.dtype([("active", "u1"), ("chs", "u1", 3), ("type", "u1"), ("chs_end", "u1", 3), ("first", "<u4"),
                   ("count", "<u4")])  # a partition entry, at byte 446 of the sector (see guest/mbr.py)
@@ -79,28 +80,44 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
            containers: list[Candidate]) -> list[Candidate]:
     """Disks without a container that compete for space with `containers`: their tables are in none of those.
 
-    A table is a container's when its run has it there, and may be that of any container of about its size whose own
-    run shows no table.
+    A table is a container's when its run has it there, and may be that of any container of about its size that shows
+    nothing of its guest. A volume is a container's when it fits there, and may be that of any that lacks one so large.
     """
     table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
+    loose = places.outside(claims)
     found = list(_tables(image, table, claims, hosts_at))
-    found += _with_mbr(image, claims, hosts_at, places.outside(claims), claims.free_of(room), {c.start for c in found})
+    found += _with_mbr(image, claims, hosts_at, loose, claims.free_of(room), {c.start for c in found})
+    containers = [c for c in containers if not c.encrypted]
+    owned = assign(image, [(c.start, c.container) for c in containers], loose)
     explained: set[int] = set()
     open_: list[tuple[int, str | None]] = []  # disks whose table may be anywhere: size, and identity where it is known
-    for c in containers:
+    rooms: list[int] = []  # lengths of partitions, and of disks of which nothing is known, whose volume may be anywhere
+    for c, volumes in zip(containers, owned, strict=True):
         f = int(to_file(c.container.guests[0].map, np.zeros(1, np.int64))[0])
         if f >= 0:
             explained.add(c.start + f)
+        own = [o for o in volumes if o.cost <= FITS]
+        explained |= {int(loose.image_offset[o.row]) for o in own}
         kinds = describe(through(image, c.start, c.container, 0))
         if not any(v.partitions and v.consistent is not False for v in kinds):
             open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None)))
+        had = {o.guest_offset for o in own}
+        rooms += [length for v in kinds for offset, length, _ in v.partitions if offset not in had]
+        rooms += [] if own or any(v.partitions for v in kinds) else [c.container.virtual_size]
+    for d in found:
+        kinds = describe(through(image, d.start, d.container, 0))
+        explained |= {d.start + offset for v in kinds for offset, _, _ in v.partitions}
 
     def may_be_of(d: Candidate, size: int, own: str | None) -> bool:
         if own is None:
             return size - SIZE_SLACK < d.container.size <= size
         return any(v.uuid == own for v in describe(through(image, d.start, d.container, 0)))
 
-    return [d for d in found if d.start not in explained and not any(may_be_of(d, *o) for o in open_)]
+    found = [d for d in found if d.start not in explained and not any(may_be_of(d, *o) for o in open_)]
+    explained |= {d.start for d in found}
+    return found + [d for d in _volumes(image, table, claims, hosts_at)
+                    if d.container.variant == "volume" and d.start not in explained
+                    and not any(room - SIZE_SLACK < d.container.size <= room for room in rooms)]
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
@@ -166,6 +183,8 @@ def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int])
         if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start):
             continue
         found = describe(_from(image, start))
+        if found and found[0].kind.startswith("luks"):
+            continue  # a header that leaves open how much lies behind it, and may be a container's own
         size = disk_size(found)
         # in pieces a file system does not agree with itself: then copies of what begins it must vouch for it
         if not (sound(found) or found and start in copied) or size < MIN_DISK:

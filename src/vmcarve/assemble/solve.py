@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader, Units
+from ..model import DATA, EXTERNAL, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader, Units
 from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
@@ -88,6 +88,11 @@ class Candidate:
     metadata: dict[int, Metadata] = field(default_factory=dict[int, "Metadata"])  # by guest offset of the volume
 
     @property
+    def encrypted(self) -> bool:
+        """Whether nothing of its guest is to be seen."""
+        return self.container.detail.get("encrypted") == "yes"
+
+    @property
     def plain(self) -> bool:
         return bool(self.container.guests) and has_plain(self.container.guests[0].map)
 
@@ -115,6 +120,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     for c in plain:
         _read_guest(image, c, places)
         c.map = _told(image, c)
+    for r in rivals:
+        r.nested = any(_has_file_at(c, r.start) and _settled(image, c, candidates) for c in candidates)
+    rivals = [r for r in rivals if not r.nested]
     everyone = [*candidates, *rivals]
     for c in everyone:
         c.settled = _settled(image, c, everyone)
@@ -184,8 +192,8 @@ def _guest(image: Reader, c: Candidate) -> Guest:
 
 
 def holds_data(container: Container) -> bool:
-    """Whether the container stores anything: tables that lie elsewhere may read as those of an empty disk."""
-    return any(bool((g.map.state == DATA).any()) for g in container.guests)
+    """Whether the tables name data, here or in another file: those that lie elsewhere may read as an empty disk's."""
+    return any(bool(((g.map.state == DATA) | (g.map.state == EXTERNAL)).any()) for g in container.guests)
 
 
 def _lost(container: Container) -> int:
@@ -214,8 +222,9 @@ def _copy(claims: Claims) -> Claims:
 
 # --- what a guest tells ----------------------------------------------------------------------------------------------
 def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known) -> None:
-    found = assign(image, [(c.start, c.container) for c in candidates], places, known)
-    for c, owned in zip(candidates, found, strict=True):
+    legible = [c for c in candidates if not c.encrypted]
+    found = assign(image, [(c.start, c.container) for c in legible], places, known)
+    for c, owned in zip(legible, found, strict=True):
         c.owned = owned
 
 
@@ -308,6 +317,12 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
              if v.consistent is not None]
     return bool(sound) and all(sound)
+
+
+def _has_file_at(c: Candidate, place: int) -> bool:
+    """Whether a file of the container's guest begins at that image offset, as its map is."""
+    return any(p <= place < p + n and bool(np.isin(f + place - p, c.ends.begins)) for f, n, p, _, _ in c.map.rows()
+               if p >= 0)
 
 
 def _reads(c: Candidate) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._ext.first_words import first_words
+from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
 from .window import steps
@@ -60,10 +61,7 @@ class Search:
 
     def keep(self, container: Container, file_map: FileMap) -> None:
         """The tables of this container are its own: nobody else's."""
-        for region in container.regions[:MAX_OWN]:
-            end = region.file_offset + min(region.length, MAX_REGION)
-            for f in range(region.file_offset // BLOCK * BLOCK, end, BLOCK):
-                self.used.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
+        self.used |= _own(container, file_map, container.size)
 
     def complete_before(self, fmt: Format, start: int, first: FileMap, end: int) -> Found | None:
         """What `complete` finds before image offset `end`, when that is all that is wanted; else nothing is used."""
@@ -84,8 +82,11 @@ class Search:
         laid = _Laid(first, self.image.size)
         current = first
         tried: set[int] = set()
+        own: set[int] | None = None
         for _ in range(MAX_ROUNDS):
             wants = [w for w in fmt.wants(FileView(self.image, current)) if w.file_offset not in tried]
+            if own is None:
+                own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
             wants = [w for w in wants if w.file_offset + BLOCK <= first.size]  # beyond: a table that is none
             if not wants:
                 break
@@ -95,16 +96,26 @@ class Search:
                 if want.fits(here.read(want.file_offset, BLOCK).ljust(BLOCK, b"\0")) > 0:
                     continue
                 tried.add(want.file_offset)
-                p = None if want.empty else self._find(want, start, laid, end)
+                p = None if want.empty else self._find(want, start, laid, own, end)
                 if p is None and not want.empty:
                     continue
                 laid.add(want.file_offset, -1 if p is None else p)
                 if p is not None:
                     self.used.add(p)
             current = FileMap.build(laid.rows(0, first.size))
-        return current, sorted((f, p) for f, p in laid.found.items() if p >= 0)
+        tables = sorted((f, p) for f, p in laid.found.items() if p >= 0)
+        return _ended(current, tables), tables
 
-    def _find(self, want: Want, start: int, laid: _Laid, end: int | None) -> int | None:
+    def _in_place(self, fmt: Format, first: FileMap, end: int) -> set[int]:
+        """Image offsets of the structures before file offset `end`, the first that is wanted: so far the run holds."""
+        if end == 0:
+            return set()
+        try:
+            return _own(fmt.open(FileView(self.image, first)), first, end)
+        except Damaged:
+            return set()
+
+    def _find(self, want: Want, start: int, laid: _Laid, own: set[int], end: int | None) -> int | None:
         heads = self.heads(start % BLOCK)
         rows = np.flatnonzero(want.begins(heads.at, heads.word))
         if len(rows) == 0:
@@ -116,7 +127,7 @@ class Search:
         best: tuple[float, int] | None = None
         for i in np.argsort(distance, kind="stable")[:MAX_RIVALS].tolist():
             p = int(places[i])
-            if p in self.used or p == start:
+            if p in self.used or p in own or p == start:
                 continue
             # holes that a host leaves out bring a table nearer to its header, never farther from it
             if end is not None and not start < p <= min(end - BLOCK, start + want.file_offset):
@@ -125,6 +136,29 @@ class Search:
             if bits >= LEAST_BITS and (best is None or bits >= best[0] + STRONG):
                 best = (bits, p)
         return None if best is None else best[1]
+
+
+def _own(container: Container, file_map: FileMap, end: int) -> set[int]:
+    """Image offsets of the blocks of a container's structures that begin before file offset `end`."""
+    out: set[int] = set()
+    for region in [r for r in container.regions if r.file_offset < end][:MAX_OWN]:
+        last = region.file_offset + min(region.length, MAX_REGION)
+        for f in range(region.file_offset // BLOCK * BLOCK, last, BLOCK):
+            out.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
+    return out
+
+
+def _ended(file_map: FileMap, tables: list[tuple[int, int]]) -> FileMap:
+    """The map with each run ended where a table lies that belongs elsewhere in the file: it cannot go on there."""
+    starts = sorted((p, p - f) for f, p in tables)
+    rows: list[tuple[int, int, int, str, str]] = []
+    for f, n, p, grade, rule in file_map.rows():
+        i = bisect.bisect_right(starts, (p - BLOCK, file_map.size)) if p >= 0 else len(starts)
+        while i < len(starts) and starts[i][0] < p + n and starts[i][1] == p - f:
+            i += 1
+        there = min(n, max(0, starts[i][0] - p)) if i < len(starts) else n
+        rows += [(f, there, p, grade, rule), (f + there, n - there, -1, MISSING, "not-found")]
+    return FileMap.build([row for row in rows if row[1] > 0])
 
 
 def _look(image: Reader, room: Int64s, phase: int) -> Heads:
