@@ -164,6 +164,22 @@ def test_a_container_whose_data_lie_elsewhere_keeps_its_blocks(tmp_path: Path) -
     assert got == tables.replace(name, bytes(len(name)))  # what is written names no file outside the case
 
 
+def test_the_first_block_of_a_snapshots_volume_is_no_disk_of_its_own(tmp_path: Path) -> None:
+    """The guest wrote its superblock again: the old one stays in the container, of which only the snapshot knows."""
+    disk(tmp_path / "one", "dos", 18)
+    volume = tmp_path / "one" / "volume"
+    qcow2_of(tmp_path, volume.read_bytes())
+    run("qemu-img", "snapshot", "-c", "before", tmp_path / "qcow2")
+    run("tune2fs", "-L", "after", volume)
+    (tmp_path / "cluster").write_bytes(volume.read_bytes()[: 64 << 10])
+    run("qemu-io", "-f", "qcow2", "-c", f"write -s {tmp_path / 'cluster'} 0 64k", tmp_path / "qcow2")
+    container = (tmp_path / "qcow2").read_bytes()
+    image_of(tmp_path / "image", [container])
+    rows = recovered(tmp_path / "image", tmp_path / "case")
+    assert {r["format"] for r in rows} == {"qcow2"}
+    assert (tmp_path / "case" / str(rows[0]["path"])).read_bytes() == container
+
+
 def test_an_encrypted_container_takes_no_volume(tmp_path: Path) -> None:
     """What such a container holds looks like noise: a volume behind its header is another's, here a disk of its own."""
     raw = disk(tmp_path / "one", "dos", 15)

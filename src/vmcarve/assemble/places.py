@@ -207,14 +207,14 @@ def _digest(guest_map: GuestMap) -> bytes:
     return hashlib.blake2b(b"".join(a.tobytes() for a in parts), digest_size=16).digest()
 
 
-def through(image: Reader, start: int, container: Container, delta: int) -> VirtualDisk:
-    """The guest disk as it would be if the whole container lay at one delta (bytes)."""
+def through(image: Reader, start: int, container: Container, delta: int, guest: int = 0) -> VirtualDisk:
+    """The guest disk (or of its snapshots) as it would be if the whole container lay at one delta (bytes)."""
     base = start + delta
     rows = [(0, min(container.size, -base), -1, MISSING, "")] if base < 0 else []
     at = max(0, -base)
     there = max(0, min(container.size, image.size - base) - at)
     rows += [(at, there, base + at, GUESSED, ""), (at + there, container.size - at - there, -1, MISSING, "")]
-    return VirtualDisk(FileView(image, FileMap.build(rows)), container.guests[0].map)
+    return VirtualDisk(FileView(image, FileMap.build(rows)), container.guests[guest].map)
 
 
 def _cost(image: Reader, start: int, container: Container, g: int, delta: int, module: str

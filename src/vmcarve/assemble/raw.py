@@ -28,6 +28,7 @@ USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
 STEP = 4 << 20
 FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
+MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
 ENTRY = np.dtype([("active", "u1"), ("chs", "u1", 3), ("type", "u1"), ("chs_end", "u1", 3), ("first", "<u4"),
                   ("count", "<u4")])  # a partition entry, at byte 446 of the sector (see guest/mbr.py)
@@ -97,7 +98,7 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         if f >= 0:
             explained.add(c.start + f)
         own = [o for o in volumes if o.cost <= FITS]
-        explained |= {int(loose.image_offset[o.row]) for o in own}
+        explained |= {int(loose.image_offset[o.row]) for o in own} | _of_snapshots(image, c, loose)
         kinds = describe(through(image, c.start, c.container, 0))
         if not any(v.partitions and v.consistent is not False for v in kinds):
             open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None)))
@@ -118,6 +119,18 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     return found + [d for d in _volumes(image, table, claims, hosts_at)
                     if d.container.variant == "volume" and d.start not in explained
                     and not any(room - SIZE_SLACK < d.container.size <= room for room in rooms)]
+
+
+def _of_snapshots(image: Reader, c: Candidate, places: Places) -> set[int]:
+    """Image offsets where volumes begin that the container's run has in one of its snapshots."""
+    rows = np.flatnonzero(places.volume_offset == 0)
+    begin, last = places.image_offset[rows], places.length[rows] - 1
+    out: set[int] = set()
+    for k, guest in list(enumerate(c.container.guests))[1:MAX_SNAPSHOTS]:
+        for v in describe(through(image, c.start, c.container, 0, k)):
+            # a volume may begin with a hole: only the end of its first structure is surely there
+            out.update(begin[to_file(guest.map, v.offset + last) + c.start == begin + last].tolist())
+    return out
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
