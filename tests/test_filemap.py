@@ -29,18 +29,35 @@ rows = st.lists(st.tuples(st.integers(1, 90), st.integers(-1, 9000)), min_size=1
 
 
 @settings(max_examples=200, deadline=None)
-@given(rows, st.integers(0, 600), st.integers(0, 400))
-def test_a_view_reads_what_the_map_says(parts: list[tuple[int, int]], offset: int, length: int) -> None:
-    """Any read through a map equals the naive concatenation of its rows."""
+@given(rows, st.lists(st.tuples(st.integers(0, 600), st.integers(0, 400)), min_size=1, max_size=20))
+def test_a_view_reads_what_the_map_says(parts: list[tuple[int, int]], reads: list[tuple[int, int]]) -> None:
+    """Any read through a map equals the naive concatenation of its rows, whatever was read of the view before."""
     at, build = 0, []
     for n, p in parts:
         build.append((at, n, p, "guessed" if p >= 0 else "zero", "test"))
         at += n
     file_map = FileMap.build(build)
     whole = naive(file_map)
-    assert FileView(BytesReader(IMAGE), file_map).read(offset, length) == whole[offset : offset + length]
-    pieces = file_map.cut(offset, length)
-    assert sum(n for _, n, *_ in pieces) == max(0, min(length, file_map.size - offset))
+    view = FileView(BytesReader(IMAGE), file_map)
+    for offset, length in reads:
+        assert view.read(offset, length) == whole[offset : offset + length]
+        pieces = file_map.cut(offset, length)
+        assert sum(n for _, n, *_ in pieces) == max(0, min(length, file_map.size - offset))
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows, st.lists(st.tuples(st.integers(0, 600), st.integers(0, 400)), min_size=1, max_size=20))
+def test_a_view_lacks_what_the_map_does(parts: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
+    """A range is missing when a byte of it is, or lies behind the end; whatever was asked of the view before."""
+    at, build, lacking = 0, [], []
+    for number, (n, p) in enumerate(parts):
+        lost = p < 0 and number % 2 == 0
+        build.append((at, n, p, "guessed" if p >= 0 else "missing" if lost else "zero", "test"))
+        lacking += [lost] * n
+        at += n
+    view = FileView(BytesReader(IMAGE), FileMap.build(build))
+    for offset, length in asked:
+        assert view.missing(offset, length) == (offset + length > at or any(lacking[offset : offset + length]))
 
 
 def test_host_file_gaps_are_zero_only_when_the_map_is_complete() -> None:

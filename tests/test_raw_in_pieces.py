@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import run
 from tests.host.written import needs
+from vmcarve.assemble.boot_sectors import BootSectors
 from vmcarve.assemble.places import Places
 from vmcarve.assemble.raw import raw_disks
 from vmcarve.assemble.state import Claims
@@ -77,7 +78,8 @@ def found(path: Path) -> list[FileMap]:
         table = pa.Table.from_batches(batches)
         claims, out = Claims(), list[FileMap]()
         room = np.array([[0, image.size]], np.int64)
-        for _, file_map in raw_disks(image, table, claims, {0}, Places.of(table), room):
+        for _, file_map in raw_disks(image, table, claims, {0}, Places.of(table), room,
+                                        BootSectors(image, room)):
             claims.add(file_map)
             out.append(file_map)
         return out

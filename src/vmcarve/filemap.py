@@ -183,29 +183,28 @@ class FileMap:
 
 
 class FileView:
-    """A Reader in file offsets over an image and a FileMap. Patches (file_offset, bytes) are laid over what is read."""
+    """A Reader in file offsets over an image and a FileMap. Patches (file_offset, bytes) are laid over what is read.
+
+    Reads mostly follow each other inside one row of the map, so the last row is kept: tables of a container are read in
+    thousands of parts.
+    """
 
     def __init__(self, image: Reader, file_map: FileMap, patches: Iterable[tuple[int, bytes]] = ()) -> None:
         self.image = image
         self.map = file_map
+        self.size = file_map.size
         self._patches = list(patches)
-
-    @property
-    def size(self) -> int:
-        return self.map.size
+        self._row = 0, 0, -1, MISSING  # begin, end, image offset, grade
 
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or length <= 0 or offset >= self.size:
             return b""
         length = min(length, self.size - offset)
-        parts: list[bytes] = []
-        for _, n, p, _, _ in self.map.cut(offset, length):
-            if p < 0:
-                parts.append(bytes(n))
-                continue
-            got = self.image.read(p, n)
-            parts.append(got if len(got) == n else got + bytes(n - len(got)))
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        low, high, at, _ = self._row_at(offset)
+        if offset + length <= high:
+            data = self._bytes(at + offset - low if at >= 0 else -1, length)
+        else:
+            data = b"".join([self._bytes(p, n) for _, n, p, _, _ in self.map.cut(offset, length)])
         if self._patches:
             out = bytearray(data)
             for at, new in self._patches:
@@ -218,10 +217,31 @@ class FileView:
     def missing(self, offset: int, length: int) -> bool:
         if offset < 0 or offset + length > self.size:
             return True
-        for at, n, p, grade, _ in self.map.cut(offset, length):
-            if p < 0:
-                if grade == MISSING and not any(f <= at and at + n <= f + len(d) for f, d in self._patches):
-                    return True
-            elif self.image.missing(p, n):
-                return True
-        return False
+        if length <= 0:
+            return False
+        low, high, at, grade = self._row_at(offset)
+        if offset + length <= high:
+            return self._lacks(offset, length, at + offset - low if at >= 0 else -1, grade)
+        return any(self._lacks(at, n, p, grade) for at, n, p, grade, _ in self.map.cut(offset, length))
+
+    def _row_at(self, offset: int) -> tuple[int, int, int, str]:
+        """Begin, end, image offset and grade of the row that holds the byte."""
+        row = self._row
+        if not row[0] <= offset < row[1]:
+            m = self.map
+            i = int(m.file_offset.searchsorted(offset, "right")) - 1
+            low = int(m.file_offset[i])
+            row = self._row = low, low + int(m.length[i]), int(m.image_offset[i]), m.grade[i]
+        return row
+
+    def _bytes(self, image_offset: int, length: int) -> bytes:
+        if image_offset < 0:
+            return bytes(length)
+        got = self.image.read(image_offset, length)
+        return got if len(got) == length else got + bytes(length - len(got))
+
+    def _lacks(self, offset: int, length: int, image_offset: int, grade: str) -> bool:
+        """Whether bytes that lie in one row of the map are missing."""
+        if image_offset >= 0:
+            return self.image.missing(image_offset, length)
+        return grade == MISSING and not any(f <= offset and offset + length <= f + len(d) for f, d in self._patches)

@@ -28,7 +28,7 @@ from .places import USUAL_STARTS, Places, allocated_space, common, used_space
 from .state import Claims
 from .streams import look
 from .tails import open_volumes
-from .window import Window, steps
+from .window import Window, read_into, steps
 
 BLOCK = 4096
 READ = 4 << 20
@@ -112,32 +112,31 @@ def find(image: Reader, space: Int64s) -> list[Found]:
 
 
 def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8], Int64s]]:
-    """Blocks of the space that hold something: uint8[n, 4096] and their image offsets; short runs go together."""
-    waiting: list[tuple[npt.NDArray[np.uint8], Int64s]] = []
-    size = 0
+    """Blocks of the space that hold something: uint8[n, 4096] and their image offsets; short runs go together.
+
+    They are the caller's until the next are asked for.
+    """
+    buffer = np.empty((READ // BLOCK, BLOCK), np.uint8)
+    places: list[Int64s] = []
+    filled = 0
     for start, length in space.tolist():
         end = start + length
         for at in steps(image, -(-start // BLOCK) * BLOCK, end - BLOCK + 1, READ):
-            data = image.read(at, min(READ, (end - at) // BLOCK * BLOCK))
-            blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
-            n = len(blocks)
-            if waiting and size + n * BLOCK > READ:  # what follows a full read of one run is never beside it here
-                yield _joined(waiting)
-                waiting, size = [], 0
+            n = min(READ, end - at) // BLOCK
+            if filled + n > len(buffer):
+                yield buffer[:filled], np.concatenate(places)
+                places, filled = [], 0
+            room = buffer[filled : filled + n]
+            n = read_into(image, at, room.reshape(-1)) // BLOCK
             index, word = np.empty(n, np.uint16), np.empty(n, np.uint64)
-            first_words(blocks.reshape(-1), index, word)
+            first_words(room[:n].reshape(-1), index, word)
             full = np.flatnonzero(word)
-            if len(full):
-                waiting.append((blocks if len(full) == n else blocks[full], at + full * BLOCK))
-                size += n * BLOCK
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(parts: list[tuple[npt.NDArray[np.uint8], Int64s]]) -> tuple[npt.NDArray[np.uint8], Int64s]:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([blocks for blocks, _ in parts]), np.concatenate([at for _, at in parts])
+            if len(full) < n:
+                room[: len(full)] = room[full]
+            places.append(at + full * BLOCK)
+            filled += len(full)
+    if filled:
+        yield buffer[:filled], np.concatenate(places)
 
 
 def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:

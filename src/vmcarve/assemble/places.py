@@ -112,7 +112,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     known = {} if known is None else known
     tables = _tables(image, places)
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
-    rows = _first_rows(places)
+    rows = first_rows(places)
     heads = sorted(start for start, _ in containers)
     after = [min((h for h in heads if h > start), default=image.size) for start, _ in containers]
     tried = 0
@@ -160,7 +160,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     return out
 
 
-def _first_rows(places: Places) -> list[int]:
+def first_rows(places: Places) -> list[int]:
     """Rows where a volume begins: those that are sure of it; the others only for a volume that has no sure one."""
     sure = np.flatnonzero(places.volume_offset == 0).tolist()
     known = {(places.module[i], places.identity[i]) for i in sure}

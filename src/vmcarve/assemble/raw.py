@@ -15,8 +15,8 @@ from ..model import GUESSED, MISSING, SECTOR, Container, GuestDisk, GuestMap, Re
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
-from .places import SIZE_SLACK, Places, assign, through
-from .segments import BLOCK
+from .boot_sectors import ENTRY, BootSectors
+from .places import SIZE_SLACK, Places, assign, first_rows, through
 from .solve import Candidate, solve
 from .state import Claims
 from .tails import to_file
@@ -26,12 +26,9 @@ Int64s = npt.NDArray[np.int64]
 # where first partitions begin: 1 MiB (since 2008), track 63 (before), 64 KiB (ESX)
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
-STEP = 4 << 20
 FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
 MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
-ENTRY = np.dtype([("active", "u1"), ("chs", "u1", 3), ("type", "u1"), ("chs_end", "u1", 3), ("first", "<u4"),
-                  ("count", "<u4")])  # a partition entry, at byte 446 of the sector (see guest/mbr.py)
 
 
 def disk_size(volumes: list[Volume]) -> int:
@@ -56,11 +53,12 @@ def raw_container(view: Reader) -> Container | None:
                      guests=[GuestDisk(view.size, GuestMap.flat(view.size))], extension="raw")
 
 
-def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s
-              ) -> Iterator[tuple[Container, FileMap]]:
+def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s,
+              boot: BootSectors) -> Iterator[tuple[Container, FileMap]]:
     """Disks without a container in `image`, outside `claims`, other than the image itself and its host volumes.
 
-    The caller claims each one before the next is asked for. room int64[k, 2]: image ranges that may be theirs.
+    The caller claims each one before the next is asked for. room int64[k, 2]: image ranges that may be theirs. boot:
+    of that room.
     """
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
@@ -68,7 +66,7 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
         loose = places.outside(claims)
         found = list(stage(image, table, claims, hosts_at))
         if stage is _tables:
-            found += _with_mbr(image, claims, hosts_at, loose, claims.free_of(room), {c.start for c in found})
+            found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
         solve(image, found, loose, claims.free_of(room))
         for c in sorted(found, key=lambda c: not c.settled):
             disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
@@ -77,7 +75,7 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
             yield c.container, claims.rest_of(c.map, "others")
 
 
-def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s,
+def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, boot: BootSectors,
            containers: list[Candidate]) -> list[Candidate]:
     """Disks without a container that compete for space with `containers`: their tables are in none of those.
 
@@ -87,7 +85,7 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     loose = places.outside(claims)
     found = list(_tables(image, table, claims, hosts_at))
-    found += _with_mbr(image, claims, hosts_at, loose, claims.free_of(room), {c.start for c in found})
+    found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
     containers = [c for c in containers if not c.encrypted]
     owned = assign(image, [(c.start, c.container) for c in containers], loose)
     explained: set[int] = set()
@@ -149,14 +147,17 @@ def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) 
         yield _candidate("gpt", start, size, claims, g)
 
 
-def _with_mbr(image: Reader, claims: Claims, hosts_at: set[int], places: Places, room: Int64s, known: set[int]
+def _with_mbr(image: Reader, boot: BootSectors, claims: Claims, hosts_at: set[int], places: Places, known: set[int]
               ) -> list[Candidate]:
     """Disks whose MBR names a partition that a volume of the image fills, wherever that lies.
 
-    Most blocks that look like an MBR are none, or one of a disk that is not here; nothing but its volume tells.
+    Most blocks that look like an MBR are none, or one of a disk that is not here; nothing but its volume tells. Where
+    no volume begins but those of hosts, the image is not looked through.
     """
     found: list[Candidate] = []
-    for start in _boot_sectors(image, room):
+    if set(places.image_offset[first_rows(places)].tolist()) <= hosts_at:
+        return found
+    for start in boot.outside(claims):
         entries = np.frombuffer(image.read(start + 446, 64), ENTRY)
         size = int((entries["first"].astype(np.int64) + entries["count"]).max()) * SECTOR
         if start in known or start in hosts_at or claims.holds(start) or size < MIN_DISK:
@@ -169,21 +170,6 @@ def _with_mbr(image: Reader, claims: Claims, hosts_at: set[int], places: Places,
             break
     owned = assign(image, [(c.start, c.container) for c in found], places)
     return [c for c, volumes in zip(found, owned, strict=True) if volumes]
-
-
-def _boot_sectors(image: Reader, room: Int64s) -> Iterator[int]:
-    """Blocks of the image that end their first sector as an MBR does, with entries that may be a partition's."""
-    for start, length in room.tolist():
-        first = -(-start // BLOCK) * BLOCK
-        for at in range(first, start + length - BLOCK + 1, STEP):
-            n = min(STEP, start + length - at) // BLOCK
-            data = np.frombuffer(image.read(at, n * BLOCK), np.uint8)
-            blocks = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
-            ends = np.flatnonzero((blocks[:, 510] == 0x55) & (blocks[:, 511] == 0xAA))
-            entries = blocks[ends, 446:510].copy().view(ENTRY).reshape(-1, 4)
-            legal = np.isin(entries["active"], (0, 0x80)).all(axis=1)
-            used = (entries["type"] != 0) & (entries["type"] != 0xEE) & (entries["first"] > 0) & (entries["count"] > 0)
-            yield from (ends[legal & used.any(axis=1)] * BLOCK + at).tolist()
 
 
 def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:

@@ -14,6 +14,7 @@ from ..filemap import FileMap
 from ..model import GUESSED, Evidence, Reader
 from ..registry import formats, guests
 from ..tables import pc
+from .boot_sectors import BootSectors
 from .headers import lead
 from .host_files import host_files
 from .hosts import Spot, find_hosts, read_hosts, unallocated
@@ -64,9 +65,10 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     places = Places.of(evidence)
     hosts_at = {v.volume.offset for v in state.views} | {0}
     space = np.array([[0, image.size]], np.int64) if room is None or len(room) == 0 else room
+    boot = BootSectors(image, space)
 
     def loose(containers: list[Candidate]) -> list[Candidate]:
-        return rivals(image, evidence, state.claims, hosts_at, places, space, containers)
+        return rivals(image, evidence, state.claims, hosts_at, places, boot, containers)
 
     for item in lead(image, left, places, state.claims, room, loose):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
@@ -84,7 +86,7 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     for orphan in rebuilt(image, places, state.claims, room):
         file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
         state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
-    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space):
+    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space, boot):
         if not state.taken(file_map):
             state.accept(container, file_map, deleted=state.deleted_at(file_map), host=None)
 

@@ -1,10 +1,23 @@
-"""A Reader over a part of another, and the steps of a pass over one."""
+"""A Reader over a part of another, and the steps and buffers of a pass over one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
+
 from ..model import Reader
+
+
+def read_into(reader: Reader, offset: int, buffer: npt.NDArray[np.uint8]) -> int:
+    """Fills uint8[n] from `offset` on, without a copy where the reader can; returns the bytes filled."""
+    readinto = getattr(reader, "readinto", None)
+    if readinto is not None:
+        return readinto(offset, memoryview(buffer.data))
+    data = np.frombuffer(reader.read(offset, len(buffer)), np.uint8)
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def steps(reader: Reader, start: int, end: int, step: int) -> Iterator[int]:
