@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vmcarve._ext.call_votes import call_votes
 from vmcarve._ext.cpu import PATHS
 from vmcarve._ext.crc32c import crc32c_structures, crc32c_update
 from vmcarve._ext.delta_path import delta_path
@@ -17,6 +18,7 @@ from vmcarve._ext.extent_blocks import extent_blocks
 from vmcarve._ext.first_look import first_look
 from vmcarve._ext.first_words import first_words
 from vmcarve._ext.gather import gather
+from vmcarve._ext.leaf_rows import leaf_rows
 from vmcarve._ext.sector_tails import sector_tails
 from vmcarve.assemble.align import COSTS
 from vmcarve.formats._shapes import Numbers
@@ -143,8 +145,41 @@ def _sector_tails() -> tuple[Callable[[], object], float]:
     return lambda: sector_tails(sectors.reshape(-1), tail), 1
 
 
+def _leaf_rows() -> tuple[Callable[[], object], float]:
+    """A MiB of leaves that hold two rows each."""
+    page = np.zeros(4096, np.uint8)
+    page[:12] = 13, 0, 0, 0, 2, 0, 0, 0, 2, 0, 3, 0
+    page[[512, 513, 768, 769]] = 9, 1, 9, 2
+    buffer = np.tile(page, 256)
+    block, low, high = (np.empty(256, np.int64) for _ in range(3))
+
+    def call() -> None:
+        assert leaf_rows(buffer, 0, MIB, block, low, high) == 256
+
+    return call, 1
+
+
+def _call_votes() -> tuple[Callable[[], object], float]:
+    """A MiB of code with 16 calls a block, and two programs of a MiB with four functions a page."""
+    rng = np.random.default_rng(1)
+    start = rng.integers(0, MIB, 2048)
+    owner = np.repeat(np.arange(2), 1024)
+    order = np.argsort(start % 4096, kind="stable")
+    start, owner = start[order], owner[order]
+    head = np.searchsorted(start % 4096, np.arange(4097))
+    target = rng.integers(-MIB, MIB, 4096)
+    cut = np.arange(257) * 16
+    page, count, first = np.zeros(2, np.int64), np.full(2, 256), np.array([0, 256])
+    best, most, second = (np.empty(256, np.int64) for _ in range(3))
+
+    def call() -> None:
+        call_votes(cut, target, head, start, owner, page, count, first, np.zeros(512, np.uint64), best, most, second)
+
+    return call, 1
+
+
 WORKLOADS: dict[str, Workload] = {
-    "cpu": _cpu, "crc32c": _crc32c, "delta_path": _delta_path, "every_byte": _every_byte,
+    "call_votes": _call_votes, "cpu": _cpu, "crc32c": _crc32c, "delta_path": _delta_path, "every_byte": _every_byte,
     "extent_blocks": _extent_blocks, "first_look": _first_look, "first_words": _first_words, "gather": _gather,
-    "legal_rows": _legal_rows, "sector_tails": _sector_tails,
+    "leaf_rows": _leaf_rows, "legal_rows": _legal_rows, "sector_tails": _sector_tails,
 }

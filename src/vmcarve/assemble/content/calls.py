@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..._ext.call_votes import call_votes
 from ..tails import to_file
 from .want import BLOCK, Guest, Int64s, Told
 
@@ -33,7 +34,6 @@ MAX_TABLE = 1 << 24  # ours: bytes of one table of functions
 MAX_PROGRAMS = 4096  # ours: of one guest
 OUR_MAX_CALLS = 1 << 24  # 256 MiB: about 4 GiB of programs
 MAX_PHASES = 8  # ours
-BATCH = 1 << 14  # calls whose votes are counted together
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +111,10 @@ class Calls:
             target = calls[:, 1] - phase - block * BLOCK  # from the block's begin
             both = np.sort(block * WIDTH + target + WIDTH // 2)
             both = both[np.concatenate(([True], both[1:] != both[:-1]))] if len(both) else both
-            block, target = both // WIDTH, both % WIDTH - WIDTH // 2
-            cut = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1], [True]))) if len(both) else both
-            enough = np.repeat(np.diff(cut) >= LEAST, np.diff(cut))
-            block, target = block[enough], target[enough]
-            end = 0
-            while end < len(block):  # whole blocks at a time
-                low = end
-                end = int(np.searchsorted(block, block[min(low + BATCH, len(block)) - 1], side="right"))
-                found = pages.believed(block[low:end], target[low:end])
-                for b, p, v in zip(*(column.tolist() for column in found), strict=True):
-                    program, at = pages.which(p)
-                    self._found[program.key, at, b * BLOCK + phase] = v
-
+            found = pages.believed(both // WIDTH, both % WIDTH - WIDTH // 2)
+            for b, p, v in zip(*(column.tolist() for column in found), strict=True):
+                program, at = pages.which(p)
+                self._found[program.key, at, b * BLOCK + phase] = v
 
     def _phases(self, program: Program) -> set[int]:
         """Where in a block of the image pages of a program begin that are not sure to lie somewhere already."""
@@ -141,14 +132,16 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
-    """All pages of code of the programs, numbered through; functions int64[n, 3], by the place in a page (rising): that
-    place, the page of the program's file that it would lie in at address 0 (see `believed`), and the program.
+    """All pages of code of the programs, numbered through. page, count, first: of each program, see call_votes; head,
+    start, owner: its functions by the place in a page, start as if the file's byte 0 were at address 0 and all of it
+    lay behind.
     """
 
     programs: list[Program]
-    first: Int64s  # number of each program's first page, and the end
-    page: Int64s  # file page that this is
-    place: Int64s
+    page: Int64s
+    count: Int64s
+    first: Int64s
+    head: Int64s
     start: Int64s
     owner: Int64s
 
@@ -156,38 +149,32 @@ class _Pages:
     def of(cls, programs: list[Program]) -> _Pages:
         page = np.array([p.offset // BLOCK for p in programs], np.int64)
         count = np.array([-(-(p.offset + p.length) // BLOCK) for p in programs], np.int64) - page
-        first = np.concatenate(([0], np.cumsum(count)))
-        # as if the file's byte 0 were at address 0 and all of it lay behind
         start = np.concatenate([p.starts - p.address + p.offset for p in programs])
         owner = np.repeat(np.arange(len(programs)), [len(p.starts) for p in programs])
         order = np.argsort(start % BLOCK, kind="stable")
-        return cls(programs, first, page, start[order] % BLOCK, start[order], owner[order])
+        head = np.searchsorted(start[order] % BLOCK, np.arange(BLOCK + 1))
+        return cls(programs, page, count, np.cumsum(count) - count, head, start[order], owner[order])
 
     def believed(self, block: Int64s, target: Int64s) -> tuple[Int64s, Int64s, Int64s]:
-        """(block, number of a page, votes) of the blocks that calls int64[n] place; target: from the block's begin."""
-        low = np.searchsorted(self.place, target % BLOCK)
-        count = np.searchsorted(self.place, target % BLOCK, side="right") - low
-        which = np.repeat(np.arange(len(block)), count)
-        index = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        owner = self.owner[index]
-        page = (self.start[index] - target[which]) // BLOCK - self.page[owner]  # of the program's pages of code
-        inside = (page >= 0) & (page < self.first[owner + 1] - self.first[owner])
-        number = (self.first[owner] + page)[inside]
-        total = int(self.first[-1])
-        key, votes = np.unique(block[which][inside] * total + number, return_counts=True)
-        at, number = key // total, key % total
-        order = np.lexsort((-votes, at))
-        at, number, votes = at[order], number[order], votes[order]
-        top = np.flatnonzero(np.concatenate(([True], at[1:] != at[:-1]))) if len(at) else np.empty(0, np.int64)
-        second = np.zeros(len(top), np.int64)
-        has = (top + 1 < len(at)) & (at[np.minimum(top + 1, len(at) - 1)] == at[top]) if len(at) else second > 0
-        second[has] = votes[top[has] + 1]
-        good = (votes[top] >= LEAST) & (votes[top] >= TIMES * second)
-        return at[top][good], number[top][good], votes[top][good]
+        """(block, number of a page, votes) of the blocks that calls int64[n] place: by block and target, each once;
+        target: from the block's begin.
+        """
+        cut = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1], [True]))) if len(block) else np.zeros(
+            1, np.int64)
+        enough = np.flatnonzero(np.diff(cut) >= LEAST)
+        kept = np.repeat(np.diff(cut) >= LEAST, np.diff(cut))
+        cut = np.concatenate(([0], np.cumsum(np.diff(cut)[enough])))
+        block, target = block[kept][cut[:-1]], target[kept]
+        best, most, second = (np.empty(len(block), np.int64) for _ in range(3))
+        votes = np.zeros(int(self.count.sum()), np.uint64)
+        call_votes(cut, target, self.head, self.start, self.owner, self.page, self.count, self.first, votes, best, most,
+                   second)
+        good = (most >= LEAST) & (most >= TIMES * second)
+        return block[good], best[good], most[good]
 
     def which(self, number: int) -> tuple[Program, int]:
         """The program of a page, and the page's number in the file."""
-        k = int(np.searchsorted(self.first, number, side="right")) - 1
+        k = int(np.searchsorted(self.first, number, side="right")) - 1  # every program has a page of code
         return self.programs[k], int(self.page[k]) + number - int(self.first[k])
 
 

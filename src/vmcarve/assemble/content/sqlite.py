@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..._ext.leaf_rows import leaf_rows
 from ..tails import to_file
 from .want import BLOCK, Guest, Int64s, Told
 
 U8s = npt.NDArray[np.uint8]
 MAGIC = b"SQLite format 3\0"
+MAGIC_BYTES = np.frombuffer(MAGIC, np.uint8)
 HEAD = 100  # bytes
-LEAF, INTERIOR = 13, 5
+INTERIOR = 5
 NEAR_HEAD = 1 << 20  # bytes behind a first page in which the pages may be its own
 MAX_RIVALS = 16  # ours: leaves with the same row numbers
 MAX_BITS = 14.0
@@ -74,18 +76,16 @@ class Pages:
             count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
             if not count:
                 continue
+            block, low, high = (np.empty(count, np.int64) for _ in range(3))
+            n = leaf_rows(data, first, length, block, low, high)
+            self._leaves.append(np.column_stack((at + first + block[:n] * BLOCK, low[:n], high[:n])))
             blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
-            rows = np.flatnonzero(blocks[:, 0] == LEAF)
-            ends = _rows_of(blocks[rows])
-            good = ends[:, 0] > 0
-            place = at + first + rows[good] * BLOCK
-            self._leaves.append(np.column_stack((place, ends[good])))
-            for i in np.flatnonzero(blocks[:, 0] == MAGIC[0]).tolist():
-                head = blocks[i, :HEAD].tobytes()
-                if head[:16] == MAGIC and len(self._heads) < MAX_DATABASES:
+            for i in np.flatnonzero((blocks[:, : len(MAGIC)] == MAGIC_BYTES).all(axis=1)).tolist():
+                if len(self._heads) < MAX_DATABASES:
+                    head = blocks[i, :HEAD].tobytes()
                     page = _page_bytes(head)
                     self._heads.append((at + first + i * BLOCK, page * int.from_bytes(head[28:32], "big"), page))
-            for i in np.flatnonzero(blocks[:, 0] == INTERIOR).tolist():
+            for i in _interior_rows(blocks).tolist():
                 page = blocks[i].tobytes()
                 if len(self._interior) < MAX_INTERIOR and len(_children(page)):
                     self._interior.append((at + first + i * BLOCK, page))
@@ -183,8 +183,15 @@ def _interior(guest: Guest, file: int, page: int) -> Iterator[bytes]:
         for place in range(first, end - page + 1, STEP):
             data = np.frombuffer(guest.disk.read(place, min(STEP, end - place) // page * page), np.uint8)
             pages = data[: len(data) // page * page].reshape(-1, page)
-            for i in np.flatnonzero(pages[:, 0] == INTERIOR).tolist():
+            for i in _interior_rows(pages).tolist():
                 yield pages[i].tobytes()
+
+
+def _interior_rows(pages: U8s) -> Int64s:
+    """Which of pages uint8[n, m] may be interior ones, by their type and their number of cells."""
+    i = np.flatnonzero(pages[:, 0] == INTERIOR)
+    count = pages[i, 3].astype(np.int64) << 8 | pages[i, 4]
+    return i[(count > 0) & (count <= (pages.shape[1] - 12) // 7)]
 
 
 def _page_bytes(head: bytes) -> int:
@@ -210,23 +217,6 @@ def _children(page: bytes) -> Int64s:
     child = np.ascontiguousarray(data[at[:, None] + np.arange(4)]).view(">u4")[:, 0].astype(np.int64)
     key, _ = _numbers(data[at[:, None] + 4 + np.arange(NUMBER_BYTES)])
     return np.column_stack((child, key)) if (np.diff(key) > 0).all() else np.empty((0, 2), np.int64)
-
-
-def _rows_of(pages: U8s) -> Int64s:
-    """int64[n, 2]: the first and last row number of table leaves uint8[n, BLOCK]; 0, 0 of what is none."""
-    count = pages[:, 3].astype(np.int64) * 256 + pages[:, 4]
-    good = (count > 0) & (8 + 2 * count <= BLOCK)
-    ends: list[Int64s] = []
-    for i in (np.zeros(len(pages), np.int64), np.where(good, count - 1, 0)):
-        pointer = np.take_along_axis(pages, (8 + 2 * i)[:, None] + np.arange(2), axis=1).astype(np.int64)
-        at = pointer[:, 0] * 256 + pointer[:, 1]
-        good &= (at >= 8 + 2 * count) & (at <= BLOCK - 2 * NUMBER_BYTES)
-        cell = np.take_along_axis(pages, np.where(good, at, 0)[:, None] + np.arange(2 * NUMBER_BYTES), axis=1)
-        _, used = _numbers(cell)
-        row, _ = _numbers(np.take_along_axis(cell, used[:, None] + np.arange(NUMBER_BYTES), axis=1))
-        ends.append(row)
-    good &= (ends[0] > 0) & (ends[0] <= ends[1])
-    return np.where(good[:, None], np.column_stack(ends), 0)
 
 
 def _numbers(data: U8s) -> tuple[Int64s, Int64s]:
