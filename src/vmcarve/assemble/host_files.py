@@ -272,11 +272,11 @@ def _modules_in(file: HostFile, places: npt.NDArray[np.int64], by_offset: dict[i
 
 def _within(file: HostFile, places: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """(file_offset, image_offset) of those of `places` (rising image offsets) that lie in a file's runs."""
-    kind = file.runs[:, 3]
-    runs = file.runs[((kind == RUN_DATA) | (kind == RUN_CHECKED)) & (file.runs[:, 1] >= 0)]
-    low, high = np.searchsorted(places, np.stack((runs[:, 1], runs[:, 1] + runs[:, 2])))
+    begin, end = file.runs[:, 1], file.runs[:, 1] + file.runs[:, 2]
+    low, high = places.searchsorted(begin), places.searchsorted(end)
     out: list[tuple[int, int]] = []
-    for i in np.flatnonzero(high > low).tolist():
-        delta = int(runs[i, 0] - runs[i, 1])
-        out += [(at + delta, at) for at in places[low[i] : high[i]].tolist()]
+    for i in (high > low).nonzero()[0].tolist():  # of most files none: the rest is asked of these only
+        at, kind = int(begin[i]), int(file.runs[i, 3])
+        if at >= 0 and kind in (RUN_DATA, RUN_CHECKED):
+            out += [(p + int(file.runs[i, 0]) - at, p) for p in places[low[i] : high[i]].tolist()]
     return out

@@ -119,7 +119,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     _give_volumes(image, plain, places, known)
     for c in plain:
         _read_guest(image, c, places)
-        c.map = _told(image, c)
+        told = _told(image, c)
+        if told is not c.map:
+            c.map, c.read = told, None  # what was read was read through more than that
     for r in rivals:
         r.nested = any(_has_file_at(c, r.start) and _settled(image, c, candidates) for c in candidates)
     rivals = [r for r in rivals if not r.nested]
@@ -188,7 +190,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
 
 def _guest(image: Reader, c: Candidate) -> Guest:
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
-    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure)
+    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read)
 
 
 def holds_data(container: Container) -> bool:

@@ -114,12 +114,19 @@ class Claims:
             if p < 0:
                 yield (f, n, p, grade, why), False
                 continue
-            at = p
-            for start, length in self.free_of(np.array([[p, n]], np.int64)).tolist():
-                yield (f + at - p, start - at, at, grade, why), True
-                yield (f + start - p, length, start, grade, why), False
-                at = start + length
-            yield (f + at - p, p + n - at, at, grade, why), True
+            at, end = p, p + n
+            i = max(0, bisect.bisect_right(self._start, p) - 1)
+            while at < end:
+                while i < len(self._start) and self._end[i] <= at:
+                    i += 1
+                low = min(self._start[i], end) if i < len(self._start) else end
+                if low > at:
+                    yield (f + at - p, low - at, at, grade, why), False
+                    at = low
+                if at < end:
+                    upto = min(self._end[i], end)
+                    yield (f + at - p, upto - at, at, grade, why), True
+                    at = upto
 
     def with_runs(self, runs: npt.NDArray[np.int64], size: int) -> Claims:
         """These claims and runs int64[n, 2] (offset, length) of an image of `size` bytes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,25 +91,25 @@ class Slot:
 
 def slot_of(record: np.void, ino: int) -> Slot:
     """A Slot of one element of an inode_dtype array."""
-    times = {"accessed": _time(record, "atime"), "changed": _time(record, "ctime"), "modified": _time(record, "mtime")}
-    if "crtime" in (record.dtype.names or ()) and record["crtime"]:
-        times["created"] = _time(record, "crtime")
-    flags, links, dtime = int(record["flags"]), int(record["links"]), int(record["dtime"])
+    # all fields at once: one by one they take ten times as long, and every inode of a host is asked
+    r = dict(zip(record.dtype.names or (), record.item(), strict=True))
+    times = {"accessed": _time(r, "atime"), "changed": _time(r, "ctime"), "modified": _time(r, "mtime")}
+    if r.get("crtime"):
+        times["created"] = _time(r, "crtime")
+    flags, links, dtime = r["flags"], r["links"], r["dtime"]
     if links == 0 and dtime > 1 << 24:  # smaller: the next inode of the orphan list, not a time
         times["deleted"] = float(dtime)
-    mode = int(record["mode"])
-    high = int(record["size_high"]) if mode & S_IFMT == S_IFREG else 0
+    high = r["size_high"] if r["mode"] & S_IFMT == S_IFREG else 0
     return Slot(
-        ino, mode, int(record["size_low"]) | high << 32, flags, int(record["generation"]), links, dtime,
-        bytes(record["block"]), int(record["sectors_low"]) | int(record["sectors_high"]) << 32, int(record["acl"]),
-        times, record.tobytes() if flags & FLAG_INLINE else b"",
+        ino, r["mode"], r["size_low"] | high << 32, flags, r["generation"], links, dtime, bytes(r["block"]),
+        r["sectors_low"] | r["sectors_high"] << 32, r["acl"], times, record.tobytes() if flags & FLAG_INLINE else b"",
     )  # fmt: skip
 
 
-def _time(record: np.void, name: str) -> float:
+def _time(fields: dict[str, Any], name: str) -> float:
     """Unix seconds. The extra word of large inodes: 2 bits above the seconds' 32, and 30 of nanoseconds."""
-    extra = int(record[f"{name}_extra"]) if f"{name}_extra" in (record.dtype.names or ()) else 0
-    return int(record[name]) + ((extra & 3) << 32) + min(extra >> 2, 999_999_999) / 1e9
+    extra = fields.get(f"{name}_extra", 0)
+    return fields[name] + ((extra & 3) << 32) + min(extra >> 2, 999_999_999) / 1e9
 
 
 def births(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:

@@ -9,7 +9,6 @@ Memory: 24 bytes for each local header on the image, and for each member of a gu
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from ..tails import to_file
 from .want import BLOCK, Guest, Int64s, Told
 
 U8s = npt.NDArray[np.uint8]
-RECORDS = re.compile(rb"PK(?:\x03\x04|\x05\x06)")
+RECORD = int.from_bytes(b"PK", "little")  # every record begins with it; then come two bytes of its kind
 LOCAL, ENTRY, END = 30, 46, 22  # bytes of the fixed parts
 MAX_LOCALS = 1 << 22  # ours: of one image
 MAX_ENDS = 1 << 16  # ours
@@ -60,19 +59,16 @@ class Archives:
     def see(self, data: U8s, at: int, length: int) -> None:
         if self._held >= MAX_LOCALS:
             return
-        text = data.tobytes()
         found: list[int] = []
-        for match in RECORDS.finditer(text):
-            i = match.start()
-            if i >= length:
-                break
-            if text[i + 2] == 3:
-                if i + LOCAL <= len(text):
+        for i in _records(data[: length + 3]):
+            if data[i + 2] == 3:
+                if i + LOCAL <= len(data):
                     found.append(i)
-            elif i + END <= len(text) and len(self._ends) < MAX_ENDS:
-                directory, offset = (int.from_bytes(text[i + k : i + k + 4], "little") for k in (12, 16))
-                comment = int.from_bytes(text[i + 20 : i + 22], "little")
-                if directory and text[i + 4 : i + 8] == bytes(4):
+            elif i + END <= len(data) and len(self._ends) < MAX_ENDS:
+                end = data[i : i + END].tobytes()
+                directory, offset = (int.from_bytes(end[k : k + 4], "little") for k in (12, 16))
+                comment = int.from_bytes(end[20:22], "little")
+                if directory and end[4:8] == bytes(4):
                     self._ends.append(End(at + i, offset + directory, directory, offset + directory + END + comment))
         if found:
             place = np.array(found, np.int64)
@@ -121,6 +117,18 @@ class Archives:
         if end.at not in self._members:
             self._members[end.at] = _entries(self.image, end)
         return self._members[end.at]
+
+
+def _records(data: U8s) -> list[int]:
+    """Where local headers and ends of directories begin, rising."""
+    found: list[Int64s] = []
+    for odd in (0, 1):
+        words = data[odd : odd + (len(data) - odd) // 2 * 2].view("<u2")
+        at = np.flatnonzero(words == RECORD) * 2 + odd
+        at = at[at + 4 <= len(data)]
+        kind = data[at + 2].astype(np.int64) << 8 | data[at + 3]
+        found.append(at[(kind == 0x0304) | (kind == 0x0506)])
+    return np.sort(np.concatenate(found)).tolist()
 
 
 def _entries(image: Reader, end: End) -> Int64s:

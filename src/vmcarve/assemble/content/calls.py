@@ -11,14 +11,14 @@ Memory: 16 bytes for each call on the image, up to OUR_MAX_CALLS; 8 for each fun
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..._ext.call_votes import call_votes
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Kept, Told
 
 U8s = npt.NDArray[np.uint8]
 ELF, X86_64, LOAD, EH_FRAME = b"\x7fELF\x02\x01", 62, 1, 0x6474E550
@@ -57,6 +57,7 @@ class Calls:
     _guests: list[Guest] = field(default_factory=list[Guest])
     _programs: dict[bytes, Program] = field(default_factory=dict[bytes, Program])
     _asked: set[bytes] = field(default_factory=set[bytes])  # programs whose pages were voted for
+    _kept: Kept[list[Program]] = field(default_factory=Kept[list[Program]])
     _seen: bool = False
     _calls: list[Int64s] = field(default_factory=list[Int64s])  # int64[n, 2]: image offset of a call, and of its target
     _held: int = 0
@@ -65,7 +66,11 @@ class Calls:
 
     def want(self, guests: list[Guest]) -> bool:
         self._guests = guests
-        self._programs = _programs(guests)
+        self._programs = {}
+        for k, guest in enumerate(guests):
+            for p in self._kept.of(k, guest, _programs):
+                same = self._programs.setdefault(p.key, replace(p, files=[]))
+                same.files.extend((k, file) for _, file in p.files)
         first, self._seen = not self._seen, self._seen or bool(self._programs)
         return first and self._seen
 
@@ -178,20 +183,19 @@ class _Pages:
         return self.programs[k], int(self.page[k]) + number - int(self.first[k])
 
 
-def _programs(guests: list[Guest]) -> dict[bytes, Program]:
-    """The programs whose tables can be read."""
-    found: dict[bytes, Program] = {}
-    for k, guest in enumerate(guests):
-        g, number = guest.files.begins()
-        for at, file in list(zip(g.tolist(), number.tolist(), strict=True))[: MAX_PROGRAMS]:
-            size = int(guest.files.size[file])
-            head = guest.disk.read(at, BLOCK) if size > BLOCK else b""
-            if head[:6] != ELF or int.from_bytes(head[18:20], "little") != X86_64:
-                continue
-            program = _program(guest, file, size, head)
-            if program is not None:
-                found.setdefault(program.key, program).files.append((k, file))
-    return found
+def _programs(guest: Guest) -> list[Program]:
+    """The programs whose tables can be read; files: of guest 0."""
+    out: list[Program] = []
+    g, number = guest.files.begins()
+    for at, file in list(zip(g.tolist(), number.tolist(), strict=True))[:MAX_PROGRAMS]:
+        size = int(guest.files.size[file])
+        head = guest.disk.read(at, BLOCK) if size > BLOCK else b""
+        if head[:6] != ELF or int.from_bytes(head[18:20], "little") != X86_64:
+            continue
+        program = _program(guest, file, size, head)
+        if program is not None:
+            out.append(program)
+    return out
 
 
 def _program(guest: Guest, file: int, size: int, head: bytes) -> Program | None:
@@ -216,7 +220,7 @@ def _program(guest: Guest, file: int, size: int, head: bytes) -> Program | None:
     if (np.diff(starts) <= 0).any() or int(starts[0]) < first or int(starts[-1]) >= first + extent:
         return None
     key = hashlib.blake2b(starts.tobytes() + head, digest_size=16).digest()
-    return Program(key, starts, first, begin, extent, [])
+    return Program(key, starts, first, begin, extent, [(0, file)])
 
 
 def _read(guest: Guest, file: int, offset: int, length: int) -> bytes:

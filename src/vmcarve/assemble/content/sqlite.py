@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..._ext.leaf_rows import leaf_rows
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Kept, Told
 
 U8s = npt.NDArray[np.uint8]
 MAGIC = b"SQLite format 3\0"
@@ -59,14 +59,21 @@ class Pages:
     _heads: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
     """image offset of a first page, bytes of the database, of a page"""
     _blocks: int = 0
+    _kept: Kept[list[Database]] = field(default_factory=Kept[list[Database]])
+    _sorted: Int64s | None = None  # the leaves by their last rows, when they were asked for
+    _spans: Int64s | None = None  # first and last rows of the interior pages
+    _told: dict[int, tuple[Database, Int64s, npt.NDArray[np.float64]]] = field(default_factory=dict[
+        int, tuple[Database, Int64s, npt.NDArray[np.float64]]])
+    """what was found of a database, by its identity as an object"""
 
     def want(self, guests: list[Guest]) -> bool:
-        self._guests = [(g, _databases(g)) for g in guests]
+        self._guests = [(g, self._kept.of(k, g, _databases)) for k, g in enumerate(guests)]
         phases = {int(p) for g in guests for p in _phases(g)}
         if phases <= set(self._phases):
             return False  # what lies on the image does not depend on what is wanted: one look is enough
         self._phases = sorted(phases | set(self._phases))[:MAX_PHASES]
         self._leaves, self._interior, self._heads, self._blocks = [], [], [], 0
+        self._sorted, self._spans, self._told = None, None, {}
         return True
 
     def see(self, data: U8s, at: int, length: int) -> None:
@@ -97,11 +104,18 @@ class Pages:
         databases = [*databases, *self._supposed(guest, {d.file for d in databases})]
         if not databases:
             return Told.nothing()
-        leaves = np.concatenate(self._leaves)
-        leaves = leaves[np.argsort(leaves[:, 2], kind="stable")]
-        spans = np.array([(c[0, 1], c[-1, 1]) for _, page in self._interior for c in [_children(page)]], np.int64)
-        spans = spans.reshape(-1, 2)
-        found = [self._points(guest, d, leaves, spans) for d in databases]
+        if self._sorted is None or self._spans is None:
+            leaves = np.concatenate(self._leaves)
+            self._sorted = leaves[np.argsort(leaves[:, 2], kind="stable")]
+            spans = [(c[0, 1], c[-1, 1]) for _, page in self._interior for c in [_children(page)]]
+            self._spans = np.array(spans, np.int64).reshape(-1, 2)
+        found: list[tuple[Int64s, npt.NDArray[np.float64]]] = []
+        for database in databases:
+            told = self._told.get(id(database))
+            if told is None:
+                told = database, *self._points(guest, database, self._sorted, self._spans)
+                self._told[id(database)] = told
+            found.append(told[1:])
         rows = np.concatenate([r for r, _ in found])
         bits = np.concatenate([b for _, b in found])
         none = np.empty(0, np.int64)

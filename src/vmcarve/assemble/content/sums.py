@@ -18,7 +18,7 @@ from ...filemap import FileMap
 from ...model import MISSING, Reader
 from ...registry import hosts
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Kept, Told
 
 U32s = npt.NDArray[np.uint32]
 CRC_BITS = 32.0
@@ -68,6 +68,7 @@ class Sums:
     """Mechanism: see the package."""
 
     stated: list[Stated] = field(default_factory=list[Stated])
+    _kept: Kept[Stated] = field(default_factory=Kept[Stated])
     _starts: list[int] = field(default_factory=list[int])
     _wanted: list[Stated] = field(default_factory=list[Stated])  # without what has too many rivals
     _keys: U32s = field(default_factory=lambda: np.empty(0, np.uint32))
@@ -75,9 +76,9 @@ class Sums:
     _found: list[tuple[Int64s, U32s]] = field(default_factory=list[tuple[Int64s, U32s]])  # image offsets, checksums
 
     def want(self, guests: list[Guest]) -> bool:
-        stated = [_stated(g) for g in guests]
+        stated = [self._kept.of(k, g, _stated) for k, g in enumerate(guests)]
         same = len(stated) == len(self.stated) and all(
-            np.array_equal(a.file_offset, b.file_offset) and np.array_equal(a.crc, b.crc)
+            a is b or np.array_equal(a.file_offset, b.file_offset) and np.array_equal(a.crc, b.crc)
             for a, b in zip(stated, self.stated, strict=True))
         if same:
             return False

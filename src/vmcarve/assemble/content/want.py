@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from .files import Files
 
 Int64s = npt.NDArray[np.int64]
 BLOCK = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class Guest:
     """A container's guest through the map so far. start: image offset of the container's first byte.
 
     volumes: (guest_offset, bytes) of the volumes that are its own; files: those that live in them. sure int64[n, 3]:
-    file blocks (first, end; rising) and their delta, where points at both ends have a run at.
+    file blocks (first, end; rising) and their delta, where points at both ends have a run at. read: the same object as
+    long as the disk and its files are as they were, None where that is not known.
     """
 
     start: int
@@ -28,6 +31,21 @@ class Guest:
     volumes: list[tuple[int, int]]
     files: Files
     sure: Int64s
+    read: object = None
+
+
+@dataclass(slots=True)
+class Kept(Generic[T]):
+    """What was read of each guest, for as long as it reads the same: by its number."""
+
+    _known: dict[int, tuple[object, T]] = field(default_factory=dict[int, tuple[object, T]])
+
+    def of(self, number: int, guest: Guest, read: Callable[[Guest], T]) -> T:
+        """read(guest), or what that gave when the guest was asked before."""
+        known = self._known.get(number)
+        if known is None or known[0] is None or known[0] is not guest.read:
+            known = self._known[number] = guest.read, read(guest)
+        return known[1]
 
 
 @dataclass(frozen=True, slots=True)
