@@ -12,7 +12,9 @@ Streams without header and tables tie their pieces by what decodes across a brea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +34,8 @@ from .window import Window, read_into, steps
 
 BLOCK = 4096
 READ = 4 << 20
+PART = 64 << 20  # bytes that a thread looks through before the next part
+LOOKERS = max(1, min(4, os.cpu_count() or 1))  # threads: reads and kernels let go of the interpreter's lock
 MAX_PIECES = 1 << 16  # ours: of one kind and unit in an image
 MAX_PINS = 1024  # ours
 MAX_VOTES = 1 << 22  # ours: pins times pieces
@@ -96,19 +100,44 @@ class Found:
 
 
 def find(image: Reader, space: Int64s) -> list[Found]:
-    """Pieces of tables in `space` int64[n, 2] (offset, length, rising) of the image."""
+    """Pieces of tables in `space` int64[n, 2] (offset, length, rising) of the image. Threads look, a part each."""
     parts: dict[tuple[str, str, int, int, int], list[TablePieces]] = {}
-    shaped = [fmt for fmt in formats().values() if fmt.shapes is not None]
-    for blocks, where in _blocks(image, space):
-        for fmt in shaped:
-            for p in fmt.shapes(blocks, where) if fmt.shapes is not None else ():
-                if len(p.image_offset):
-                    parts.setdefault((fmt.name, p.kind, p.unit, p.place.shape[1], p.phase), []).append(p)
+    with ThreadPoolExecutor(LOOKERS, thread_name_prefix="shapes") as pool:
+        for found in pool.map(lambda part: list(_pieces(image, part)), _shared_out(space)):
+            for name, p in found:
+                parts.setdefault((name, p.kind, p.unit, p.place.shape[1], p.phase), []).append(p)
     out: list[Found] = []
     for (name, kind, unit, _, phase), same in parts.items():
         joined = [np.concatenate([getattr(p, c) for p in same])[:MAX_PIECES] for c in ("image_offset", "place", "own")]
         out.append(Found(formats()[name], TablePieces(kind, unit, joined[0], joined[1], joined[2], phase)))
     return out
+
+
+def _shared_out(space: Int64s) -> list[Int64s]:
+    """The space in parts of about PART bytes, each int64[k, 2], rising."""
+    out: list[list[tuple[int, int]]] = [[]]
+    room = PART
+    for start, length in space.tolist():
+        at, end = start, start + length
+        while at < end:
+            # cut where blocks begin: what lies across a cut would be in neither part
+            upto = min(end, (at + room) // BLOCK * BLOCK)
+            out[-1].append((at, upto - at))
+            room -= upto - at
+            at = upto
+            if room < BLOCK:
+                out.append([])
+                room = PART
+    return [np.array(part, np.int64) for part in out if part]
+
+
+def _pieces(image: Reader, space: Int64s) -> Iterator[tuple[str, TablePieces]]:
+    """(format, pieces of its tables) of a part of the space."""
+    for blocks, where in _blocks(image, space):
+        for fmt in formats().values():
+            for p in fmt.shapes(blocks, where) if fmt.shapes is not None else ():
+                if len(p.image_offset):
+                    yield fmt.name, p
 
 
 def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8], Int64s]]:
