@@ -18,8 +18,9 @@ from tests.helpers import run
 from tests.makers import ova, vma, vmdk, xva
 from vmcarve.assemble import streams
 from vmcarve.codec import decode, likely
+from vmcarve.filemap import FileMap
 from vmcarve.formats import _xva_gather as gather
-from vmcarve.model import DEFLATE, MISSING, ZLIB, ZSTD, Marks, Units
+from vmcarve.model import DEFLATE, GUESSED, MISSING, PLAIN, ZLIB, ZSTD, Marks, Units
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -288,3 +289,16 @@ def test_copies_of_one_stream_do_not_take_each_others_grains(name: str, tmp_path
     files = [[data], *(pieces(data, rng, 768 << 10, 320 << 10) for _ in range(2))]
     found, _ = recovered(tmp_path, scatter(rng, *files), "vmdk")
     assert [same_data(raw.read_bytes(), f) for f in found] == [True] * 3
+
+
+def test_tables_that_name_places_behind_the_end_are_told_without_being_read(tmp_path: Path) -> None:
+    """What a container's tables name counts as there for finding its units, but behind its end there is nothing."""
+    raw, path = guest(tmp_path, 4, MIB), tmp_path / "q"
+    WRITERS["qcow2 of zlib"][1](raw, path)
+    data, form = bytearray(path.read_bytes()), formats()["qcow2"]
+    container = form.open(BytesReader(bytes(data)))
+    table = int.from_bytes(data[48:56], "big")
+    data[table : table + 8] = (len(data) + (64 << 16) >> 16 << 16).to_bytes(8, "big")
+    whole = FileMap.build([(0, len(data), 0, GUESSED, "test")])
+    found = streams.stream_of(BytesReader(bytes(data)), form, 0, container, whole, [], 0)
+    assert found is not None and len(found.units) == int((container.guests[0].map.encoding != PLAIN).sum()) > 0

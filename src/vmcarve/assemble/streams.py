@@ -537,7 +537,10 @@ def stream_of(image: Reader, fmt: Format, start: int, container: Container, file
 
 
 class _Named:
-    """A container whose every byte counts as there: what its tables name is told, whether it lies there or not."""
+    """A container whose every byte counts as there: what its tables name is told, whether it lies there or not.
+
+    What lies behind its end does not: of that there is nothing to read.
+    """
 
     def __init__(self, inner: Reader) -> None:
         self._inner = inner
@@ -547,4 +550,4 @@ class _Named:
         return self._inner.read(offset, length)
 
     def missing(self, offset: int, length: int) -> bool:
-        return False
+        return offset < 0 or offset + length > self.size
