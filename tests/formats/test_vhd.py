@@ -14,7 +14,7 @@ from tests.helpers import check_map, read_guest, run
 from tests.makers import parent_of
 from tests.makers.vhd import MAKERS, Style, checksum, footer, header, write
 from vmcarve.errors import Damaged
-from vmcarve.formats import vhd
+from vmcarve.formats import _vhd_parts, vhd
 from vmcarve.model import DATA, LOST, PROVEN, UNALLOCATED, Container, Evidence
 from vmcarve.source import BytesReader
 
@@ -475,6 +475,30 @@ def test_largest_table_within_bounds() -> None:
     check_map(container, reader)
     assert (container.guests[0].map.state == LOST).all()
     assert sum(len(patch.data) for patch in container.patches) < 64 << 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 40) | st.just(2045), max_size=12), st.integers(0, 5), st.integers(-1, 12),
+       st.integers(0, 3))
+def test_a_regular_table_passes_its_first_look(numbers: list[int], shift: int, lost: int, unused: int) -> None:
+    """The look at a table's first entries refuses none that is regular, wherever its blocks lie and what is lost."""
+    head = _vhd_parts.make_header(_vhd_parts.TABLE_AT, len(numbers) + unused, BLOCK)
+    first = head.table_end // 512 + shift
+    raw = [0 if n == 2045 else first + n * head.span // 512 for n in numbers] + [0xFFFF_FFFF] * unused
+    table = b"".join(n.to_bytes(4, "big") for n in raw)
+    reader = BytesReader(bytes(_vhd_parts.TABLE_AT) + table.ljust(1024, b"\xff"),
+                         [(_vhd_parts.TABLE_AT + 4 * lost, 4)] if lost >= 0 else [])
+    if numbers and _vhd_parts.read_table(reader, head, None).regular:
+        assert _vhd_parts.may_be_regular(reader, head)
+
+
+def test_a_million_entries_of_noise_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Footers of tapdisk let a table of a million entries be tried at each place that a file may begin at."""
+    judged: list[int] = []
+    monkeypatch.setattr(vhd, "read_table", lambda *_: judged.append(1))
+    head = vhd.make_header(1536, vhd.XEN_ENTRIES, BLOCK)
+    assert not vhd._fits(BytesReader(np.random.default_rng(1).bytes(5 << 20)), head, None)
+    assert not judged
 
 
 def test_what_is_no_vhd_is_damaged() -> None:

@@ -27,6 +27,7 @@ MAX_LOCATORS = 8
 PAGE = 4096  # Windows 8+ and tapdisk place a block's data on it
 # --- ours
 OUR_MAX_ENTRIES = 1 << 22  # 16 MiB of table: 8 TiB of 2 MiB blocks, 2 TiB of 512 KiB blocks
+FIRST_ENTRIES = 4096  # of a BAT that are judged before the rest: of so many random ones some clash
 SLACK_BLOCKS = 8  # blocks that a resize may have moved from the front to the end
 
 
@@ -245,6 +246,18 @@ class Table:
         good = self.good
         gapless = len(good) < 2 or int(good[-1] - good[0]) == (len(good) - 1) * self.stride
         return not self.odd and not self.unknown and gapless
+
+
+def may_be_regular(reader: Reader, header: Header) -> bool:
+    """Whether a BAT may be regular by its first entries: all are there, and no two name the same bytes.
+
+    What is no BAT mostly shows it there, before a table of a million entries is judged.
+    """
+    if reader.missing(header.table_offset, 4 * header.entries):
+        return False
+    raw = np.frombuffer(reader.read(header.table_offset, 4 * min(header.entries, FIRST_ENTRIES)), ">u4")
+    start = raw[raw != UNUSED].astype(np.int64) * SECTOR
+    return not clashes(start, np.full(len(start), header.span, np.int64), [(0, HEADER_AT)]).any()
 
 
 def read_table(reader: Reader, header: Header, batmap: Batmap | None) -> Table:

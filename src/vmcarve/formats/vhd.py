@@ -65,6 +65,7 @@ from ._vhd_parts import (
     header_at,
     locators_of,
     make_header,
+    may_be_regular,
     parse_footer,
     read_table,
     summed,
@@ -290,6 +291,8 @@ def _guess_header(reader: Reader, footer: Footer, tail_at: int | None) -> Header
 
 def _fits(reader: Reader, header: Header, tail_at: int | None) -> bool:
     """Whether the bytes at the table's place are a whole, sound BAT, and its last block ends at a footer."""
+    if not may_be_regular(reader, header):
+        return False
     batmap = batmap_at(reader, header.table_end)
     table = read_table(reader, header, batmap)
     if not table.regular:
