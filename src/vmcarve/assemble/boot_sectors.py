@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..model import Reader
 from .segments import BLOCK
 from .state import Claims
-from .window import steps
+from .window import read_into, steps
 
 Int64s = npt.NDArray[np.int64]
 STEP = 4 << 20
@@ -37,12 +37,13 @@ class BootSectors:
 
 def _look(image: Reader, room: Int64s) -> list[int]:
     found: list[int] = []
+    buffer = np.empty(STEP, np.uint8)
     for start, length in room.tolist():
         first = -(-start // BLOCK) * BLOCK
         for at in steps(image, first, start + length - BLOCK + 1, STEP):
             n = min(STEP, start + length - at) // BLOCK
-            data = np.frombuffer(image.read(at, n * BLOCK), np.uint8)
-            blocks = data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)
+            n = read_into(image, at, buffer[: n * BLOCK]) // BLOCK
+            blocks = buffer[: n * BLOCK].reshape(-1, BLOCK)
             ends = np.flatnonzero((blocks[:, 510] == 0x55) & (blocks[:, 511] == 0xAA))
             if not len(ends):
                 continue

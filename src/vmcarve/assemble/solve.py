@@ -42,7 +42,7 @@ from .tails import (
     open_volumes,
     to_file,
 )
-from .window import steps
+from .window import read_into, steps
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
@@ -266,10 +266,11 @@ def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> Non
     if not wanted:
         return
     found: list[list[tuple[Int64s, Int64s]]] = [[] for _ in wanted]
+    buffer = np.empty(STEP + REACH, np.uint8)
     for start, length in room.tolist():
         for at in steps(image, start, start + length, STEP):
             n = min(STEP, start + length - at)
-            data = np.frombuffer(image.read(at, n + REACH), np.uint8)
+            data = buffer[: read_into(image, at, buffer[: n + REACH])]
             for i, m in enumerate(wanted):
                 position, place = m.placer.find(data)
                 here = position < n

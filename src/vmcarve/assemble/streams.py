@@ -25,6 +25,7 @@ from ..filemap import FileMap, FileView
 from ..model import DATA, GUESSED, LOST, MISSING, PLAIN, SECTOR, Container, Format, Marks, Reader, Units
 from .segments import BLOCK
 from .state import Claims
+from .window import read_into, steps
 
 Int64s = npt.NDArray[np.int64]
 RULE = "joined"  # of a row: units that decode give its place
@@ -183,12 +184,12 @@ def look(image: Reader, room: Int64s, fmt: Format, phase: int) -> Marks:
     """Every mark of a format in `room`, at image offsets of this phase (mod 512)."""
     assert fmt.marks is not None
     parts: list[Marks] = []
+    buffer = np.empty(STEP, np.uint8)
     for start, length in room.tolist():
         first = start + (phase - start) % SECTOR
-        for at in range(first, start + length - SECTOR + 1, STEP):
-            data = image.read(at, min(STEP, start + length - at))
-            n = len(data) // SECTOR
-            sectors = np.frombuffer(data, np.uint8, n * SECTOR).reshape(n, SECTOR)
+        for at in steps(image, first, start + length - SECTOR + 1, STEP):
+            n = read_into(image, at, buffer[: min(STEP, start + length - at)]) // SECTOR
+            sectors = buffer[: n * SECTOR].reshape(n, SECTOR)
             parts.append(fmt.marks(sectors, np.arange(at, at + n * SECTOR, SECTOR, dtype=np.int64)))
     nothing = np.empty(0, np.int64)
     return Marks(*(np.concatenate([nothing, *(getattr(p, c) for p in parts)])
@@ -401,12 +402,12 @@ def _find(image: Reader, s: Stream, wanted: Sequence[int], room: Int64s, taken: 
     around = s.start + int(u.file_offset[wanted[0]]) + (int(s.delta[before[-1]]) if len(before) else 0)
     grid = (s.start - s.phase) % BLOCK
     low, high = max(0, around - AWAY), min(image.size, around + AWAY)
-    steps: list[tuple[int, int]] = []
+    reads: list[tuple[int, int]] = []
     for start, length in taken.free_of(room[(room[:, 0] < high) & (room.sum(axis=1) > low)]).tolist():
         a, b = max(start, low), min(start + length, high)
         first = a + (grid - a) % BLOCK
-        steps += [(at, min(PART, b - at)) for at in range(first, b - BLOCK + 1, PART)]
-    for at, size in sorted(steps, key=lambda r: abs(r[0] + r[1] // 2 - around)):
+        reads += [(at, min(PART, b - at)) for at in range(first, b - BLOCK + 1, PART)]
+    for at, size in sorted(reads, key=lambda r: abs(r[0] + r[1] // 2 - around)):
         if s.searched >= MAX_SEARCHED:
             return
         s.searched += size

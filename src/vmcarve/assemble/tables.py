@@ -17,7 +17,7 @@ from .._ext.first_words import first_words
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
-from .window import steps
+from .window import read_into, steps
 
 Int64s = npt.NDArray[np.int64]
 Found = tuple[FileMap, list[tuple[int, int]]]
@@ -165,14 +165,14 @@ def _look(image: Reader, room: Int64s, phase: int) -> Heads:
     places: list[Int64s] = []
     ats: list[npt.NDArray[np.uint16]] = []
     words: list[npt.NDArray[np.uint64]] = []
+    buffer = np.empty(STEP, np.uint8)
     for start, length in room.tolist():
         first = start + (phase - start) % BLOCK
         for at in steps(image, first, start + length - BLOCK + 1, STEP):
             n = min(STEP, start + length - at) // BLOCK
-            data = image.read(at, n * BLOCK)
-            n = len(data) // BLOCK
+            n = read_into(image, at, buffer[: n * BLOCK]) // BLOCK
             index, word = np.zeros(n, np.uint16), np.zeros(n, np.uint64)
-            first_words(memoryview(data)[: n * BLOCK], index, word)
+            first_words(buffer[: n * BLOCK], index, word)
             there = np.flatnonzero(word)
             places.append(there * BLOCK + at)
             ats.append(index[there])

@@ -19,7 +19,7 @@ from .._ext.sector_tails import sector_tails
 from ..filemap import FileMap
 from ..model import DATA, PLAIN, RUN_DATA, SECTOR, GuestMap, HostFile, HostVolume, Reader
 from ..registry import hosts
-from .window import steps
+from .window import read_into, steps
 
 Int64s = npt.NDArray[np.int64]
 PAGE = 4096  # systems write files by pages: what is behind the end is zeroed up to here
@@ -74,13 +74,15 @@ def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
     tails: list[npt.NDArray[np.uint16]] = []
     empties: list[npt.NDArray[np.uint8]] = []
     blocks = seen = 0
+    buffer = np.empty(STEP + PAGE, np.uint8)
     for start, length in room.tolist():
         first = start + (phase - start) % SECTOR
         for at in steps(image, first, start + length, STEP):
             n = min(STEP, start + length - at)
-            data = image.read(at, n + PAGE)  # a page behind: how many empty sectors follow the last one
+            # a page behind: how many empty sectors follow the last one
+            data = buffer[: read_into(image, at, buffer[: n + PAGE])]
             tail = np.zeros(len(data) // SECTOR, np.uint16)
-            sector_tails(memoryview(data)[: len(tail) * SECTOR], tail)
+            sector_tails(data[: len(tail) * SECTOR], tail)
             count = min(n // SECTOR, len(tail))
             part = np.flatnonzero((tail[:count] > 0) & (tail[:count] < SECTOR))
             full = np.append(np.flatnonzero(tail), len(tail) + PAGE_SECTORS)

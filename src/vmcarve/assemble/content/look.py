@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...model import Reader
-from ..window import steps
+from ..window import read_into, steps
 from .archives import Archives
 from .calls import Calls
 from .sqlite import Pages
@@ -29,10 +29,11 @@ class Content:
         changed = [m for m in self._all if m.want(guests)]
         if not changed:
             return
+        buffer = np.empty(STEP + BLOCK, np.uint8)
         for start, length in self._room.tolist():
             for at in steps(self._image, start, start + length, STEP):
                 n = min(STEP, start + length - at)
-                data = np.frombuffer(self._image.read(at, n + BLOCK), np.uint8)
+                data = buffer[: read_into(self._image, at, buffer[: n + BLOCK])]
                 for m in changed:
                     m.see(data, at, n)
 

@@ -74,7 +74,8 @@ class Mechanism(Protocol):
         ...
 
     def see(self, data: npt.NDArray[np.uint8], at: int, length: int) -> None:
-        """Image bytes from offset `at` on: `length` that are to be seen, and some behind them to read on in."""
+        """Image bytes from offset `at` on: `length` that are to be seen, and some behind them to read on in; the
+        caller's again when this returns."""
         ...
 
     def points(self, number: int) -> Told:
