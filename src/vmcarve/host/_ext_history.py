@@ -29,7 +29,8 @@ class History:
         self._reader, self._super, self._log = reader, sb, log
         self._bitmap = groups.block_bitmap
         self._good = groups.good
-        self._used: dict[int, I64 | None] = {}
+        self._used: dict[int, tuple[I64, int] | None] = {}
+        self._newest = int(log.seq.max()) if len(log) else BEFORE_THE_LOG
         self._home = -1
         self._states: tuple[I64, npt.NDArray[np.void]] = (np.zeros(0, np.int64), np.zeros((0, 0), STATE))
 
@@ -81,8 +82,9 @@ class History:
             row["ended"] = np.maximum(changes(table[:width]), row["dtime"])
         return self._log.seq[copies.start : copies.stop], states
 
-    def _last_used(self, group: int) -> I64 | None:
-        """For each cluster of a group the newest sequence number that shows it in use (-2: none); None: no copy."""
+    def _last_used(self, group: int) -> tuple[I64, int] | None:
+        """For each cluster of a group the newest sequence number that shows it in use (-2: none), and the newest of
+        all; None: no copy."""
         if group not in self._used:
             copies = self._log.of(int(self._bitmap[group])) if self._good[group] else []
             if not len(copies) or len(self._used) >= OUR_MAX_GROUPS:
@@ -94,22 +96,23 @@ class History:
                 data = np.frombuffer(self._log.read(self._reader, k, self._super.block_size), np.uint8)
                 bits = np.unpackbits(data[: -(-count // 8)], bitorder="little")[:count]
                 last[: len(bits)][bits.astype(np.bool_)] = int(self._log.seq[k])
-            self._used[group] = last
+            self._used[group] = last, int(last.max(initial=-2))
         return self._used[group]
 
     def without_reused(self, rows: I64, since: int) -> I64:
         """Extent rows of which those blocks are RUN_REUSED that were in use after transaction `since`."""
+        if since >= self._newest:
+            return rows
         out: list[I64] = []
         first, per, cluster = self._super.first_block, self._super.blocks_per_group, self._super.cluster_blocks
-        for row in rows:
-            logical, physical, count, kind = row.tolist()
+        for logical, physical, count, kind in rows.tolist():
             at = physical
             while kind == RUN_DATA and at < physical + count:
                 group, inside = divmod(at - first, per)
                 end = min(physical + count, first + (group + 1) * per)
-                last = self._last_used(group) if 0 <= group < len(self._bitmap) else None
-                if last is not None:
-                    later = last[inside // cluster : -(-(inside + end - at) // cluster)] > since
+                known = self._last_used(group) if 0 <= group < len(self._bitmap) else None
+                if known is not None and known[1] > since:
+                    later = known[0][inside // cluster : -(-(inside + end - at) // cluster)] > since
                     if later.any():
                         taken = np.repeat(later, cluster)[inside % cluster :][: end - at]
                         runs = equal_runs(taken, at)

@@ -463,14 +463,18 @@ class ExtVolume:
         """
         bs, log = self.block_size, self._log
         most = inodes.entry_limit(bs)
-        key = int(self.sb.owner_state(np.array([slot.ino], np.uint32), np.array([slot.generation], np.uint32))[0])
+        key: int | None = None
 
         def own(data: bytes, depth: int) -> bool:
             if not slot.extents:
                 return indirect.plausible(np.frombuffer(data, np.uint8).reshape(1, -1), self.sb.blocks)[0] > 0
+            nonlocal key
             head = inodes.header(data, most)
             if head is None or head.depth != depth or head.entries == 0:
                 return False
+            if key is None:  # most files have no block but their inode
+                state = self.sb.owner_state(np.array([slot.ino], np.uint32), np.array([slot.generation], np.uint32))
+                key = int(state[0])
             rows = np.frombuffer(data, np.uint8).reshape(1, -1)
             if not inodes.plausible_extent_blocks(rows, bs)[0]:
                 return False
