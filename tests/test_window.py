@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vmcarve.assemble.window import steps
+import numpy as np
+import pytest
+
+from vmcarve.assemble.window import read_into, read_view, steps
 from vmcarve.source import BytesReader, open_image
 
 MIB = 1 << 20
@@ -28,3 +31,20 @@ def test_holes_of_a_sparse_image_are_passed_over(tmp_path: Path) -> None:
             assert list(steps(image, 1, 8 * MIB, MIB)) == [1]
             assert list(steps(image, 30 * MIB, 40 * MIB, MIB)) == []
     assert list(steps(BytesReader(bytes(4 * MIB)), 0, 4 * MIB, MIB)) == [0, MIB, 2 * MIB, 3 * MIB]
+
+
+@pytest.mark.parametrize("length", [0, 1, 700])
+def test_a_buffer_is_filled_from_any_reader(tmp_path: Path, length: int) -> None:
+    """With or without a copy the same bytes come; at the end fewer, and what follows in the buffer stays."""
+    content = os.urandom(1000)
+    (tmp_path / "i").write_bytes(content)
+    with open_image(tmp_path / "i") as image:
+        for reader in (image, BytesReader(content)):
+            for at in (0, 300, 301, 999, 1000, 2000):
+                buffer = np.full(length, 7, np.uint8)
+                n = read_into(reader, at, buffer)
+                assert buffer.tobytes() == content[at : at + length].ljust(length, b"\7") and n == len(
+                    content[at : at + length])
+                view = read_view(reader, at, buffer)
+                assert view.tobytes() == content[at : at + length] and not view.flags.writeable
+                assert buffer.flags.writeable

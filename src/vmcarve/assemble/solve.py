@@ -42,7 +42,7 @@ from .tails import (
     open_volumes,
     to_file,
 )
-from .window import read_into, steps
+from .window import read_view, steps
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
@@ -270,7 +270,7 @@ def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> Non
     for start, length in room.tolist():
         for at in steps(image, start, start + length, STEP):
             n = min(STEP, start + length - at)
-            data = buffer[: read_into(image, at, buffer[: n + REACH])]
+            data = read_view(image, at, buffer[: n + REACH])
             for i, m in enumerate(wanted):
                 position, place = m.placer.find(data)
                 here = position < n

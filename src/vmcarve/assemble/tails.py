@@ -19,7 +19,7 @@ from .._ext.sector_tails import sector_tails
 from ..filemap import FileMap
 from ..model import DATA, PLAIN, RUN_DATA, SECTOR, GuestMap, HostFile, HostVolume, Reader
 from ..registry import hosts
-from .window import read_into, steps
+from .window import read_view, steps
 
 Int64s = npt.NDArray[np.int64]
 PAGE = 4096  # systems write files by pages: what is behind the end is zeroed up to here
@@ -80,7 +80,7 @@ def look(image: Reader, room: Int64s, phase: int) -> SectorEnds:
         for at in steps(image, first, start + length, STEP):
             n = min(STEP, start + length - at)
             # a page behind: how many empty sectors follow the last one
-            data = buffer[: read_into(image, at, buffer[: n + PAGE])]
+            data = read_view(image, at, buffer[: n + PAGE])
             tail = np.zeros(len(data) // SECTOR, np.uint16)
             sector_tails(data[: len(tail) * SECTOR], tail)
             count = min(n // SECTOR, len(tail))

@@ -31,6 +31,15 @@ def steps(reader: Reader, start: int, end: int, step: int) -> Iterator[int]:
             yield at
 
 
+def read_view(reader: Reader, offset: int, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What read_into fills of the buffer, as an array of its own that cannot be written to: who looks at one array
+    several times may keep what he found, for as long as there is this array.
+    """
+    data = buffer[: read_into(reader, offset, buffer)]
+    data.flags.writeable = False
+    return data
+
+
 class Window:
     """A Reader over a part of another, offsets counted from its start."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...model import Reader
-from ..window import read_into, steps
+from ..window import read_view, steps
 from .archives import Archives
 from .calls import Calls
 from .sqlite import Pages
@@ -33,7 +33,7 @@ class Content:
         for start, length in self._room.tolist():
             for at in steps(self._image, start, start + length, STEP):
                 n = min(STEP, start + length - at)
-                data = buffer[: read_into(self._image, at, buffer[: n + BLOCK])]
+                data = read_view(self._image, at, buffer[: n + BLOCK])
                 for m in changed:
                     m.see(data, at, n)
 
