@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..blocks import Blocks
-from ..model import Evidence, EvidenceBatch, HostFile, Reader, Signature
+from ..model import RUN_HOLE, Evidence, EvidenceBatch, HostFile, Reader, Signature
 from ._blocks import I64, U8, U32, candidates, fill_in, no_overlap, state_before_rows, sweep_runs
 from ._ext_inode import (
     EXTENT,
@@ -134,10 +134,15 @@ def at_places(reader: Reader, places: Sequence[int], block_size: int) -> ExtentB
 
 @dataclass(slots=True)
 class LeafMap:
-    """What a file's extent blocks say. rows: from slots in use; slack: the same with holes filled from stale slots."""
+    """What a file's extent blocks say. rows: from slots in use; slack: the same with holes filled from stale slots.
+
+    holes: rows between two neighbouring slots in use of one leaf, where the file has none: what lies between leaves
+    may be in another leaf.
+    """
 
     rows: I64
     slack: I64
+    holes: I64
     complete: bool
 
 
@@ -149,7 +154,7 @@ def assemble(reader: Reader, blocks: ExtentBlocks, base: int, volume_blocks: int
     """
     bs, most = blocks.block_size, entry_limit(blocks.block_size)
     named: set[int] = set()
-    leaves: list[tuple[int, I64, I64]] = []
+    leaves: list[tuple[int, I64, I64, I64]] = []
     complete = True
     for where in blocks.where.tolist():
         data = reader.read(where, bs)
@@ -163,12 +168,23 @@ def assemble(reader: Reader, blocks: ExtentBlocks, base: int, volume_blocks: int
         rows = leaf_rows(data, 0, head.entries)
         good = bounded(rows, volume_blocks)
         complete &= len(good) == len(rows)
-        leaves.append((where, good, stale_rows(data, head, volume_blocks)))
+        leaves.append((where, good, stale_rows(data, head, volume_blocks), _holes(rows)))
     if named:
         complete &= named <= set(blocks.where.tolist())
     leaves.sort(key=lambda leaf: (leaf[0] not in named, -len(leaf[1])))
     rows = _lay([leaf[1] for leaf in leaves])
-    return LeafMap(rows, _lay([rows, *(no_overlap(leaf[2]) for leaf in leaves)]), complete)
+    holes = _lay([rows, *(leaf[3] for leaf in leaves)])
+    return LeafMap(rows, _lay([rows, *(no_overlap(leaf[2]) for leaf in leaves)]), holes[holes[:, 3] == RUN_HOLE],
+                   complete)
+
+
+def _holes(rows: I64) -> I64:
+    """What one leaf leaves out between its extents."""
+    start, end = rows[:-1, 0] + rows[:-1, 2], rows[1:, 0]
+    there = end > start
+    holes = np.zeros((int(there.sum()), 4), np.int64)
+    holes[:, 0], holes[:, 2], holes[:, 3] = start[there], (end - start)[there], RUN_HOLE
+    return holes
 
 
 def _lay(parts: list[I64]) -> I64:
@@ -257,7 +273,9 @@ def unowned(reader: Reader, blocks: ExtentBlocks, base: int, volume_blocks: int)
         part = blocks.take(group)
         name = f"extent key {int(part.key[0]):08x}" if keyed else f"extent block at {int(part.where[0]):#x}"
         found = assemble(reader, part, base, volume_blocks)
-        yield from candidates(name, [(KIND, found.rows, found.complete and keyed),
+        complete = found.complete and keyed  # then every gap is a hole
+        rows = found.rows if complete else _lay([found.rows, found.holes])
+        yield from candidates(name, [(KIND, rows, complete),
                                      ("ext4.extent-slack", found.slack, False)], blocks.block_size, base)  # fmt: skip
 
 
