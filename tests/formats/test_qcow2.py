@@ -388,6 +388,23 @@ def test_entry_that_names_a_free_cluster_is_lost(sample: bytes) -> None:
     assert "qcow2.entries-inside" in failed(container)
 
 
+class _Promising(BytesReader):
+    """Misses nothing, wherever it is asked: how streams read what tables name (`assemble/streams.py`)."""
+
+    def missing(self, offset: int, length: int) -> bool:
+        return False
+
+
+def test_refcount_block_beyond_the_reader_is_not_read(sample: bytes) -> None:
+    """A refcount table read from a wrong place names any offset; the block is unread, also where nothing is missing."""
+    at, _ = region(FORMAT.open(BytesReader(sample)), "qcow2.refcount-table")
+    data = bytearray(sample)
+    struct.pack_into(">Q", data, at, 1 << 54)
+    container = FORMAT.open(_Promising(data))
+    check_map(container, BytesReader(sample))
+    assert "qcow2.refcounts-read" in failed(container)
+
+
 def test_wrong_refcounts_do_not_cost_the_map(sample: bytes) -> None:
     """Counts that were overwritten with zeros for the most part are not believed against the maps."""
     whole, reader = FORMAT.open(BytesReader(sample)), BytesReader(sample)

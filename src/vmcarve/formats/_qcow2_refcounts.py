@@ -93,6 +93,8 @@ def read_refcounts(reader: Reader, h: Header) -> Refcounts:
         slots, bytes_read = slots + per_block, bytes_read + h.cluster
         if slots > OUR_MAX_SLOTS or bytes_read > OUR_MAX_BLOCK_BYTES or reader.missing(at, h.cluster):
             continue
+        if at > reader.size - h.cluster:
+            continue  # a table read from a wrong place names any offset, and some readers miss nothing
         state[i] = READ
         used = np.flatnonzero(unpack(reader.read(at, h.cluster), h.refcount_order))
         if len(used):
