@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import run
+from tests.makers.vdi import dynamic as make_vdi
+from tests.makers.vmdk import make_cowd, make_sesparse
 from vmcarve.assemble.tables import Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
 from vmcarve.filemap import FileMap, FileView
@@ -25,6 +27,7 @@ SIZE = 900 * MIB
 KINDS = {
     "qcow2-64k": ("qcow2", ["-O", "qcow2", "-o", "cluster_size=64k"]),
     "qcow2-4k": ("qcow2", ["-O", "qcow2", "-o", "cluster_size=4k"]),
+    "qcow2-extended": ("qcow2", ["-O", "qcow2", "-o", "extended_l2=on,cluster_size=64k"]),
     "qcow2-compressed": ("qcow2", ["-c", "-O", "qcow2", "-o", "cluster_size=64k"]),
     "qcow": ("qcow1", ["-O", "qcow"]),
     "qed": ("qed", ["-O", "qed"]),
@@ -36,6 +39,7 @@ KINDS = {
 # compressed clusters are named by does not tell which table a block is of: for those, each table has one block in use.
 PLACES = {
     "qcow2-64k": [*range(0, 30 * MIB, 2 * MIB), *range(512 * MIB, 540 * MIB, 2 * MIB)],
+    "qcow2-extended": [*range(0, 14 * MIB, 2 * MIB), *range(512 * MIB, 526 * MIB, 2 * MIB)],
     "qcow2-compressed": list(range(0, 30 * MIB, 2 * MIB)),
 }
 
@@ -243,3 +247,101 @@ def test_a_run_does_not_go_on_over_a_table_that_belongs_elsewhere(containers: di
     assert len(found) > 2 and all(p == place[f // BLOCK] for f, p in found)
     rows = sorted((p, n) for _, n, p, _, _ in current.rows() if p >= 0)
     assert all(p + n <= q for (p, n), (q, _) in zip(rows, rows[1:], strict=False))
+
+
+@pytest.mark.parametrize("kind", ["qcow2.l1", "qcow2.l2"])
+def test_tables_of_a_qcow2_are_not_taken_for_each_other(kind: str, containers: dict[str, bytes]) -> None:
+    """The refcount table names clusters as an L1 does, but none of a copied table; an L2 table names first the cluster
+    right behind itself, so one that names what lies behind another is that one."""
+    fmt, data = formats()["qcow2"], containers["qcow2-4k"]
+    whole = fmt.open(BytesReader(data))
+    at = {k: [r.file_offset for r in whole.regions if r.kind == k] for k in ("qcow2.refcount-table", "qcow2.l1",
+                                                                            "qcow2.l2")}
+    lost = at[kind][-1]
+    torn = bytearray(data)
+    for p in at[kind]:
+        torn[p : p + BLOCK] = b"\xff" * BLOCK
+    assert fmt.wants is not None
+    want = next(w for w in fmt.wants(BytesReader(torn)) if w.file_offset == lost)
+    rivals = at["qcow2.refcount-table"] if kind == "qcow2.l1" else at["qcow2.l2"][:-1]
+    assert rivals and all(want.fits(data[p : p + BLOCK]) <= 0 for p in rivals)
+    assert want.fits(data[lost : lost + BLOCK]) > 0
+
+
+SMALL = 40 * MIB
+OTHERS = {  # of a guest of 40 MiB: what writes it
+    "qcow2-512": ("qcow2", ["-O", "qcow2", "-o", "cluster_size=512"]),
+    "qcow2-2k": ("qcow2", ["-O", "qcow2", "-o", "cluster_size=2k"]),
+    "cowd": ("cowd", make_cowd),
+    "sesparse": ("sesparse", make_sesparse),
+    "vdi": ("vdi", make_vdi),
+}
+
+
+def other(name: str, folder: Path) -> tuple[Format, bytes]:
+    """A container with data all over its guest, written as OTHERS says."""
+    fmt, how = OTHERS[name]
+    rng = random.Random(name)
+    raw = bytearray(SMALL)
+    for at in range(0, SMALL, 48 << 10):
+        raw[at : at + 6000] = rng.randbytes(6000)
+    (folder / "raw").write_bytes(raw)
+    if callable(how):
+        how(folder / "raw", folder / name, 5)
+    else:
+        run("qemu-img", "convert", "-f", "raw", *how, folder / "raw", folder / name)
+    data = (folder / name).read_bytes()
+    return formats()[fmt], data + bytes(-len(data) % BLOCK)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_container_cut_behind_its_head_gets_its_tables_back(name: str, tmp_path: Path) -> None:
+    """Its first blocks, then pieces of random length in another order. Tables that lie between sectors of data state
+    their place; maps and tables with a region of their own are found by what they may hold."""
+    fmt, data = other(name, tmp_path)
+    whole = fmt.open(BytesReader(data))
+    head = {"qcow2-512": 8, "qcow2-2k": 2, "cowd": 5, "sesparse": 1, "vdi": 1}[name]
+    rng, at, pieces = random.Random(2), head, list[list[int]]()
+    tables = tables_of(whole)
+    while at < len(data) // BLOCK:
+        end = at + rng.randrange(20, 600)
+        while end in tables and end - 1 in tables:  # no table is cut
+            end += 1
+        pieces.append(list(range(at, min(end, len(data) // BLOCK))))
+        at = end
+    rng.shuffle(pieces)
+    image, start, place = lay(data, [list(range(head)), *pieces], 4)
+    first = FileMap.build([(0, min(image.size - start, len(data)), start, GUESSED, "continuity")]).resized(len(data))
+    search = Search(image, np.array([[0, image.size]], np.int64))
+    found, tables = search.complete(fmt, start, first)
+    assert tables and all(place[f // BLOCK] == p for f, p in tables)
+    assert maps(fmt, image, first) != maps(fmt, BytesReader(data), None), "there is something to look for"
+    assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
+
+
+def test_rival_tables_that_state_one_place_are_told_by_the_others(tmp_path: Path) -> None:
+    """A stale copy of a table lies elsewhere on the image, where nothing else of the container does."""
+    fmt, data = other("qcow2-512", tmp_path)
+    whole = fmt.open(BytesReader(data))
+    copied = [r.file_offset // BLOCK for r in whole.regions if r.kind == "qcow2.l2"][40]
+    blocks = list(range(len(data) // BLOCK))
+    image, start, place = lay(data, [blocks[:8], [copied], blocks[8:]], 4)
+    assert place[copied] > place[8], "the copy that is laid last is the one in the run"
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity")]).resized(len(data))
+    found, _ = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    assert found.cut(copied * BLOCK, 1)[0][2] == place[copied]
+
+
+def test_a_spare_table_pins_nothing(containers: dict[str, bytes]) -> None:
+    """Blocks of refcounts look alike, and a qcow2 is read without them: what was found is read, but proves no place."""
+    fmt, data = formats()["qcow2"], containers["qcow2-4k"]
+    whole = fmt.open(BytesReader(data))
+    spare = {r.file_offset for r in whole.regions if r.kind == "qcow2.refcount-block"}
+    image, start, place = lay(data, in_pieces(data, whole, 3), 3)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity"),
+                           (image.size - start, len(data), -1, MISSING, "image-end")])
+    found, tables = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    moved = {f for f in spare if place[f // BLOCK] - f != start}
+    assert moved and not moved & {f for f, _ in tables}
+    assert {f for f, _ in tables} & {r.file_offset for r in whole.regions if r.kind == "qcow2.l2"}
+    assert all(image.read(found.cut(f, 1)[0][2], BLOCK) == data[f : f + BLOCK] for f in moved)

@@ -282,6 +282,7 @@ class Want:
     begins(at uint16[n], word uint64[n]) -> bool[n]: which blocks may be it, by the index of their first eight bytes
     that are not zero and those bytes as a little-endian number. fits(block) -> bits of evidence that it is this one, 0
     when it cannot be. empty: it may as well be zeros (the rest of a table), so where nothing fits it is taken as such.
+    spare: many such blocks look alike, and the guest is read without it: what is found is no proof of a place.
     """
 
     file_offset: int
@@ -289,6 +290,7 @@ class Want:
     begins: Callable[[npt.NDArray[np.uint16], npt.NDArray[np.uint64]], npt.NDArray[np.bool_]]
     fits: Callable[[bytes], float]
     empty: bool = False
+    spare: bool = False
 
 
 @dataclass(slots=True)
@@ -362,6 +364,8 @@ class Format:
     salvage(reader, evidence rows of this format's kinds that no opened container explains) -> orphans.
     wants(reader) -> blocks of tables that are not where the reader has them (the container is in pieces): those that
     can be told by what was found so far. It raises nothing.
+    stated(reader) -> how tables that are no blocks of their own place themselves, in file offsets, where the reader has
+    what names them. It raises nothing.
     shapes(blocks uint8[n, 4096], image_offset int64[n] rising) -> pieces of tables that have no magic. Called on space
     that nothing else explains, so it may take some ns a block and be wrong; arrays in, arrays out.
     rebuild(reader of the image, clue) -> the container with a header written anew, or None when the clue does not hold.
@@ -382,6 +386,7 @@ class Format:
     confirm_batch: ConfirmBatch | None = None
     salvage: Callable[[Reader, Sequence[Evidence]], Iterable[Orphan]] | None = None
     wants: Callable[[Reader], Sequence[Want]] | None = None
+    stated: Callable[[Reader], Placer | None] | None = None
     qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
     shapes: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Iterable[TablePieces]] | None = None
     rebuild: Callable[[Reader, Clue], Orphan | None] | None = None
@@ -495,12 +500,13 @@ class Placer:
 
     find(uint8[m]) -> (position int64[k] in the array, volume_offset int64[k]) of structures at multiples of 256 bytes.
     key: changes when more of the volume is known, and `find` may find more. bits: what one structure is worth, less
-    where nothing in it names its volume.
+    where nothing in it names its volume. length: bytes of a structure that is whole, where it takes several blocks.
     """
 
     key: str
     find: Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
     bits: float = 40.0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, Reader
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
+from .loose import Loose, against, stated_by
 from .segments import BLOCK
 from .state import Claims
 from .tails import open_volumes, to_file
@@ -39,6 +40,11 @@ FLAT = 0.98  # of a volume's space allocated: then the allocation tells nothing
 ROOM = 0.03  # the cost of each MiB that a volume leaves of the disk, where nothing else is known
 MAX_ROOM = 0.4
 BAD = 1.7  # beyond this a volume is nobody's of those that are known
+BITS_OF_COST = 40.0  # by which the metadata of a volume speaks against a container, for a cost of 1
+MOST_AGAINST = 4.0
+NAMED_BITS = 40.0  # of structures that name their volume; of others some are another's, and tell alike ones apart only
+MOST_UNNAMED = 0.5
+MAX_CONTESTED = 256  # ours: volumes whose metadata is looked for because several containers may have them
 MAX_PAIRS = 20_000  # ours: (container, volume) pairs that are tried in one image
 
 
@@ -75,6 +81,9 @@ class Places:
         return cls(column("image_offset"), guest, volume, (guest < 0) & (volume <= 0), column("length"),
                    column("value"), t["module"].to_pylist(), t["identity"].to_pylist())
 
+    def begin(self, row: int) -> int:
+        """The image offset at which the volume of a first structure begins; negative where it would lie before."""
+        return int(self.image_offset[row]) - max(0, int(self.volume_offset[row]))
 
     def outside(self, claims: Claims) -> Places:
         """The rows that nobody owns."""
@@ -103,11 +112,12 @@ Known = dict[tuple[int, bytes, int, int], tuple[float, int] | None]
 """What was found of (container's first byte, digest of its map, row, guest offset): a volume's cost and length."""
 
 
-def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places, known: Known | None = None
-           ) -> list[list[Owned]]:
+def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places, known: Known | None = None,
+           loose: Loose | None = None, room: Int64s | None = None) -> list[list[Owned]]:
     """The volumes of each container (image offset of the first byte, container): each to the one that it fits best.
 
-    known: what earlier calls found; grows.
+    known, loose: what earlier calls found; grow. room int64[k, 2]: where metadata of the volumes may lie, all of the
+    image without it.
     """
     known = {} if known is None else known
     tables = _tables(image, places)
@@ -146,6 +156,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
                                     Owned(g, length, i, p - start - f)))
+    options = _judged(image, containers, places, options, loose or Loose(image), room)
     out: list[list[Owned]] = [[] for _ in containers]
     given: set[int] = set()
     # alike costs: where the volume fills the disk, then the nearer; no two volumes of one container over each other
@@ -157,6 +168,43 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
             continue
         given.add(owned.row)
         out[k].append(replace(owned, cost=cost))
+    return out
+
+
+Option = tuple[float, int, int, int, Owned]
+
+
+def _judged(image: Reader, containers: Sequence[tuple[int, Container]], places: Places, options: list[Option],
+            loose: Loose, room: Int64s | None) -> list[Option]:
+    """The options with what a volume's own metadata says against each, where several containers may have it."""
+    mine: dict[int, list[int]] = {}
+    rivals: dict[int, set[int]] = {}  # rows that each container may have
+    for i, (cost, _, _, k, owned) in enumerate(options):
+        if cost <= BAD:
+            mine.setdefault(owned.row, []).append(i)
+            rivals.setdefault(k, set()).add(owned.row)
+    contested: dict[int, tuple[int, int]] = {}
+    for row, which in sorted(mine.items()):
+        holders = {options[i][3] for i in which}
+        in_place = {options[i][3] for i in which if options[i][4].delta == 0}
+        begin = places.begin(row)
+        several = len(holders) > 1 or any(len(rivals[k]) > 1 for k in holders)
+        if several and len(in_place) != 1 and begin >= 0:
+            contested[row] = begin, options[which[0]][4].size
+    contested = dict(list(contested.items())[:MAX_CONTESTED])
+    room = np.array([[0, image.size]], np.int64) if room is None else room
+    out = list(options)
+    for row, (stated, weight) in stated_by(loose, contested, room).items():
+        begin, size = contested[row]
+        named = weight >= NAMED_BITS
+        # what the right table stores in its order, a flat disk would store in no fewer runs
+        flat = against(GuestMap.flat(size), begin, 0, stated) if named else None
+        bits = [against(containers[k][1].guests[0].map, containers[k][0], owned.guest_offset, stated)
+                for _, _, _, k, owned in (options[i] for i in mine[row])]
+        least = min((b for b in [flat, *bits] if b is not None), default=0.0)
+        for i, b in zip(mine[row], bits, strict=True):
+            more = 0.0 if b is None else min(MOST_AGAINST if named else MOST_UNNAMED, (b - least) / BITS_OF_COST)
+            out[i] = (options[i][0] + more, *options[i][1:])
     return out
 
 

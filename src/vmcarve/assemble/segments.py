@@ -53,13 +53,17 @@ class Points:
 
 @dataclass(slots=True)
 class Segment:
-    """Blocks [first, last] of container `owner` lie at delta; `points` int64[n] are its pinned file blocks, rising."""
+    """Blocks [first, last] of container `owner` lie at delta; `points` int64[n] are its pinned file blocks, rising.
+
+    cuts: indices of points between which and the one before others own something.
+    """
 
     owner: int
     delta: int
     points: Int64s
     bits: npt.NDArray[np.float64]
     weight: float
+    cuts: list[int] = field(default_factory=list[int])
 
     @property
     def first(self) -> int:
@@ -135,7 +139,7 @@ def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, leas
         pieces = _pieces(pool[i], unit)
         free = [p for p in pieces if _free(p, begins[p.owner], taken)]
         if len(free) < len(pieces):
-            kept = [k for p in pieces for k in _free_points(p, begins[p.owner], taken, unit)]
+            kept = [s for p in pieces for s in _free_stretches(p, begins[p.owner], taken, unit)]
             left = _part(pool[i], kept) if kept else None
             if left is not None and left.weight >= least:
                 heapq.heappush(heap, (-left.weight, len(pool)))
@@ -161,6 +165,7 @@ def _pieces(segment: Segment, unit: int) -> list[_Piece]:
     """The segment cut at its wide gaps. Of units: with a weightless point at each end of the piece's units."""
     points = segment.points
     apart = (points[1:] - points[:-1] > CLOSE) & (points[1:] // unit != points[:-1] // unit)
+    apart[[i - 1 for i in segment.cuts]] = True
     cut = [0, *(np.flatnonzero(apart) + 1).tolist(), len(points)]
     out: list[_Piece] = []
     for a, b in zip(cut, cut[1:], strict=False):
@@ -170,7 +175,7 @@ def _pieces(segment: Segment, unit: int) -> list[_Piece]:
             more = int(low < f[0]), int(high > f[-1])
             f = np.pad(f, more, constant_values=(low, high))
             bits = np.pad(bits, more)
-        out.append(_Piece(segment.owner, segment.delta, f, bits, float(bits.sum()), a, points[a:b]))
+        out.append(_Piece(segment.owner, segment.delta, f, bits, float(bits.sum()), [], a, points[a:b]))
     return out
 
 
@@ -180,23 +185,25 @@ def _free(p: Segment, begin: int, taken: Taken) -> bool:
     return low >= 0 and not taken.file(p.owner).overlap(p.first, p.last + 1) and not taken.image.overlap(low, high)
 
 
-def _free_points(p: _Piece, begin: int, taken: Taken, unit: int) -> list[int]:
-    """Indices in the segment of the piece's points that nobody owns; of a piece that reaches over others, the first."""
+def _free_stretches(p: _Piece, begin: int, taken: Taken, unit: int) -> list[list[int]]:
+    """Indices in the segment of the piece's points that nobody owns, parted where others own what lies between."""
     if unit > 1:
-        return _in_free_units(p, begin, taken, unit)
+        free = _in_free_units(p, begin, taken, unit)
+        return [free] if free else []
     base = begin + p.delta * BLOCK
     files = taken.file(p.owner)
-    out: list[int] = []
-    first = 0  # of what is kept
+    out: list[list[int]] = []
+    last = -1  # the block of the last point that is kept
     for k, f in enumerate(p.points.tolist()):
-        low = first if out else f
-        if base + f * BLOCK < 0 or files.overlap(low, f + 1) or \
-                taken.image.overlap(base + low * BLOCK, base + (f + 1) * BLOCK):
-            if out:
-                break
+        if base + f * BLOCK < 0 or files.overlap(f, f + 1) or \
+                taken.image.overlap(base + f * BLOCK, base + (f + 1) * BLOCK):
             continue
-        first = first if out else f
-        out.append(p.start + k)
+        joined = out and not files.overlap(last, f) and not taken.image.overlap(base + last * BLOCK, base + f * BLOCK)
+        if joined:
+            out[-1].append(p.start + k)
+        else:
+            out.append([p.start + k])
+        last = f
     return out
 
 
@@ -212,9 +219,11 @@ def _in_free_units(p: _Piece, begin: int, taken: Taken, unit: int) -> list[int]:
     return (np.flatnonzero(np.isin(stated, free)) + p.start).tolist()
 
 
-def _part(segment: Segment, picked: list[int]) -> Segment:
+def _part(segment: Segment, stretches: list[list[int]]) -> Segment:
+    picked = [k for stretch in stretches for k in stretch]
+    cuts = np.cumsum([len(stretch) for stretch in stretches])[:-1].tolist()
     points, bits = segment.points[picked], segment.bits[picked]
-    return Segment(segment.owner, segment.delta, points, bits, float(bits.sum()))
+    return Segment(segment.owner, segment.delta, points, bits, float(bits.sum()), cuts)
 
 
 def least_weight(places: int) -> float:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import DATA, EXTERNAL, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader, Units
-from ..registry import hosts
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
 from .breaks import Borders, Contents, Expectation, lay_out
@@ -25,13 +24,13 @@ from .content import Content, Guest
 from .content.files import Files
 from .content.sums import without_wrong
 from .host_units import unit_of
+from .loose import Loose, placer_of, stated_by
 from .places import Known, Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
 from .tails import (
     PAGE_SECTORS,
     SECTOR,
-    STEP,
     FileEnds,
     Live,
     SectorEnds,
@@ -42,11 +41,9 @@ from .tails import (
     open_volumes,
     to_file,
 )
-from .window import read_view, steps
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
-REACH = 64 << 10  # bytes that a structure of metadata may have
 MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
 MAX_END_BITS = 14.0
 PIN_BITS = 40.0  # a structure that states its own place
@@ -57,7 +54,9 @@ NEAR = 64  # blocks of a step between neighbouring segments that needs no strong
 NEAR_MARGIN = 6.0  # bits
 SOUND = 0.97  # share of a guest's file ends that can be where one run has them, for the run to be believed
 STEADY = 0.7  # a rate of breaks that changes by less from round to round is taken for the same, or rounds would not end
+KEPT = 0.9  # share of a guest's files that a round may not lose
 FEW = 4  # file ends below which their share says nothing
+CHANCE = 1e-4  # that so many file ends would all lie so far in front, were they anywhere in what the guest uses
 
 
 @dataclass(slots=True)
@@ -85,6 +84,7 @@ class Candidate:
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
     read: object = None  # what the guest was last read through
+    best: Best | None = None
     metadata: dict[int, Metadata] = field(default_factory=dict[int, "Metadata"])  # by guest offset of the volume
 
     @property
@@ -95,6 +95,16 @@ class Candidate:
     @property
     def plain(self) -> bool:
         return bool(self.container.guests) and has_plain(self.container.guests[0].map)
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The map of a candidate through which its guest tells of most files so far, and whose volumes those are."""
+
+    files: int
+    rows: list[int]
+    container: Container
+    map: FileMap
 
 
 @dataclass(slots=True)
@@ -115,8 +125,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     """
     taken = Taken(_outside(room, image.size), {})
     known: Known = {}
+    loose = Loose(image)
     plain = [c for c in [*candidates, *rivals] if c.plain]
-    _give_volumes(image, plain, places, known)
+    _give_volumes(image, plain, places, known, loose, room)
     for c in plain:
         _read_guest(image, c, places)
         told = _told(image, c)
@@ -141,8 +152,8 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
                 if o.delta == 0:
                     at = int(places.image_offset[o.row])
                     kept.add_range(at, at + 1)
-        places, known = places.outside(kept), {}
-        _give_volumes(image, active, places, known)
+        places, known, loose = places.outside(kept), {}, Loose(image)
+        _give_volumes(image, active, places, known, loose, room)
         for c in active:
             _read_guest(image, c, places)
     for c in active:
@@ -155,10 +166,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     seen: list[tuple[list[tuple[int, int, int, int]], list[list[bytes]]]] = []
     for number in range(ROUNDS):
         if number:
-            _give_volumes(image, active, places, known)
+            _give_volumes(image, active, places, known, loose, room)
             for c in active:
                 _read_guest(image, c, places)
-        _place_metadata(image, active, free)
+                _keep_best(image, c, places)
+        _place_metadata(image, active, places, loose, free)
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
@@ -184,6 +196,9 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         if found in seen:
             break  # the same runs of the same disks, as before or in turns: the guests tell no more than they did
         seen.append(found)
+    for c in active:
+        _read_guest(image, c, places)
+        _keep_best(image, c, places)
     for c, stated in zip(active, content.sums.stated, strict=True):
         c.map = without_wrong(image, c.map, stated)
 
@@ -223,9 +238,10 @@ def _copy(claims: Claims) -> Claims:
 
 
 # --- what a guest tells ----------------------------------------------------------------------------------------------
-def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known) -> None:
+def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known, loose: Loose, room: Int64s
+                  ) -> None:
     legible = [c for c in candidates if not c.encrypted]
-    found = assign(image, [(c.start, c.container) for c in legible], places, known)
+    found = assign(image, [(c.start, c.container) for c in legible], places, known, loose, room)
     for c, owned in zip(legible, found, strict=True):
         c.owned = owned
 
@@ -248,13 +264,28 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
         c.volumes, c.ends, c.files = [], FileEnds.none(), Files.none()
 
 
-def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> None:
-    """Looks for the loose metadata of every volume of which more is known than at the last look."""
+def _keep_best(image: Reader, c: Candidate, places: Places) -> None:
+    """Takes the best map again where the last round has lost much of what the guest told through that."""
+    files, rows = len(c.files.size), sorted(o.row for o in c.owned)
+    best = c.best
+    if best is None or best.rows != rows or files >= best.files:
+        c.best = Best(files, rows, c.container, c.map)
+    elif files < KEPT * best.files:
+        c.container, c.map = best.container, best.map
+        _read_guest(image, c, places)
+
+
+def _place_metadata(image: Reader, active: list[Candidate], places: Places, loose: Loose, room: Int64s) -> None:
+    """Looks for the loose metadata of every volume of which more is known than at the last look.
+
+    What is known of a volume is read through the map so far, or through its own metadata: whichever tells more.
+    """
     wanted: list[Metadata] = []
     for c in active:
         current = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
         for o in c.owned:
-            placer = _placer(current, o) or _placer(through(image, c.start, c.container, o.delta), o)
+            first = through(image, c.start, c.container, o.delta)
+            placer = placer_of(current, o.guest_offset, o.size) or placer_of(first, o.guest_offset, o.size)
             old = c.metadata.get(o.guest_offset)
             if placer is None:
                 c.metadata.pop(o.guest_offset, None)
@@ -263,33 +294,11 @@ def _place_metadata(image: Reader, active: list[Candidate], room: Int64s) -> Non
                 wanted.append(c.metadata[o.guest_offset])
         for g in set(c.metadata) - {o.guest_offset for o in c.owned}:
             del c.metadata[g]
-    if not wanted:
-        return
-    found: list[list[tuple[Int64s, Int64s]]] = [[] for _ in wanted]
-    buffer = np.empty(STEP + REACH, np.uint8)
-    for start, length in room.tolist():
-        for at in steps(image, start, start + length, STEP):
-            n = min(STEP, start + length - at)
-            data = read_view(image, at, buffer[: n + REACH])
-            for i, m in enumerate(wanted):
-                position, place = m.placer.find(data)
-                here = position < n
-                found[i].append((position[here] + at, place[here]))
-    nothing = np.empty(0, np.int64)
-    for m, parts in zip(wanted, found, strict=True):
-        m.image_offset = np.concatenate([nothing, *(p for p, _ in parts)])
-        m.volume_offset = np.concatenate([nothing, *(v for _, v in parts)])
-
-
-def _placer(disk: VirtualDisk, owned: Owned) -> Placer | None:
-    for kind in hosts().values():
-        try:
-            found = kind.placer(disk, owned.guest_offset, owned.size) if kind.placer is not None else None
-        except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-            continue
-        if found is not None:
-            return found
-    return None
+    alone = stated_by(loose, {o.row: (places.begin(o.row), o.size) for c in active for o in c.owned
+                              if places.begin(o.row) >= 0 and any(m.row == o.row for m in wanted)}, room)
+    for m, found in zip(wanted, loose.look([(m.row, m.placer) for m in wanted], room), strict=True):
+        own, _ = alone.get(m.row, (found, 0.0))
+        m.image_offset, m.volume_offset = max(found, own, key=lambda stated: len(stated[0]))
 
 
 def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
@@ -301,6 +310,8 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     if c.open or any((g.map.state == LOST).any() for g in c.container.guests):
         return False
     rows = c.map.rows()
+    if len({p - f for f, p in c.tables} | {c.start}) > 1:
+        return False  # between tables at different distances there are breaks, and nothing has looked for them yet
     if any(p <= o.start < p + n for _, n, p, _, _ in rows for o in candidates if o is not c):
         return False  # what flows around others reaches further than its size
     for f, p in c.pins:
@@ -314,7 +325,9 @@ def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
         if any(wrong > right for right, wrong in told):  # what flows around others may go on elsewhere
             return False
         right, wrong = sum(r for r, _ in told), sum(w for _, w in told)
-        return right >= max(FEW, SOUND * (right + wrong)) and 2 * (right + wrong) > len(c.ends)
+        if right < max(FEW, SOUND * (right + wrong)) or 2 * (right + wrong) <= len(c.ends):
+            return False
+        return _witnessed(c) >= CHANCE ** (1.0 / right)
     if c.flat and not _reads(c):
         return False
     sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
@@ -326,6 +339,15 @@ def _has_file_at(c: Candidate, place: int) -> bool:
     """Whether a file of the container's guest begins at that image offset, as its map is."""
     return any(p <= place < p + n and bool(np.isin(f + place - p, c.ends.begins)) for f, n, p, _, _ in c.map.rows()
                if p >= 0)
+
+
+def _witnessed(c: Candidate) -> float:
+    """The share of what a candidate's guest has in use that lies before the last of its file ends.
+
+    A guest that is read through a wrong map behind a break lists files only in what lies before that.
+    """
+    used = np.flatnonzero(_expect(c).use == USED)
+    return float(np.searchsorted(used, int(c.ends.file_offset[-1]) // BLOCK, side="right")) / max(1, len(used))
 
 
 def _reads(c: Candidate) -> bool:
@@ -443,9 +465,7 @@ def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: T
     _find_nested(active, candidates)
     heads = [Segment(o, 0, np.array([f // BLOCK], np.int64), np.full(1, HEADER_BITS), HEADER_BITS)
              for o, c in enumerate(active) if not c.nested for f in c.anchors]
-    heads += [Segment(o, (p - f - c.start) // BLOCK, np.array([f // BLOCK], np.int64), np.full(1, FOUND_BITS),
-                      FOUND_BITS)
-              for o, c in enumerate(active) if not c.nested for f, p in c.tables]
+    heads += [s for o, c in enumerate(active) if not c.nested for s in _of_tables(o, c)]
     heads += [Segment(o, delta, np.arange(first, first + n), np.full(n, FOUND_BITS), FOUND_BITS * n)
               for o, c in enumerate(active) if not c.nested for first, n, delta in c.proved]
     candidates = [s for s in candidates if not active[s.owner].nested]
@@ -458,6 +478,15 @@ def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: T
     for o, found in rows.items():
         active[o].map = FileMap.build(found).resized(active[o].container.size)
     return sorted((s.owner, s.first, s.last, s.delta) for s in strong)
+
+
+def _of_tables(owner: int, c: Candidate) -> list[Segment]:
+    """The tables of a container, those of one delta together."""
+    blocks: dict[int, list[int]] = {}
+    for f, p in c.tables:
+        blocks.setdefault((p - f - c.start) // BLOCK, []).append(f // BLOCK)
+    return [Segment(owner, delta, np.unique(np.array(f, np.int64)), np.full(len(set(f)), FOUND_BITS),
+                    FOUND_BITS * len(set(f))) for delta, f in sorted(blocks.items())]
 
 
 def _told(image: Reader, c: Candidate) -> FileMap:
@@ -506,15 +535,17 @@ def _sure(chain: list[Segment]) -> Int64s:
 
 def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
                  ) -> tuple[Int64s, Int64s, npt.NDArray[np.float64]]:
-    """(file block, delta, bits) of the loose metadata of one volume, one point for a block."""
+    """(file block, delta, bits) of the loose metadata of one volume, one point for a block of each."""
     nothing = np.empty(0, np.int64)
     if m.image_offset is None or m.volume_offset is None:
         return nothing, nothing, np.empty(0)
-    f = to_file(c.container.guests[0].map, guest_offset + m.volume_offset)
-    step = m.image_offset - f - c.start
+    blocks = max(1, m.placer.length // BLOCK)
+    inside = np.tile(np.arange(blocks) * BLOCK, len(m.image_offset))
+    f = to_file(c.container.guests[0].map, guest_offset + np.repeat(m.volume_offset, blocks) + inside)
+    step = np.repeat(m.image_offset, blocks) + inside - f - c.start
     keep = (f >= 0) & (step % BLOCK == 0)
     points = np.unique(np.stack((f[keep] // BLOCK, step[keep] // BLOCK), axis=1), axis=0)
-    return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits)
+    return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits / blocks)
 
 
 def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:
@@ -528,10 +559,11 @@ def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:
     m = c.container.guests[0].map
     head = c.container.size if c.checked else int(m.file_offset[m.state == DATA].min(initial=c.container.size))
     out: list[tuple[int, int]] = []
+    sure = {p - f for f, p in c.tables} | {c.start}  # of what is spare nobody knows whether it is this one
     for region in [r for r in c.container.regions if r.file_offset < head][:MAX_TABLES]:
         f = region.file_offset // BLOCK * BLOCK
         p = next((at for _, _, at, _, _ in c.map.cut(f, 1)), -1)
-        if f and p >= 0 and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
+        if f and p - f in sure and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
             out.append((f, p))
     return out
 

@@ -16,16 +16,19 @@ import numpy.typing as npt
 from .._ext.first_words import first_words
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
-from ..model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
-from .window import read_into, steps
+from ..model import GUESSED, MISSING, ZERO, Container, Format, Placer, Reader, Want
+from .window import read_into, read_view, steps
 
 Int64s = npt.NDArray[np.int64]
 Found = tuple[FileMap, list[tuple[int, int]]]
 """A container's map with its tables in it, and their (file, image offset)s."""
 BLOCK = 4096
 STEP = 4 << 20
+REACH = 64 << 10  # bytes that a structure may have that states its place
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
 MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
+MAX_STATED = 1 << 20  # ours: structures that state their place in one container
+MAX_SIFTED = 4  # ours: times that what they state is sifted
 MAX_OWN = 4096  # ours: structures of one container that are kept from others,
 MAX_REGION = 4 << 20  # and bytes of one of them
 LEAST_BITS = 8.0
@@ -73,23 +76,30 @@ class Search:
         return None
 
     def complete(self, fmt: Format, start: int, first: FileMap, end: int | None = None) -> Found:
-        """`first` with the tables that the format wants where they were found, and their (file, image offset)s.
+        """`first` with the tables that the format wants where they were found, and their (file, image offset)s, less
+        those of spare ones.
 
         end: image offset before which, and behind the header, they must lie.
         """
-        if fmt.wants is None:
+        lacking = fmt.wants or _nothing
+        if fmt.wants is None and fmt.stated is None:
             return first, []
         laid = _Laid(first, self.image.size)
-        current = first
+        placer = fmt.stated(FileView(self.image, first)) if fmt.stated is not None else None
+        for f, p in self._stated(placer, start) if placer is not None else ():
+            laid.add(f // BLOCK * BLOCK, p - f % BLOCK)
+        current = FileMap.build(laid.rows(0, first.size)) if laid.found else first
         tried: set[int] = set()
         own: set[int] | None = None
+        spare: set[int] = set()
         for _ in range(MAX_ROUNDS):
-            wants = [w for w in fmt.wants(FileView(self.image, current)) if w.file_offset not in tried]
+            wants = [w for w in lacking(FileView(self.image, current)) if w.file_offset not in tried]
             if own is None:
                 own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
             wants = [w for w in wants if w.file_offset + BLOCK <= first.size]  # beyond: a table that is none
             if not wants:
                 break
+            wants = [w for w in wants if not w.spare] or wants  # those last: others lie behind them in the file
             for want in wants:
                 # what was found since may have led here: tables, and blocks of one table, lie behind each other
                 here = FileView(self.image, FileMap.build(laid.rows(want.file_offset, want.file_offset + BLOCK)))
@@ -102,9 +112,38 @@ class Search:
                 laid.add(want.file_offset, -1 if p is None else p)
                 if p is not None:
                     self.used.add(p)
+                if want.spare:
+                    spare.add(want.file_offset)
             current = FileMap.build(laid.rows(0, first.size))
-        tables = sorted((f, p) for f, p in laid.found.items() if p >= 0)
+        tables = sorted((f, p) for f, p in laid.found.items() if p >= 0 and f not in spare)
         return _ended(current, tables), tables
+
+    def _stated(self, placer: Placer, start: int) -> list[tuple[int, int]]:
+        """(file, image offset)s of structures that state their place in the container that begins at `start`.
+
+        Where several state one place, that at the distance of most others is the container's.
+        """
+        parts: list[tuple[Int64s, Int64s]] = []
+        buffer = np.empty(STEP + REACH, np.uint8)
+        for begin, length in self.room.tolist():
+            for at in steps(self.image, begin, begin + length, STEP):
+                n = min(STEP, begin + length - at)
+                position, place = placer.find(read_view(self.image, at, buffer[: n + REACH]))
+                parts.append((place[position < n], position[position < n] + at))
+        found = np.array([np.concatenate(column) for column in zip(*parts, strict=True)] or [[], []], np.int64).T
+        found = found[(found[:, 1] - found[:, 0] - start) % BLOCK == 0][:MAX_STATED]
+        _, which, votes = np.unique(found[:, 1] - found[:, 0], return_inverse=True, return_counts=True)
+        order = np.lexsort((found[:, 1], -votes[which], found[:, 0]))
+        found, votes = found[order], votes[which][order]
+        first = np.diff(found[:, 0], prepend=-1) != 0
+        tied = np.append((~first[1:]) & (votes[1:] == votes[:-1]), False)
+        found = found[first & ~tied]
+        for _ in range(MAX_SIFTED):
+            amid = _amid_another(found)
+            if not amid.any():
+                break
+            found = found[~amid]
+        return [(f, p) for f, p in found.tolist()]
 
     def _in_place(self, fmt: Format, first: FileMap, end: int) -> set[int]:
         """Image offsets of the structures before file offset `end`, the first that is wanted: so far the run holds."""
@@ -159,6 +198,30 @@ def _ended(file_map: FileMap, tables: list[tuple[int, int]]) -> FileMap:
         there = min(n, max(0, starts[i][0] - p)) if i < len(starts) else n
         rows += [(f, there, p, grade, rule), (f + there, n - there, -1, MISSING, "not-found")]
     return FileMap.build([row for row in rows if row[1] > 0])
+
+
+def _amid_another(found: Int64s) -> npt.NDArray[np.bool_]:
+    """Of int64[n, 2] (file, image offset): which lie, in the file or on the image, amid more that share a distance.
+
+    A table that names first what lies behind another one states that one's place. A file does not break and go on.
+    """
+    out = np.zeros(len(found), bool)
+    delta = found[:, 1] - found[:, 0]
+    _, which, count = np.unique(delta, return_inverse=True, return_counts=True)
+    for column in (0, 1):
+        order = np.argsort(found[:, column], kind="stable")
+        kind = which[order]
+        begins = np.flatnonzero(np.diff(kind, prepend=-1))
+        run = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(kind))))
+        each = kind[begins]
+        amid = np.zeros(len(begins), bool)
+        amid[1:-1] = (each[:-2] == each[2:]) & (count[each[:-2]] > count[each[1:-1]])
+        out[order] |= amid[run]
+    return out
+
+
+def _nothing(reader: Reader) -> list[Want]:
+    return []
 
 
 def _look(image: Reader, room: Int64s, phase: int) -> Heads:

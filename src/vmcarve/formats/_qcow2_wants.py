@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Damaged
 from ..model import Reader, Want
 from ._qcow2_header import DATA_FILE, DATA_FILE_RAW, Header, read_header
-from ._wants import BLOCK, OUR_MAX_WANTS, Words, first_place, lacking, missing, nothing, table
+from ._wants import (
+    BITS,
+    BLOCK,
+    MAX_BITS,
+    OUR_MAX_WANTS,
+    Legal,
+    Words,
+    first_place,
+    lacking,
+    missing,
+    nothing,
+    table,
+)
 
 COPIED, COMPRESSED, ZERO = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1)
 OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
@@ -22,32 +36,47 @@ def wants(reader: Reader) -> list[Want]:
         h = read_header(reader, 0)
     except Damaged:
         return []
-    if h.cluster < BLOCK or h.extended:
-        return []  # smaller clusters share blocks with data; subcluster bits are any number
+    if h.cluster < BLOCK:
+        return []  # smaller clusters share blocks with data: see _qcow2_stated
     named: set[int] = set()
     behind = h.reftable_offset + h.reftable_clusters * h.cluster
     out = lacking(reader, _references(reader, h), ">u8", OFFSET, behind, named)
-    rows: list[Want] = []
-    legal = _legal(h, COPIED)
-    size = h.l1_entries * 8
-    for at in range(0, min(-(-size // h.cluster) * h.cluster, BLOCK * OUR_MAX_WANTS), BLOCK):
-        here = h.l1_offset + at
-        rows.append(table(here, "qcow2.l1", ">u8", legal, count=min(BLOCK // 8, (size - at) // 8), empty=at > 0)
-                    if at < size else nothing(here, "qcow2.l1"))
-    for number, want in enumerate(rows):
+    found: list[tuple[int, int]] = []  # index in the L1, and place, of each L2 table that is named
+    for number, want in enumerate(_l1(h, named)):
         if missing(reader, want):
             out.append(want)
             continue
         words = np.frombuffer(reader.read(want.file_offset, BLOCK), ">u8").astype(np.uint64)
-        for i in np.flatnonzero(words).tolist():
-            offset = int(words[i] & OFFSET)
-            if h.incompatible & DATA_FILE:
-                out += [w for w in _external_l2(h, offset, number * (BLOCK // 8) + i) if missing(reader, w)]
-            else:
-                out += lacking(reader, _l2(h, offset, named), ">u8", OFFSET, offset + h.cluster, named)
-            if len(out) > OUR_MAX_WANTS:
-                return out
+        found += [(number * (BLOCK // 8) + i, int(words[i] & OFFSET)) for i in np.flatnonzero(words).tolist()]
+    behind_l2 = {offset + h.cluster for _, offset in found}
+    for index, offset in found:
+        if h.incompatible & DATA_FILE:
+            out += [w for w in _external_l2(h, offset, index) if missing(reader, w)]
+        else:
+            rows = _l2(h, offset, named, behind_l2 - {offset + h.cluster})
+            out += lacking(reader, rows, ">u8", OFFSET, offset + h.cluster, named)
+        if len(out) > OUR_MAX_WANTS:
+            return out
     return out
+
+
+def _l1(h: Header, named: set[int]) -> list[Want]:
+    """The blocks of the L1. The refcount table names clusters too, and others. A new disk's first L2 lies behind it."""
+    legal, size = _legal(h, COPIED), h.l1_entries * 8
+    behind = h.l1_offset + -(-size // h.cluster) * h.cluster
+
+    def bonus(words: Words) -> float:
+        shared = h.snapshots == 0 and not (words & COPIED).any()  # every L2 table would be one of a snapshot too
+        if shared or not named.isdisjoint(first_place(words & OFFSET)):
+            return -1.0
+        return 30.0 if (words & OFFSET == np.uint64(behind)).any() else 0.0
+
+    rows: list[Want] = []
+    for at in range(0, min(-(-size // h.cluster) * h.cluster, BLOCK * OUR_MAX_WANTS), BLOCK):
+        here = h.l1_offset + at
+        rows.append(table(here, "qcow2.l1", ">u8", legal, count=min(BLOCK // 8, (size - at) // 8), bonus=bonus,
+                          empty=at > 0) if at < size else nothing(here, "qcow2.l1"))
+    return rows
 
 
 def _references(reader: Reader, h: Header) -> list[Want]:
@@ -79,13 +108,13 @@ def _counts(offset: int, empty: bool) -> Want:
     def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
         return (at == 0) & (word & np.uint64(0x00FF_00FF_00FF_00FF) == 0)
 
-    return Want(offset, "qcow2.refcount-block", begins, fits, empty)
+    return Want(offset, "qcow2.refcount-block", begins, fits, empty, spare=True)
 
 
-def _l2(h: Header, offset: int, named: set[int]) -> list[Want]:
+def _l2(h: Header, offset: int, named: set[int], others: set[int]) -> list[Want]:
     """The blocks of one L2 table. A table is allocated before its clusters: it often names the one behind itself.
 
-    named: what other blocks name first.
+    named: what other blocks name first. others: what lies right behind the other tables.
     """
     inside = np.uint64((1 << (62 - (h.cluster_bits - 8))) - 1)  # of an entry of a compressed cluster
 
@@ -93,15 +122,42 @@ def _l2(h: Header, offset: int, named: set[int]) -> list[Want]:
         places = np.where(words & COMPRESSED != 0, words & inside, words & OFFSET)
         if (places == np.uint64(offset)).any() or (places == np.uint64(h.l1_offset)).any():
             return -1.0
-        if not named.isdisjoint(first_place(words & OFFSET)):
+        if not named.isdisjoint(first_place(words & OFFSET)) or int(places.min()) in others:
             return -1.0
         if int(places.min()) == offset + h.cluster:
             return 30.0
         return 20.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
 
     legal = _legal(h, COPIED | COMPRESSED | ZERO)
+    if h.extended:
+        return [_pairs(offset + at, legal, bonus, at > 0) for at in range(0, h.cluster, BLOCK)]
     return [table(offset + at, "qcow2.l2", ">u8", legal, bonus=bonus, empty=at > 0)
             for at in range(0, h.cluster, BLOCK)]
+
+
+def _pairs(file_offset: int, legal: Legal, bonus: Callable[[Words], float], empty: bool) -> Want:
+    """A block of an L2 with subclusters: entries, each before a word of two bits for each of 32 of them, allocated and
+    zero, never both ("Extended L2 Entries").
+    """
+    def sound(bits: Words) -> npt.NDArray[np.bool_]:
+        return (bits >> np.uint64(32)) & bits & np.uint64(0xFFFF_FFFF) == 0
+
+    def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
+        value = word.byteswap()
+        return np.where(at % 2 == 0, legal(value), sound(value))
+
+    def fits(block: bytes) -> float:
+        pairs = np.frombuffer(block, ">u8").astype(np.uint64).reshape(-1, 2)
+        there = pairs[pairs.any(axis=1)]
+        entry = there[:, 0][there[:, 0] != 0]
+        places = entry & OFFSET
+        if not len(entry) or not legal(entry).all() or not sound(there[:, 1]).all() or (there[:, 1] == 0).any() or \
+                len(np.unique(places)) < len(places):
+            return 0.0
+        more = bonus(entry)
+        return 0.0 if more < 0 else min(MAX_BITS, BITS * len(entry)) + more
+
+    return Want(file_offset, "qcow2.l2", begins, fits, empty)
 
 
 def _external_l2(h: Header, offset: int, index: int) -> list[Want]:

@@ -188,7 +188,7 @@ def read_metadata(reader: Reader, place: int, length: int) -> Metadata | None:
 
     Where the table is lost, the items are looked for where QEMU puts them.
     """
-    items = _items(reader, place, length)
+    items = read_items(reader, place, length)
     if items is None:
         rebuilt = struct.pack("<8sHH20x", b"metadata", 0, len(USUAL_ITEMS)) + b"".join(
             _ITEM.pack(*item) for item in USUAL_ITEMS)
@@ -198,7 +198,8 @@ def read_metadata(reader: Reader, place: int, length: int) -> Metadata | None:
     return _from_items(reader, place, items, None)
 
 
-def _items(reader: Reader, place: int, length: int) -> dict[bytes, tuple[int, int]] | None:
+def read_items(reader: Reader, place: int, length: int) -> dict[bytes, tuple[int, int]] | None:
+    """(offset in the region, length) of the items that the table at file_offset `place` names, None without one."""
     raw = reader.read(place, KIB64)
     if len(raw) < KIB64 or raw[:8] != b"metadata":
         return None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from ..model import Reader, Want
 from ._vhdx_parts import (
+    DISK_SIZE,
     FORMAT_MAX_BLOCK,
     FORMAT_MAX_DISK,
     FORMAT_MIN_BLOCK,
     HEADER_AT,
     KIB64,
+    LOGICAL,
     MIB,
+    PARAMETERS,
     REGIONS_AT,
     Regions,
     parse_header,
     parse_regions,
+    read_items,
 )
 from ._wants import BLOCK, MAX_BITS, Words, magic, missing, nothing, table
 
@@ -43,8 +49,9 @@ def wants(reader: Reader) -> list[Want]:
         return out
     start, length = found.metadata
     if KIB64 < length:
-        rows = [magic(start, "vhdx.metadata", b"metadata", lambda b: any(b[32:64])), _items(start + KIB64)]
-        out += [w for w in rows if missing(reader, w)]
+        items = read_items(reader, start, length)
+        rows = [magic(start, "vhdx.metadata", b"metadata", _names_items)]
+        out += [w for w in [*rows, *_items(start, items or {})] if missing(reader, w)]
     start, length = found.bat
     legal = _legal(found)
     for at in range(0, min(length, OUR_MAX_BAT * BLOCK), BLOCK):
@@ -55,21 +62,30 @@ def wants(reader: Reader) -> list[Want]:
     return out
 
 
-def _items(file_offset: int) -> Want:
-    """The values of the metadata where QEMU and Hyper-V put them: block size and flags, disk size."""
-    def sound(block_size: Words) -> npt.NDArray[np.bool_]:
-        power = block_size & (block_size - np.uint64(1)) == 0
-        return power & (block_size >= FORMAT_MIN_BLOCK) & (block_size <= FORMAT_MAX_BLOCK)
+def _names_items(block: bytes) -> bool:
+    """Whether a metadata table names what every disk has."""
+    names = {block[32 + 32 * i : 48 + 32 * i] for i in range((BLOCK - 32) // 32)}
+    return {PARAMETERS, DISK_SIZE, LOGICAL} <= names
 
-    def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
-        return (at == 0) & sound(word & np.uint64(0xFFFF_FFFF)) & (word >> np.uint64(32) <= 3)
+
+def _items(start: int, items: Mapping[bytes, tuple[int, int]]) -> list[Want]:
+    """The block with the values of the metadata, where the table is known and puts them into one."""
+    places = [items[name][0] for name in (PARAMETERS, DISK_SIZE, LOGICAL) if name in items]
+    if len(places) < 3 or len({at // BLOCK for at in places}) > 1:
+        return []
+    parameters, size, logical = (at % BLOCK for at in places)
 
     def fits(block: bytes) -> float:
-        head = np.frombuffer(block[:16], "<u8").astype(np.uint64)
-        good = bool(begins(np.zeros(1, np.uint16), head[:1])[0])
-        return MAX_BITS if good and 0 < head[1] <= FORMAT_MAX_DISK and head[1] % 512 == 0 else 0.0
+        block_size, flags = (int.from_bytes(block[at : at + 4], "little") for at in (parameters, parameters + 4))
+        whole = int.from_bytes(block[size : size + 8], "little")
+        good = block_size & (block_size - 1) == 0 and FORMAT_MIN_BLOCK <= block_size <= FORMAT_MAX_BLOCK and flags <= 3
+        good &= int.from_bytes(block[logical : logical + 4], "little") in (512, 4096)
+        return MAX_BITS if good and 0 < whole <= FORMAT_MAX_DISK and whole % 512 == 0 else 0.0
 
-    return Want(file_offset, "vhdx.metadata-items", begins, fits)
+    def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
+        return at * 8 <= min(parameters, size, logical)
+
+    return [Want(start + places[0] // BLOCK * BLOCK, "vhdx.metadata-items", begins, fits)]
 
 
 def _legal(regions: Regions):  # noqa: ANN202

@@ -29,14 +29,15 @@ def table(file_offset: int, kind: str, dtype: str, legal: Legal, *, skip: int = 
     or takes all away where it is negative.
     """
     size = np.dtype(dtype).itemsize
+    end = BLOCK if count is None else min(BLOCK, skip + count * size)
 
     def begins(at: npt.NDArray[np.uint16], word: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         parts = word.astype("<u8").view(np.uint8).reshape(-1, 8).view(dtype).astype(np.uint64)
         good = ((parts == 0) | legal(parts.ravel()).reshape(parts.shape)).all(axis=1)
-        return good & (at.astype(np.int64) * 8 + 8 > skip)
+        first = at.astype(np.int64) * 8
+        return good & (first + 8 > skip) & (first < end)
 
     def fits(block: bytes) -> float:
-        end = BLOCK if count is None else min(BLOCK, skip + count * size)
         words = np.frombuffer(block[skip:end], dtype).astype(np.uint64)
         rest = block[end:]
         there = words[words != 0]

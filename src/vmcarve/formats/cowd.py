@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import Damaged
 from ..model import (
@@ -27,10 +28,12 @@ from ..model import (
     GuestMap,
     ParentLink,
     Patch,
+    Placer,
     Reader,
     Region,
     Signature,
 )
+from ._stated import placer
 from ._vmdk_tables import (
     PER_SECTOR,
     Bools,
@@ -52,6 +55,7 @@ ENTRIES = 4096  # of each table, 16 KiB
 TABLE_SECTORS = ENTRIES * 4 // SECTOR
 PARENT_AT, PARENT_BYTES = 32, 1024  # parentFileName of a child; a root disk has its geometry there
 CHUNK_TABLES = 64
+OUR_MAX_STATED = 1 << 20  # tables that are looked for
 FORMAT_MAX_GRAIN = 128  # sectors; 1 in every known file
 PADDING_AT = 1652
 
@@ -214,6 +218,22 @@ def _map(reader: Reader, h: Header, tables: Int64s, rules: Rules, doubt: bool) -
     return runs.finish(), last, lost, named
 
 
+def stated(reader: Reader) -> Placer | None:
+    """How the tables place themselves: they lie between grains of a sector, at any sector."""
+    try:
+        h = _parse(reader.read(0, HEADER_BYTES))
+    except Damaged:
+        return None
+    raw, _ = read_array(reader, h.directory_at * SECTOR, min(h.tables, OUR_MAX_STATED), "<u4")
+    limit = h.data_at + h.tables * TABLE_SECTORS + h.capacity + h.grain
+
+    def places(entries: npt.NDArray[np.generic]) -> Int64s:
+        sector = entries.astype(np.int64)
+        return np.where(sector == 0, 0, np.where((sector >= h.data_at) & (sector < limit), sector * SECTOR, -1))
+
+    return placer(raw.astype(np.int64) * SECTOR, TABLE_SECTORS * SECTOR, "<u4", places)
+
+
 FORMAT = Format(
     name="cowd",
     extension="vmdk",
@@ -221,4 +241,5 @@ FORMAT = Format(
     open=open_cowd,
     confirm=confirm,
     qemu_name="vmdk",
+    stated=stated,
 )

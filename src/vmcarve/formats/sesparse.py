@@ -32,8 +32,10 @@ from ..model import (
     Reader,
     Region,
     Signature,
+    Want,
 )
 from ._sesparse_shapes import rebuild, shapes
+from ._sesparse_wants import wants as table_wants
 from ._vmdk_tables import (
     Bools,
     Int64s,
@@ -377,6 +379,15 @@ def _compare_back_map(reader: Reader, h: Header, guest: GuestMap) -> tuple[bool,
     return bool(same[there].all()), int(there.sum())
 
 
+def wants(reader: Reader) -> list[Want]:
+    """Blocks of the directory and of tables that are not in their place."""
+    try:
+        h = _parse(reader.read(0, SECTOR))
+    except Damaged:
+        return []
+    return table_wants(reader, (h.directory[0] * SECTOR, h.directory_entries), h.tables[0] * SECTOR, h.disk_grains)
+
+
 FORMAT = Format(
     name="sesparse",
     extension="vmdk",
@@ -384,6 +395,7 @@ FORMAT = Format(
     open=open_sesparse,
     confirm=confirm,
     qemu_name="vmdk",
+    wants=wants,
     shapes=shapes,
     rebuild=lambda reader, clue: rebuild(reader, clue, open_sesparse),
 )

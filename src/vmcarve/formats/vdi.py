@@ -30,10 +30,12 @@ from ..model import (
     ParentLink,
     Reader,
     Signature,
+    Want,
 )
 from ._qcow2_tables import I64, U8, Bools, named_twice, read_words, regions, show_name, spread, unit_map
 from ._vdi_shapes import rebuild as rebuild_container
 from ._vdi_shapes import shapes
+from ._vdi_wants import wants as map_wants
 
 KIND = "vdi.header"
 MAGIC = b"\x7f\x10\xda\xbe"
@@ -210,6 +212,15 @@ def open_container(reader: Reader) -> Container:
     return container
 
 
+def wants(reader: Reader) -> list[Want]:
+    """What of the map is not in its place."""
+    try:
+        h = read_header(reader, 0)
+    except Damaged:
+        return []
+    return [] if h.map_offset % 4 else map_wants(reader, h.map_offset, h.blocks, h.allocated)
+
+
 FORMAT = Format(name="vdi", extension="vdi", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="vdi", shapes=shapes,
+                qemu_name="vdi", wants=wants, shapes=shapes,
                 rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))

@@ -45,4 +45,5 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
         return np.array(positions, np.int64), np.array(places, np.int64)
 
     known = repr([(c.logical, c.length, c.copies) for c in chunks.all])
-    return Placer(hashlib.blake2b(known.encode() + sb.node_id, digest_size=8).hexdigest(), find)
+    return Placer(hashlib.blake2b(known.encode() + sb.node_id, digest_size=8).hexdigest(), find,
+                  length=sb.node)

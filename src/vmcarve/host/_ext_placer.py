@@ -106,7 +106,7 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
     def find_slots(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
         picked, state = _inodes(data, size)
         number = _between(sb.seed_state, state)
-        keep = (number >= 1) & (number <= sb.inodes)
+        keep = (number >= 1) & (number <= min(sb.inodes, len(good) * sb.inodes_per_group))  # a volume may be cut short
         number, picked = number[keep] - 1, picked[keep]
         group = number // sb.inodes_per_group
         there = good[group]

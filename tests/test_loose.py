@@ -1,0 +1,127 @@
+"""Loose metadata tells whose a volume is: few distances through the right table, many through another one's."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tests.helpers import run
+from vmcarve.assemble.loose import Loose, against, placer_of, stated_by
+from vmcarve.assemble.places import Places, assign
+from vmcarve.assemble.window import Window
+from vmcarve.model import DATA, LOST, PLAIN, UNALLOCATED, Container, GuestDisk, GuestMap
+from vmcarve.source import BytesReader, open_image
+from vmcarve.sweeper import sweep_image
+
+MIB = 1 << 20
+BLOCK = 4096
+UNIT = 16 * BLOCK
+DISK = 64 * MIB
+UNITS = DISK // UNIT
+
+
+def permuted(order: list[int], lost: range = range(0), absent: range = range(0)) -> GuestMap:
+    """A table that stores unit k of the disk behind a header of one block, as number order[k] of the file."""
+    state = np.full(UNITS, DATA, np.uint8)
+    place = BLOCK + np.array(order, np.int64) * UNIT
+    for which, value in ((lost, LOST), (absent, UNALLOCATED)):
+        state[list(which)], place[list(which)] = value, -1
+    length = np.full(UNITS, UNIT, np.int64)
+    return GuestMap.build(np.arange(UNITS, dtype=np.int64) * UNIT, length, state, place,
+                          np.full(UNITS, PLAIN, np.uint8), length)
+
+
+def orders(count: int) -> list[list[int]]:
+    """So many orders in which a guest may first have written its units: pieces of it at a time."""
+    out: list[list[int]] = []
+    for seed in range(count):
+        pieces = [list(range(at, min(at + 12, UNITS))) for at in range(0, UNITS, 12)]
+        random.Random(seed).shuffle(pieces)
+        written = [unit for piece in pieces for unit in piece]
+        out.append(np.argsort(written).tolist())
+    return out
+
+
+def test_metadata_of_one_run_lies_at_one_distance_through_the_right_table() -> None:
+    """The file lies in two runs on the image: two distances through its own table, one for each unit or so through
+    another. What a table has lost tells nothing; what it does not store speaks against it."""
+    own, other = orders(2)
+    volume_offset = np.arange(0, DISK, UNIT // 2, dtype=np.int64)
+    f = BLOCK + np.array(own, np.int64)[volume_offset // UNIT] * UNIT + volume_offset % UNIT
+    p = f + np.where(f < DISK // 2, 100 * MIB, 10 * MIB)
+    order = np.argsort(p)
+    stated = p[order], volume_offset[order]
+    right = against(permuted(own), 5 * MIB, 0, stated)
+    wrong = against(permuted(other), 5 * MIB, 0, stated)
+    assert right == 2 * 16.0 and wrong is not None and wrong > 40 * 16.0
+    half = against(permuted(own, lost=range(UNITS // 2)), 5 * MIB, 0, stated)
+    assert half is not None and half < wrong / 4, "a table that is lost in part is judged by the rest"
+    assert against(permuted(own, lost=range(UNITS)), 5 * MIB, 0, stated) is None
+    thin = against(permuted(own, absent=range(30, 40)), 5 * MIB, 0, stated)
+    assert thin is not None and thin > right + 20 * 8.0 - 1
+
+
+def test_a_structure_with_two_places_lies_at_the_one_that_suits() -> None:
+    """Two copies of each node (DUP), and nobody knows which one is which: a run of either is one run."""
+    p = np.repeat(np.arange(0, DISK // 2, UNIT, dtype=np.int64), 2)
+    stated = p, p + np.tile([0, DISK // 2], len(p) // 2)
+    assert against(GuestMap.flat(DISK), 0, 0, stated) == 16.0
+
+
+def test_full_containers_of_one_size_get_the_volumes_whose_order_is_theirs(tmp_path: Path) -> None:
+    """Both tables store every unit, so allocation tells nothing, and each volume's begin lies nearer to the other's
+    header. Their metadata lies in one run through the own table only."""
+    volumes = [tmp_path / f"volume{n}" for n in range(2)]
+    for n in range(1500):
+        folder = tmp_path / "files" / f"{n // 20}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"file{n}").write_bytes(b"%d" % n * 1000)
+    for volume in volumes:
+        volume.write_bytes(bytes(DISK))
+        run("mkfs.btrfs", "-q", "-f", "--mixed", "--rootdir", tmp_path / "files", volume)
+    rng = random.Random(5)
+    heads, bodies, maps = [rng.randbytes(BLOCK) for _ in range(2)], list[bytes](), list[GuestMap]()
+    for volume, order in zip(volumes, orders(2), strict=True):
+        raw, body = volume.read_bytes(), bytearray(DISK)
+        for unit, place in enumerate(order):
+            body[place * UNIT : (place + 1) * UNIT] = raw[unit * UNIT : (unit + 1) * UNIT]
+        bodies.append(bytes(body))
+        maps.append(permuted(order))
+    image = b"".join([heads[1], rng.randbytes(3 * BLOCK), bodies[0], heads[0], rng.randbytes(BLOCK), bodies[1]])
+    (tmp_path / "image").write_bytes(image)
+    batches: list[pa.RecordBatch] = []
+    with open_image(tmp_path / "image") as source:
+        sweep_image(source, 0, batches.append)
+    places = Places.of(pa.Table.from_batches(batches))
+    at = [image.index(head) for head in heads]
+    containers = [Container("test", "", BLOCK + DISK, [GuestDisk(DISK, m)]) for m in maps]
+    found = assign(BytesReader(image), list(zip(at, containers, strict=True)), places)
+    begins = [4 * BLOCK, 4 * BLOCK + DISK + 2 * BLOCK]
+    assert [[(o.guest_offset, at[k] + o.delta) for o in owned] for k, owned in enumerate(found)] == \
+        [[(0, begins[k] - BLOCK)] for k in range(2)]
+
+
+def test_a_volume_in_pieces_is_read_through_its_own_metadata(tmp_path: Path) -> None:
+    """Btrfs: the superblock leads to nodes of the chunk tree, and they to where all others belong."""
+    volume = tmp_path / "volume"
+    volume.write_bytes(bytes(128 * MIB))
+    (tmp_path / "files").mkdir()
+    for n in range(2000):
+        (tmp_path / "files" / f"file{n}").write_bytes(b"%d" % n * 100)
+    run("mkfs.btrfs", "-q", "-f", "--mixed", "--rootdir", tmp_path / "files", volume)
+    raw = volume.read_bytes()
+    # the first MiB stays, all behind it lies elsewhere
+    image = BytesReader(raw[:MIB] + bytes(7 * MIB) + raw[MIB:])
+    room = np.array([[0, image.size]], np.int64)
+    found, bits = stated_by(Loose(image), {0: (0, len(raw))}, room)[0]
+    assert bits == 40.0
+    behind = found[1] >= MIB
+    assert behind.sum() > 20
+    assert {7 * MIB} <= set((found[0] - found[1])[behind].tolist())
+    placer = placer_of(Window(image, 0, len(raw)), 0, len(raw))
+    assert placer is not None
+    first, _ = Loose(image).look([(0, placer)], room)[0]
+    assert 0 < len(first) < len(found[0]), "read as one run it tells of the chunk tree's own nodes only"

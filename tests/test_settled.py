@@ -1,0 +1,115 @@
+"""When a container is believed as it lies, and which of the maps that the rounds make is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vmcarve.assemble import solve
+from vmcarve.assemble.content.files import Files
+from vmcarve.assemble.places import Owned
+from vmcarve.assemble.solve import (
+    Candidate,
+    Metadata,
+    _keep_best,  # pyright: ignore[reportPrivateUsage]
+    _of_metadata,  # pyright: ignore[reportPrivateUsage]
+    _settled,  # pyright: ignore[reportPrivateUsage]
+)
+from vmcarve.assemble.tails import FileEnds
+from vmcarve.filemap import FileMap
+from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Placer
+from vmcarve.source import BytesReader
+
+BLOCK = 4096
+BLOCKS = 2000
+
+
+@dataclass
+class Full:
+    """A volume that has all of itself in use, and agrees with that."""
+
+    offset: int = 0
+    size: int = BLOCKS * BLOCK
+
+    def free(self) -> np.ndarray:
+        return np.array([[self.size - BLOCK, BLOCK]], np.int64)
+
+
+def candidate(ends: list[int], tables: list[tuple[int, int]], start: int = 8 * BLOCK) -> tuple[BytesReader, Candidate]:
+    """A flat container at `start` in whose guest a file ends amid each of the blocks `ends`, and the image."""
+    data = bytearray(start + BLOCKS * BLOCK)
+    for block in range(BLOCKS):
+        at = start + block * BLOCK
+        data[at : at + BLOCK] = b"x" * BLOCK
+        if block in ends:
+            data[at + 100 : at + BLOCK] = bytes(BLOCK - 100)
+    offsets = np.array(sorted(ends), np.int64) * BLOCK + 100
+    size = BLOCKS * BLOCK
+    container = Container("test", "", size, [GuestDisk(size, GuestMap.flat(size))])
+    c = Candidate(start, container, FileMap.build([(0, size, start, GUESSED, "")]), lambda file_map: container, tables)
+    volume: Any = Full()
+    c.volumes, c.owned = [volume], [Owned(0, size, 0, 0)]
+    c.ends = FileEnds(offsets, np.full(len(ends), 7, np.uint8), offsets[:0])
+    return BytesReader(bytes(data)), c
+
+
+def test_one_run_whose_files_end_where_they_should_is_settled() -> None:
+    image, c = candidate(list(range(10, BLOCKS - 10, 40)), [])
+    assert _settled(image, c, [c])
+
+
+def test_file_ends_in_front_say_nothing_of_what_lies_behind() -> None:
+    """Of a guest that is read through a wrong map behind a break only the files in front are listed; all of those are
+    right. Few ends that lie far apart witness as much."""
+    image, c = candidate(list(range(10, BLOCKS // 4, 10)), [])
+    assert not _settled(image, c, [c])
+    image, c = candidate([100, 500, 1000, 1500], [])
+    assert _settled(image, c, [c])
+
+
+def test_tables_at_other_distances_are_breaks_that_nobody_looked_for() -> None:
+    """The same container, of which a table was found at another distance than that of its first byte."""
+    ends = list(range(10, BLOCKS - 10, 40))
+    image, c = candidate(ends, [(64 * BLOCK, 72 * BLOCK)])
+    assert _settled(image, c, [c]), "where the run has it"
+    image, c = candidate(ends, [(64 * BLOCK, 80 * BLOCK)])
+    assert not _settled(image, c, [c])
+
+
+def told(c: Candidate, files: int) -> None:
+    c.files = Files(np.zeros(files, np.int64), np.empty((0, 4), np.int64))
+
+
+def test_a_round_that_loses_what_the_guest_told_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the guest is another one by then: its volumes are others'."""
+    image, c = candidate([100], [])
+    places: Any = None
+    monkeypatch.setattr(solve, "_read_guest", lambda image, c, places: None)
+    told(c, 100)
+    _keep_best(image, c, places)
+    better, worse = c.map, FileMap.build([(0, c.map.size, 16 * BLOCK, GUESSED, "")])
+    c.map = worse
+    told(c, 95)
+    _keep_best(image, c, places)
+    assert c.map is worse, "a few files fewer are no loss"
+    told(c, 20)
+    _keep_best(image, c, places)
+    assert c.map is better
+    c.map, c.owned = worse, [Owned(0, BLOCKS * BLOCK, 7, 0)]
+    _keep_best(image, c, places)
+    assert c.map is worse
+
+
+def test_a_structure_of_several_blocks_places_each() -> None:
+    """A Btrfs node of 16 KiB under one checksum: four points that weigh as much as the node, not one block of it."""
+    _, c = candidate([], [])
+    nothing = np.empty(0, np.int64)
+    placer = Placer("", lambda data: (nothing, nothing), 40.0, 4 * BLOCK)
+    at = np.array([c.start + 64 * BLOCK, c.start + 80 * BLOCK], np.int64)
+    found = Metadata(0, placer, at, np.array([4, 8], np.int64) * BLOCK)
+    file_block, delta, bits = _of_metadata(c, 0, found)
+    assert file_block.tolist() == [*range(4, 8), *range(8, 12)]
+    assert delta.tolist() == [60] * 4 + [72] * 4 and bits.tolist() == [10.0] * 8
