@@ -276,6 +276,21 @@ class Clue:
 
 
 @dataclass(frozen=True, slots=True)
+class Stowed:
+    """How a container whose header or tables are lost may hold its guest (`Format.stow`): in units, in an order that
+    only the lost table told.
+
+    unit: guest bytes of each, a multiple of 4096. map: where they lie, unit i from i times `unit` on in place of guest
+    offsets, in the order in which the file gives them out; what is no unit but cannot be told from one may be among
+    them. size: bytes of the guest disk, 0 unknown.
+    """
+
+    unit: int
+    map: GuestMap
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
     """A block of 4096 bytes with tables, that a container must have at file_offset and does not have there.
 
@@ -376,6 +391,7 @@ class Format:
     gather(reader of the image, image offset of the archive's first byte, reader of the archive as it was opened, marks
     of the whole image) -> the archive whose members lie anywhere, or None where nothing but its first run tells of it.
     loose(reader of the image, marks that no archive with a header has) -> archives whose first bytes are lost.
+    stow(reader of a whole file) -> in which units it may hold its guest, where nothing opens it, likeliest first.
     """
 
     name: str
@@ -394,6 +410,7 @@ class Format:
     marks: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Marks] | None = None
     gather: Callable[[Reader, int, Reader, Marks], Gathered | None] | None = None
     loose: Callable[[Reader, Marks], Iterable[Gathered]] | None = None
+    stow: Callable[[Reader], Iterable[Stowed]] | None = None
 
 
 # --- guest file systems and partition schemes ---------------------------------------------------------------------
@@ -412,12 +429,29 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """What a volume begins with, as a copy of its first structure tells (`GuestKind.begin`).
+
+    data: the bytes from the volume's start on. before: bytes of the disk before the volume, -1 not stated. copy: where
+    in the volume the copy lies when nothing beside it tells, -1 where the evidence states it. also: (kind, value,
+    places in the volume) of other evidence, which lies at one of these places.
+    """
+
+    data: bytes
+    before: int = -1
+    copy: int = -1
+    also: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GuestKind:
     """What one module of guest/ offers.
 
     probe(reader, offset, limit): the volume or partition table that starts at `offset` of a disk, or None; `limit` is
     the number of bytes up to the partition's (or disk's) end. It checks consistency cheaply (superblock copies, group
     descriptors, checksums; at most some hundred reads).
+    begin(reader, offset): what a volume begins with, by the structure at `offset` that evidence names; None when that
+    is none.
     """
 
     name: str
@@ -425,6 +459,7 @@ class GuestKind:
     probe: Callable[[Reader, int, int], Volume | None]
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None
+    begin: Callable[[Reader, int], Begin | None] | None = None
 
 
 # --- host file systems ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
@@ -37,13 +38,14 @@ from ..registry import formats
 from ..source.bytes_reader import BytesReader
 from .chains import base_name
 from .doubt import contradicted, doubted
+from .headless import headless
 from .raw import raw_container
 from .rivals import CONTESTED, REUSED, Rivals
 from .state import HostView, State
 
 
-def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64], *, deleted: bool
-               ) -> None:
+def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64],
+               evidence: pa.Table, *, deleted: bool) -> None:
     """Takes the disks of live files, or of deleted ones (those of carved hosts, of which nobody tells, among them).
 
     What `state.claims` holds is not a deleted file's any more: live files and other deleted ones, and what hosts hold.
@@ -53,6 +55,9 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     _whole(state, rows, guest_places, rivals, deleted=deleted)
     _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)
+    maps = ((view, file, _map_of(state, file, file.size, rivals.get(view.label)))
+            for view, file in _files(state, deleted) if file.size > 0 and not view.carved)
+    headless(state, maps, evidence)
 
 
 def _quiet_since(view: HostView) -> Callable[[], float]:

@@ -45,12 +45,12 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table, spots: list[S
     if state.free is not None and state.held is not None:
         others = state.claims
         if not unallocated_only:
-            host_files(state, rows, starts, deleted=False)
+            host_files(state, rows, starts, evidence, deleted=False)
             others = state.claims
             state.claims = others.with_runs(state.free, image.size)
             _without_host_files(state, rows, evidence, state.held)
         state.claims = others.with_runs(state.held, image.size)
-    host_files(state, rows, starts, deleted=True)
+    host_files(state, rows, starts, evidence, deleted=True)
     _without_host_files(state, rows, evidence, state.free)
     return state.done, views, [*troubles, *more]
 

@@ -117,11 +117,16 @@ class Metadata:
     volume_offset: Int64s | None = None
 
 
+Round = Callable[[Reader, Candidate, Points, Expectation], list[tuple[int, int, int, int]]]
+"""A round for one candidate alone: sets its map by the points; returns its runs (0, first block, last block, delta)."""
+
+
 def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s,
-          rivals: Sequence[Candidate] = ()) -> None:
+          rivals: Sequence[Candidate] = (), alone: Round | None = None) -> None:
     """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs.
 
-    rivals: others that may be what they are proposed as; only those that agree as one run keep their bytes.
+    rivals: others that may be what they are proposed as; only those that agree as one run keep their bytes. alone: how
+    a single candidate is laid out instead.
     """
     taken = Taken(_outside(room, image.size), {})
     known: Known = {}
@@ -184,7 +189,10 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         if not rate or not STEADY <= borders.rate / rate <= 1 / STEADY:
             rate = borders.rate
         borders = Borders(rate=rate)
-        runs = _round(image, active, evidence, now, borders, contents)
+        if alone is not None:
+            runs = alone(image, active[0], evidence.points, evidence.expectations[0])
+        else:
+            runs = _round(image, active, evidence, now, borders, contents)
         for c, old in zip(active, held, strict=True):
             container = c.reopen(c.map)
             if container is None or _lost(container) > _lost(c.container):

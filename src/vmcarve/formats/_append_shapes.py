@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
-from ..model import GUESSED, LOST, Clue, Container, Orphan, Patch, Reader
+from ..model import GUESSED, LOST, Clue, Container, Orphan, Patch, Reader, Stowed
 from ._first_level import MAX_OFFSET, completed, numbered
 from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
+from ._stowed import by_tables, in_row
 
 QCOW1, QED = "qcow1.l2", "qed.l2"
 QCOW1_CLUSTER, QCOW1_ENTRIES, QCOW1_L1_AT = 4096, 512, 48  # without a backing file (seen: qemu-img 7.2)
+QED_CLUSTER = 1 << 16
 QED_TABLES = (4, 2, 8, 16, 1)  # clusters of a table; 4 is QEMU's default
 MAX_COUNT = 1 << 22  # entries of an L1
 
@@ -32,6 +35,22 @@ def rebuild_qed(reader: Reader, clue: Clue, open_qed: Callable[[Reader], Contain
     if not clue.size:
         return None
     return _best(reader, clue, open_qed, _qed_headers(clue), QED, "<u8")
+
+
+def stow_qcow1(reader: Reader) -> Iterable[Stowed]:
+    """Spans of the L2 tables that are left, and clusters in their order."""
+    yield from by_tables(reader, [QCOW1_CLUSTER], ">u8", _whole)
+    yield from in_row(0, reader.size, QCOW1_CLUSTER)
+
+
+def stow_qed(reader: Reader) -> Iterable[Stowed]:
+    """Spans of the L2 tables that are left, and clusters of QEMU's default size in their order."""
+    yield from by_tables(reader, [QED_CLUSTER], "<u8", _whole)
+    yield from in_row(0, reader.size, QED_CLUSTER)
+
+
+def _whole(words: U64) -> npt.NDArray[np.int64]:
+    return np.minimum(words, np.uint64(MAX_OFFSET + 1)).astype(np.int64)
 
 
 def _qed_headers(clue: Clue) -> Iterator[tuple[bytes, int, int, int]]:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, LOST, PLAIN, ZSTD, Clue, Container, Orphan, Patch, Reader, TablePieces
+from ..model import GUESSED, LOST, PLAIN, ZSTD, Clue, Container, Orphan, Patch, Reader, Stowed, TablePieces
 from ._first_level import completed, numbered, remains
 from ._qcow2_header import FORMAT_MAX_L1_BYTES, MAGIC, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS
 from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
 from ._shapes import I64, Numbers, distinct, pieces, power_of_two, rows_of
+from ._stowed import by_tables, in_row
 
 REFCOUNTS, L2 = "qcow2.refcount-table", "qcow2.l2"
 PIECE = 4096
@@ -60,6 +61,17 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
         own = (step == unit) | (step > unit) & (unit == USUAL_CLUSTER)
         if unit >= 1 << MIN_CLUSTER_BITS and own.any():
             yield pieces(L2, unit, where[row[own]], np.where(used[own], place[own], -1))
+
+
+def stow(reader: Reader) -> Iterable[Stowed]:
+    """Spans of the L2 tables that are left, and clusters of the usual size in their order."""
+
+    def places(words: npt.NDArray[np.uint64]) -> I64:
+        return np.where(words & ~(OFFSET | COPIED | np.uint64(1)), np.uint64(1), words & OFFSET).astype(np.int64)
+
+    yield from by_tables(reader, [1 << bits for bits in range(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS + 1)], ">u8", places)
+    yield from in_row(0, reader.size, USUAL_CLUSTER)
+    yield from in_row(0, reader.size, PIECE)
 
 
 def rebuild(reader: Reader, clue: Clue, open_qcow2: Callable[[Reader], Container]) -> Orphan | None:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
+from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, Stowed, TablePieces
 from ._rebuilt import Laid, opened, orphan
 from ._shapes import I64, Numbers, distinct, padding, pieces, rows_of
+from ._stowed import in_row
 
 BLOCK = 1 << 20  # of every known writer's default
 FREE, ZERO = 0xFFFF_FFFF, 0xFFFF_FFFE
@@ -50,6 +51,11 @@ def rebuild(reader: Reader, clue: Clue, open_vdi: Callable[[Reader], Container])
         if c is not None:
             return orphan(c, base, "vdi.map", reader.size)
     return None
+
+
+def stow(reader: Reader) -> Iterable[Stowed]:
+    """Blocks up to the file's end: each writer allocates whole ones, and nothing follows the last."""
+    return in_row(reader.size % BLOCK or BLOCK, reader.size, BLOCK)
 
 
 def _places(begins: int, origin: int, blocks: int) -> Iterator[tuple[int, int]]:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
+from ..model import GUESSED, SECTOR, Clue, Container, GuestMap, Orphan, Patch, Reader, Stowed, TablePieces
 from ._rebuilt import Laid, lose_untold, opened, orphan
 from ._shapes import I64, Numbers, distinct, one_remainder, padding, pieces, rows_of
+from ._stowed import in_row
 from ._vhd_parts import FOOTER, HEADER_AT, TABLE_AT, UNUSED, VERSION, make_header, summed, up
 
 # block size: sectors from one block to the next, back to back and with data on 4 KiB
 STRIDES = {1 << 21: (4097, 4104), 1 << 19: (1025, 1032)}
 FLOOR = 4  # no block begins before this sector
+FIXED = 2  # disk type
 MAX_SECTOR = 1 << 29  # ours, of 2^32: text would pass as sectors behind 256 GiB
 BITMAP = SECTOR  # of both block sizes
 MAX_TABLE_AT = 1 << 20  # ours: bytes before the table; Windows puts it at 8192 (seen)
@@ -72,6 +74,23 @@ def rebuild(reader: Reader, clue: Clue, open_vhd: Callable[[Reader], Container])
     told = _told(reader, clue, table_at, entries)
     lose_untold(c, told * clue.pieces.unit, clue.pieces.unit)
     return orphan(c, clue.origin, "vhd.bat", reader.size)
+
+
+def stow(reader: Reader) -> Iterable[Stowed]:
+    """Blocks back from the footer at the end, which says how large the disk is, and whether there are any."""
+    for length in (SECTOR, SECTOR - 1):  # of a footer; before Virtual PC 2004 one byte less
+        raw = reader.read(reader.size - length, length)
+        if raw[:8] == b"conectix":
+            end, size, kind = reader.size - length, int.from_bytes(raw[48:56], "big"), int.from_bytes(raw[60:64], "big")
+            break
+    else:
+        end, size, kind = reader.size - SECTOR, 0, 0
+    if kind in (0, FIXED):
+        yield Stowed(1 << 20, GuestMap.flat(end), end)
+    for block, strides in STRIDES.items() if kind != FIXED else ():
+        for stride in strides:
+            count = (end - FLOOR * SECTOR - block) // (stride * SECTOR)
+            yield from in_row(end - block - count * stride * SECTOR, end, block, step=stride * SECTOR, size=size)
 
 
 def _told(reader: Reader, clue: Clue, table_at: int, entries: int) -> I64:

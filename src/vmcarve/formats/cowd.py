@@ -9,6 +9,7 @@ files of a real ESX: none could be had.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,10 @@ from ..model import (
     Reader,
     Region,
     Signature,
+    Stowed,
 )
 from ._stated import placer
+from ._stowed import by_tables
 from ._vmdk_tables import (
     PER_SECTOR,
     Bools,
@@ -58,6 +61,7 @@ CHUNK_TABLES = 64
 OUR_MAX_STATED = 1 << 20  # tables that are looked for
 FORMAT_MAX_GRAIN = 128  # sectors; 1 in every known file
 PADDING_AT = 1652
+RISING = 0.5  # share of a table's entries that follow the one before them, at least: other numbers do not
 
 _STRUCT = struct.Struct("<4sIIIIIII")
 _UNCLEAN = struct.Struct("<I")
@@ -232,6 +236,9 @@ def stated(reader: Reader) -> Placer | None:
         return np.where(sector == 0, 0, np.where((sector >= h.data_at) & (sector < limit), sector * SECTOR, -1))
 
     return placer(raw.astype(np.int64) * SECTOR, TABLE_SECTORS * SECTOR, "<u4", places)
+def stow(reader: Reader) -> Iterable[Stowed]:
+    """What each sector of the tables that are left covers: writes are longer than a sector, so entries rise by one."""
+    return by_tables(reader, [SECTOR], "<u4", lambda words: words.astype(np.int64) * SECTOR, RISING)
 
 
 FORMAT = Format(
@@ -242,4 +249,5 @@ FORMAT = Format(
     confirm=confirm,
     qemu_name="vmdk",
     stated=stated,
+    stow=stow,
 )

@@ -45,6 +45,9 @@ from ._qcow2_tables import (
     spread,
     unit_map,
 )
+from ._stowed import in_row
+
+USUAL_CLUSTER = 1 << 20
 
 KIND = "parallels.header"
 OLD, NEW = b"WithoutFreeSpace", b"WithouFreSpacExt"
@@ -226,4 +229,5 @@ def _extension_regions(h: Header, extension: _Extension) -> list[Region]:
 
 FORMAT = Format(name="parallels", extension="hds", signatures=SIGNATURES, open=open_container, confirm=confirm,
                 qemu_name="parallels", shapes=shapes,
-                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container))
+                rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container),
+                stow=lambda reader: in_row(USUAL_CLUSTER, reader.size, USUAL_CLUSTER))

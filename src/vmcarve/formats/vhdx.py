@@ -37,6 +37,7 @@ from ..model import (
 )
 from . import _vhdx_log as log_of
 from ._blocks import Bitmaps, Bools, Int64s, Partial, clashes, missing_entries, split_map, table_patch
+from ._stowed import in_row
 from ._vhdx_log import Replay, Replayed
 from ._vhdx_parts import (
     HEADER_AT,
@@ -561,4 +562,5 @@ def _bat_patches(file: _File) -> list[Patch]:
     return table_patch(bat[0], raw.view(np.uint8), wrong, 8, "rebuilt", GUESSED)
 
 
-FORMAT = Format("vhdx", "vhdx", SIGNATURES, open_vhdx, confirm=confirm, wants=wants, qemu_name="vhdx")
+FORMAT = Format("vhdx", "vhdx", SIGNATURES, open_vhdx, confirm=confirm, wants=wants, qemu_name="vhdx",
+                stow=lambda reader: in_row(1 << 20, reader.size, 1 << 20))

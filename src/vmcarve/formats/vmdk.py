@@ -42,6 +42,7 @@ from . import _vmdk_shapes as shapes
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
 from ._rebuilt import Laid
+from ._stowed import in_row
 from ._vmdk_gather import gather, loose
 from ._vmdk_header import NO_OFFSET, Header
 from ._vmdk_rebuild import find_header, redundant_directory, stream_table
@@ -400,6 +401,7 @@ FORMAT = Format(
     rebuild=lambda reader, clue: (grains if clue.pieces.kind == grains.KIND else shapes).rebuild(
         reader, clue, open_extent),
     units=grains.units,
+    stow=lambda reader: in_row(0, reader.size, shapes.UNIT),
     marks=grains.marks,
     gather=gather,
     loose=lambda image, marks: loose(image, marks, open_extent),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checksums import crc32c
-from ..model import Evidence, GuestKind, Reader, Signature, Volume
+from ..model import Begin, Evidence, GuestKind, Reader, Signature, Volume
 from ._fields import label, le16, le32, uuid, whole
 
 KIND = "ext.superblock"
@@ -238,4 +238,20 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume(s.kind, offset, size, label(s.data[0x78:0x88]), s.uuid, not bad, "; ".join(bad + notes))
 
 
-GUEST = GuestKind("ext", SIGNATURES, probe, confirm)
+def begin(reader: Reader, offset: int) -> Begin | None:
+    """The primary superblock as this copy of it would be there, and the descriptors behind the copy."""
+    for at in (offset, offset + AT):  # evidence of a primary begins with its volume
+        data = bytearray(reader.read(at, SIZE))
+        s = _parse(bytes(data))
+        if s is not None:
+            break
+    else:
+        return None
+    data[0x5A:0x5C] = bytes(2)  # the group that it is in
+    if s.proven:
+        data[0x3FC:] = _raw(bytes(data[:0x3FC]), ALL).to_bytes(4, "little")
+    behind = reader.read(at + s.block, min(s.groups, OUR_MAX_DESCRIPTORS) * s.descriptor) if s.group else b""
+    return Begin((bytes(AT) + bytes(data)).ljust(s.table, b"\0") + behind)
+
+
+GUEST = GuestKind("ext", SIGNATURES, probe, confirm, begin=begin)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model import Evidence, GuestKind, Reader, Signature, Volume
+from ..model import Begin, Evidence, GuestKind, Reader, Signature, Volume
 from ._fields import label, le16, le32, le64, power_of_two, whole
 
 BOOT, EXFAT_BOOT = "fat.boot", "fat.exfat-boot"
@@ -237,4 +237,11 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return _probe_fat(reader, offset, limit) or _probe_exfat(reader, offset, limit)
 
 
-GUEST = GuestKind("fat", SIGNATURES, probe, confirm)
+def begin(reader: Reader, offset: int) -> Begin | None:
+    """A FAT32 boot sector is the same in its copy; it states how many sectors are hidden before the volume."""
+    data = reader.read(offset, 512)
+    b = _parse(data)
+    return None if b is None else Begin(data, le32(data, 0x1C) * b.sector)
+
+
+GUEST = GuestKind("fat", SIGNATURES, probe, confirm, begin=begin)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..blocks import Blocks
-from ..model import Evidence, EvidenceBatch, GuestKind, Reader, Signature, Volume
+from ..model import Begin, Evidence, EvidenceBatch, GuestKind, Reader, Signature, Volume
 from ._fields import label, le16, le32, le64, power_of_two, whole
 
 BOOT, RECORD = "ntfs.boot", "ntfs.record"
@@ -211,4 +211,17 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume("ntfs", offset, b.size, name, f"{b.serial:016x}", not bad, "; ".join(bad + notes))
 
 
-GUEST = GuestKind("ntfs", SIGNATURES, probe, confirm, confirm_batch)
+def begin(reader: Reader, offset: int) -> Begin | None:
+    """The boot sector is the same at the volume's end; it states how many sectors are hidden before the volume.
+
+    It names the places of $MFT and of its mirror; record 0 begins both.
+    """
+    data = reader.read(offset, 512)
+    b = _parse(data)
+    if b is None:
+        return None
+    records = (RECORD, 0, (b.mft * b.cluster, b.mirror * b.cluster))
+    return Begin(data, le32(data, 0x1C) * b.sector, b.sectors * b.sector, (records,))
+
+
+GUEST = GuestKind("ntfs", SIGNATURES, probe, confirm, confirm_batch, begin)

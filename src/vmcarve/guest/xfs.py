@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..blocks import Blocks, distinct
 from ..checksums import crc32c_rows, crc32c_zeroed
-from ..model import Evidence, EvidenceBatch, GuestKind, Reader, Signature, Volume
+from ..model import Begin, Evidence, EvidenceBatch, GuestKind, Reader, Signature, Volume
 from ._fields import be16, be32, be64, label, le32, power_of_two, uuid, whole
 
 SUPER, INODE = "xfs.superblock", "xfs.inode"
@@ -199,4 +199,11 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume("xfs", offset, s.size, s.name, s.uuid, not bad, "; ".join(bad))
 
 
-GUEST = GuestKind("xfs", SIGNATURES, probe, confirm, confirm_batch)
+def begin(reader: Reader, offset: int) -> Begin | None:
+    """Every group begins with the same superblock."""
+    data = reader.read(offset, 32768)
+    s = _parse(data)
+    return None if s is None else Begin(data[: s.sector])
+
+
+GUEST = GuestKind("xfs", SIGNATURES, probe, confirm, confirm_batch, begin)

@@ -2,5 +2,6 @@
 
 from .bytes_reader import BytesReader
 from .image import ImageSource, open_image
+from .view import ViewSource
 
-__all__ = ["BytesReader", "ImageSource", "open_image"]
+__all__ = ["BytesReader", "ImageSource", "ViewSource", "open_image"]

@@ -1,0 +1,162 @@
+"""Volumes of a guest whose first structure is lost: what begins them, by a copy of it, and where on the disk that is.
+
+For units of a container in the order of its file. A copy that states its place in the volume, or that lies in its unit
+where only one place of the volume can lie, tells where the volume begins on the disk.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..model import Begin, Reader
+from ..registry import guests
+from ..tables import pc
+from .places import Places
+from .segments import BLOCK
+
+Int64s = npt.NDArray[np.int64]
+
+USUAL = (1 << 20, 0)  # where a volume begins that does not state it: behind a partition table, or without one
+MOST_BEFORE = 1 << 30  # ours: bytes of a disk before a volume
+MAX_BEGIN = 1 << 20  # ours: bytes that are made again
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """places: with every volume's begin. tail: blocks that are behind the units in `reader`, made from copies.
+
+    blocks int64[k, 2]: guest block, and the block of `reader` that stands there. size: bytes of the disk, 0 unknown.
+    """
+
+    reader: Reader
+    places: Places
+    blocks: Int64s
+    size: int
+
+
+class Appended:
+    """A Reader with `tail` from byte `at` on, at or behind the end of `inner`."""
+
+    def __init__(self, inner: Reader, at: int, tail: bytes) -> None:
+        self._inner, self._at, self._tail = inner, at, tail
+
+    @property
+    def size(self) -> int:
+        return self._at + len(self._tail) if self._tail else self._inner.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length <= 0 or offset >= self.size:
+            return b""
+        if offset + length <= self._at:
+            return self._inner.read(offset, length)
+        behind = max(offset - self._at, 0)
+        front = self._inner.read(offset, max(0, self._at - offset)).ljust(max(0, self._at - offset), b"\0")
+        return front + self._tail[behind : max(0, offset + length - self._at)]
+
+    def missing(self, offset: int, length: int) -> bool:
+        if offset < 0 or offset + length > self.size:
+            return True
+        return offset < self._at and self._inner.missing(offset, min(length, self._at - offset))
+
+
+def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
+    """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of."""
+    places = Places.of(evidence)
+    rows = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
+    tables = [int(r["value"]) for r in rows.filter(pc.is_valid(rows["guest_offset"])).to_pylist() if r["value"]]
+    size = max(set(tables), key=tables.count) if tables else 0
+    usual = USUAL if "gpt" in places.module or "mbr" in places.module else USUAL[::-1]
+    at = -(-units.size // unit) * unit
+    tail = b""
+    added: list[tuple[int, str, str, int]] = []
+    also: list[tuple[int, int, str, str]] = []
+    blocks: list[tuple[int, int]] = []
+    for (module, identity), mine in _volumes(places).items():
+        made = next((b for i in mine if (b := _begin(units, places, i)) is not None), None)
+        if made is None:
+            continue
+        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
+        start = _settle(places, mine, made, starts, unit)
+        length = max(int(places.value[i]) for i in mine)
+        if not tables:
+            size = max(size, start + length + min(start, USUAL[0]))
+        also += [(*row, module, identity) for row in _also(rows, made, start, unit)]
+        if any(places.volume_offset[i] == 0 for i in mine):
+            continue
+        data = (bytes(start % BLOCK) + made.data)[:MAX_BEGIN]
+        added.append((at + len(tail) + start % BLOCK, module, identity, length))
+        blocks += [(start // BLOCK + k, (at + len(tail)) // BLOCK + k) for k in range(-(-len(data) // BLOCK))]
+        tail += data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0")
+    stated = [(p, v, module, identity, 0) for p, v, module, identity in also]
+    stated += [(p, 0, module, identity, length) for p, module, identity, length in added]
+    return Begun(Appended(units, at, tail), _with(places, stated), np.array(blocks, np.int64).reshape(-1, 2), size)
+
+
+def _volumes(places: Places) -> dict[tuple[str, str], list[int]]:
+    """Rows of each volume's superblocks and boot sectors, those that state a place first."""
+    out: dict[tuple[str, str], list[int]] = defaultdict(list)
+    order = np.argsort(np.where(places.volume_offset < 0, 1 << 62, places.volume_offset), kind="stable")
+    for i in order.tolist():
+        identity, module = places.identity[i], places.module[i]
+        if identity is not None and places.guest_offset[i] < 0 and places.value[i] > 0 and guests()[module].begin:
+            out[module, identity].append(i)
+    return out
+
+
+def _begin(units: Reader, places: Places, i: int) -> Begin | None:
+    make = guests()[places.module[i]].begin
+    return make(units, int(places.image_offset[i])) if make is not None else None
+
+
+def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int) -> int:
+    """Where the volume begins; rows that state no place get theirs, where only one is possible."""
+    def fits(i: int, start: int, inside: int) -> bool:
+        return bool((start + inside - places.image_offset[i]) % unit == 0)
+
+    stated = [i for i in mine if places.volume_offset[i] >= 0]
+    start = next((s for s in starts if all(fits(i, s, int(places.volume_offset[i])) for i in stated)), starts[0])
+    for i in mine:
+        if places.volume_offset[i] < 0:
+            could = [v for v in (0, made.copy) if v >= 0 and fits(i, start, v)]
+            if len(could) == 1 and made.copy >= 0:
+                places.volume_offset[i] = could[0]
+    return start
+
+
+def _also(rows: pa.Table, made: Begin, start: int, unit: int) -> list[tuple[int, int]]:
+    """(image offset, place in the volume) of other structures of a volume, where only one place is possible."""
+    out: list[tuple[int, int]] = []
+    for kind, value, places in made.also:
+        mine = rows.filter(pc.and_(pc.equal(rows["kind"], kind), pc.fill_null(pc.equal(rows["value"], value), False)))
+        for p in mine["image_offset"].to_pylist():
+            could = [v for v in places if (start + v - p) % unit == 0]
+            out += [(p, could[0])] if len(could) == 1 else []
+    return out
+
+
+def _with(places: Places, added: list[tuple[int, int, str, str, int]]) -> Places:
+    """The places, and structures (image offset, place in the volume, module, identity, length of the volume) too."""
+    def more(column: Int64s, values: list[int]) -> Int64s:
+        return np.concatenate((column, np.array(values, np.int64)))
+
+    n = len(added)
+    known = {(module, identity) for _, place, module, identity, _ in added if place == 0}
+    first = np.array([bool(f) and (m, i) not in known for f, m, i in
+                      zip(places.first, places.module, places.identity, strict=True)], np.bool_)
+    new = replace(places, image_offset=more(places.image_offset, [a[0] for a in added]),
+                  guest_offset=more(places.guest_offset, [-1] * n),
+                  volume_offset=more(places.volume_offset, [a[1] for a in added]),
+                  first=np.concatenate((first, np.array([a[1] == 0 for a in added], np.bool_))),
+                  length=more(places.length, [512] * n), value=more(places.value, [a[4] for a in added]),
+                  module=[*places.module, *(a[2] for a in added)],
+                  identity=[*places.identity, *(a[3] for a in added)])
+    order = np.argsort(new.image_offset, kind="stable")
+    columns = {name: getattr(new, name)[order] for name in ("image_offset", "guest_offset", "volume_offset", "first",
+                                                           "length", "value")}
+    return replace(new, module=[new.module[i] for i in order], identity=[new.identity[i] for i in order], **columns)

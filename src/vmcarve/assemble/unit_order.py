@@ -1,0 +1,146 @@
+"""Which unit of a guest each unit of a container is, when the table that told it is lost.
+
+A container gives out its units as the guest first writes them. So a unit of the file is most often followed by the
+guest's next one, else by any (a guest at work), or by a later one (a copy from front to back, which leaves out what is
+empty). This is a hidden Markov model: its states are the guest's units, and none (a table, or lost). What the evidence
+says of each pair is summed over all orders at once (forward and backward), so that every unit's place has a
+probability in which each place of each break counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Int64s = npt.NDArray[np.int64]
+
+NEVER = -1e9  # log of a chance that is none
+FOLLOWS = 0.8  # chance that the next unit of the file is the guest's next; where the estimate begins
+LEAST_FOLLOWS, MOST_FOLLOWS = 0.05, 0.995
+NONE = 0.02  # chance that a unit of the file is none of the guest's, and that the next one is none too
+SURE = 0.9  # a place as likely as this is taken from all others
+LIKELY = 0.5  # and one as likely as this is given in the end
+ROUNDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """place int64[n]: the guest's unit for each unit of the file, -1 not known, none twice. likelihood: the logarithm
+    of the evidence's, against no evidence.
+
+    follows: how often the guest's next unit is the next of the file.
+    """
+
+    place: Int64s
+    likelihood: float
+    follows: float
+
+
+def order_units(weight: Floats, hole: Floats) -> Order:
+    """Of the two kinds of order, rising (some units are left out) or any, that under which the evidence is likelier.
+
+    weight float64[n, m]: what speaks for unit i of the file being unit j of the guest (log of a likelihood ratio).
+    hole float64[m]: log of the chance that a file written from front to back leaves unit j out.
+    """
+    rising, free = _settle(weight, hole), _settle(weight, None)
+    return rising if rising.likelihood > free.likelihood else free
+
+
+def _settle(weight: Floats, hole: Floats | None) -> Order:
+    """Places one after the other: those that are sure are taken from the other units, and the rest is weighed again."""
+    n, m = weight.shape
+    left = weight.copy()
+    follows = FOLLOWS
+    place = np.full(n, -1, np.int64)
+    for number in range(ROUNDS):
+        chance, _, again = _chances(left, hole, follows)
+        best = chance.argmax(axis=1)
+        most = chance[np.arange(n), best]
+        old, place = place, _given(best, most, SURE, m)
+        if number and np.array_equal(old, place) and abs(again - follows) < 0.01:
+            break
+        follows = again
+        left = weight.copy()
+        fixed = np.flatnonzero(place >= 0)
+        left[:, place[fixed]] = NEVER
+        left[fixed, place[fixed]] = weight[fixed, place[fixed]]
+    chance, _, _ = _chances(left, hole, follows)
+    best = chance.argmax(axis=1)
+    told = _chances(weight, hole, follows)[1] - _chances(np.zeros((n, m)), hole, follows)[1]
+    return Order(_given(best, chance[np.arange(n), best], LIKELY, m), told, follows)
+
+
+def _given(best: Int64s, most: Floats, least: float, m: int) -> Int64s:
+    """The places that are likelier than `least`; of units with one place the likeliest has it."""
+    out = np.full(len(best), -1, np.int64)
+    owner = np.full(m, -1, np.int64)
+    for i in np.argsort(most, kind="stable").tolist():
+        if most[i] > least:
+            owner[best[i]] = i
+    taken = np.flatnonzero(owner >= 0)
+    out[owner[taken]] = taken
+    return out
+
+
+def _chances(weight: Floats, hole: Floats | None, follows: float) -> tuple[Floats, float, float]:
+    """Chance float64[n, m] of each place, the log likelihood of all orders, and how often units follow each other."""
+    n, m = weight.shape
+    forward, none = np.empty((n, m)), np.empty((n, m + 1))  # none[i, j]: unit i is none, and j would be next
+    step, into = np.log(follows), np.log(NONE)
+    jump = np.log1p(-follows - NONE)
+    skipped = np.concatenate(([0.0], np.cumsum(hole))) if hole is not None else np.zeros(0)  # before unit j
+    start = skipped[:-1] if hole is not None else np.full(m, -np.log(m))
+    forward[0] = start + weight[0]
+    none[0] = into + (skipped if hole is not None else np.append(start, NEVER))
+    for i in range(1, n):
+        forward[i] = np.logaddexp(_onward(forward[i - 1], step), none[i - 1, :m] + step)
+        forward[i] = np.logaddexp(forward[i], _jumped(forward[i - 1], none[i - 1], skipped) + jump) + weight[i]
+        none[i, 1:] = np.logaddexp(forward[i - 1], none[i - 1, 1:]) + into
+        none[i, 0] = none[i - 1, 0] + into
+    ends = skipped[-1] - skipped if hole is not None else np.zeros(m + 1)
+    back, back_none = ends[1:].copy(), ends.copy()
+    total = float(np.logaddexp.reduce(np.append(forward[-1] + back, none[-1] + back_none)))
+    chance = np.empty((n, m))
+    chance[-1] = np.exp(np.minimum(forward[-1] + back - total, 0.0))
+    followed = 0.0
+    for i in range(n - 2, -1, -1):
+        ahead = weight[i + 1] + back
+        from_place = np.append(ahead[1:], NEVER) + step  # place j goes on with j + 1
+        if n > 1:
+            followed += float(np.exp(np.minimum(forward[i, :-1] + step + ahead[1:] - total, 0.0)).sum())
+        leap = _leaps(ahead, skipped)
+        new = np.logaddexp(np.logaddexp(from_place, leap[1:] + jump), back_none[1:] + into)
+        stay = np.logaddexp(np.append(ahead, NEVER) + step, back_none + into)
+        back_none = np.logaddexp(stay, leap + jump)
+        back = new
+        chance[i] = np.exp(np.minimum(forward[i] + back - total, 0.0))
+    placed = float(chance[:-1].sum()) if n > 1 else 0.0
+    share = (followed + FOLLOWS) / (placed + 1.0)
+    return chance, total, float(np.clip(share, LEAST_FOLLOWS, MOST_FOLLOWS - NONE))
+
+
+def _onward(row: Floats, step: float) -> Floats:
+    return np.append(NEVER, row[:-1]) + step
+
+
+def _jumped(row: Floats, none: Floats, skipped: Floats) -> Floats:
+    """What comes into each place by a jump: from anywhere, or (rising) from before, over units that are left out."""
+    m = len(row)
+    if not len(skipped):
+        return np.full(m, np.logaddexp.reduce(np.append(row, none)) - np.log(m))
+    both = np.logaddexp(np.append(NEVER, row), none) - skipped  # index: the unit that would be next
+    before = np.append(NEVER, np.logaddexp.accumulate(both)[:-2])
+    return before + skipped[:-1]
+
+
+def _leaps(ahead: Floats, skipped: Floats) -> Floats:
+    """The same backwards: float64[m + 1] by the unit that would be next."""
+    m = len(ahead)
+    if not len(skipped):
+        return np.full(m + 1, np.logaddexp.reduce(ahead) - np.log(m))
+    both = ahead + skipped[:-1]
+    behind = np.logaddexp.accumulate(both[::-1])[::-1]
+    return np.append(behind[1:], [NEVER, NEVER]) - skipped

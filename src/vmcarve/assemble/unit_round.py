@@ -1,0 +1,193 @@
+"""A round of the solver for a container whose tables are lost: its units are laid as wholes, in the likeliest order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..disk import VirtualDisk
+from ..filemap import FileMap, FileView
+from ..model import GUESSED, MISSING, SECTOR, Reader
+from .align import COSTS, FREE, UNKNOWN, USED
+from .breaks import Expectation
+from .segments import BLOCK, Points
+from .solve import Candidate
+from .tails import open_volumes
+from .unit_order import order_units
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+COUNTED = 16  # blocks of a unit whose use counts: they are not independent
+LEFT_OUT = {USED: -12.0, UNKNOWN: -1.2, FREE: -0.35}  # log of the chance that a copy leaves a unit out, by its use
+RULE = "units"
+BEGIN = "volume-begin"  # not the disk's own: from a copy
+STEP = 4 << 20
+
+
+@dataclass(slots=True)
+class UnitRound:
+    """A round of the solver in which whole units are laid: one candidate, whose image is its units in file order."""
+
+    unit: int
+    count: int  # of them; what is behind them in the image begins volumes
+    begins: Int64s  # int64[k, 2]: guest block and image block of what begins volumes
+    full: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    told: float = 0.0  # nats that speak for the places of the last round
+
+    def __call__(self, image: Reader, c: Candidate, points: Points, _: Expectation
+                 ) -> list[tuple[int, int, int, int]]:
+        """Sets the candidate's map; returns its runs: (0, first block, last block, delta in blocks)."""
+        per = self.unit // BLOCK
+        n, m = self.count, -(-c.container.size // self.unit)
+        if not len(self.full):
+            self.full, self.known = _blocks(image, n * per)
+        weight = spoken(points, c.start // BLOCK, per, n, m)
+        told = weight.copy()
+        use = used(image, c, m * per)
+        weight += fitting(use.reshape(m, per), _shaped(self.full, n, per), _shaped(self.known, n, per))
+        order = order_units(weight, left_out(use.reshape(m, per)))
+        rows: list[tuple[int, int, int, str, str]] = []
+        runs: list[tuple[int, int, int, int]] = []
+        at = 0
+        for i in sorted(np.flatnonzero(order.place >= 0).tolist(), key=lambda i: int(order.place[i])):
+            f, p = int(order.place[i]) * self.unit, i * self.unit
+            length = min(self.unit, c.container.size - f)
+            rows += [(at, f - at, -1, MISSING, "not-found"), (f, length, p, GUESSED, RULE)]
+            at = f + length
+            runs.append((0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK))
+        placed = np.flatnonzero(order.place >= 0)
+        self.told = float(told[placed, order.place[placed]].sum())
+        c.map = self.with_begins(FileMap.build(rows).resized(c.container.size))
+        c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
+        return runs
+
+    def with_begins(self, file_map: FileMap) -> FileMap:
+        """The map with what begins volumes in its place."""
+        rows = file_map.rows()
+        for f, p in (self.begins * BLOCK).tolist():
+            end = min(f + BLOCK, file_map.size)
+            rows = [*file_map.cut(0, f), (f, end - f, p, GUESSED, BEGIN), *file_map.cut(end, file_map.size - end)]
+            file_map = FileMap.build(rows)
+        return file_map
+
+
+class _Filled:
+    """A reader whose missing bytes have all bits set; it tells whether any were read."""
+
+    def __init__(self, inner: Reader) -> None:
+        self._inner = inner
+        self.met = False
+
+    @property
+    def size(self) -> int:
+        return self._inner.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = self._inner.read(offset, length)
+        if not data or not self._inner.missing(offset, len(data)):
+            return data
+        self.met = True
+        out = bytearray(data)
+        for at in range(0, len(out), SECTOR):
+            if self._inner.missing(offset + at, min(SECTOR, len(out) - at)):
+                out[at : at + SECTOR] = b"\xff" * len(out[at : at + SECTOR])
+        return bytes(out)
+
+    def missing(self, offset: int, length: int) -> bool:
+        return self._inner.missing(offset, length)
+
+
+def used(image: Reader, c: Candidate, blocks: int) -> npt.NDArray[np.uint8]:
+    """uint8[blocks]: what the guest's volumes say of the use of each block of the disk; UNKNOWN where they cannot.
+
+    Where a part of a map is missing, only that is free which would be free were it full of ones, and only that is used
+    which would be used were it zeros. Where that makes no difference, the volume found another way, and nobody knows.
+    """
+    out = np.full(blocks, UNKNOWN, np.uint8)
+    disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
+    for o in c.owned:
+        free = _free(disk, o.guest_offset, o.size)
+        if free is None:
+            continue
+        filled = _Filled(disk)
+        sure = _free(filled, o.guest_offset, o.size)
+        first, last = -(-o.guest_offset // BLOCK), min((o.guest_offset + o.size) // BLOCK, blocks)
+        part = out[first:last]
+        if sure is None or filled.met and np.array_equal(free, sure):
+            continue
+        could, whole = np.zeros(len(part), np.bool_), np.zeros(len(part), np.bool_)
+        _mark(could, first, free, outside=True)
+        _mark(whole, first, sure)
+        part[~could] = USED
+        part[whole] = FREE
+    return out
+
+
+def _free(disk: Reader, offset: int, size: int) -> Int64s | None:
+    try:
+        found = [v.free() for v in open_volumes(disk, [(offset, size)])]
+    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
+        return None
+    if not found or not len(found[0]) or int(found[0][0, 0]) <= offset:  # its first block free: no map of it
+        return None
+    return found[0]
+
+
+def _mark(blocks: npt.NDArray[np.bool_], first: int, runs: Int64s, *, outside: bool = False) -> None:
+    """Sets the blocks, counted from `first`, that lie in runs int64[n, 2] as wholes, or (outside) with any byte."""
+    for start, length in runs.tolist():
+        low = start // BLOCK if outside else -(-start // BLOCK)
+        high = -(-(start + length) // BLOCK) if outside else (start + length) // BLOCK
+        blocks[max(0, low - first) : max(0, high - first)] = True
+
+
+def spoken(points: Points, start: int, per: int, n: int, m: int) -> Floats:
+    """float64[n, m], nats: the points that lie at one place in both units, of `per` blocks. start: see Candidate.
+
+    A block that has fewer places in such a pair than on the whole image is worth the more.
+    """
+    weight = np.zeros((n, m))
+    p = points.file_block + points.delta + start
+    good = (p >= 0) & (p < n * per) & (points.file_block < m * per) & (p % per == points.file_block % per)
+    block = points.file_block[good]
+    every = np.bincount(points.file_block, minlength=m * per)[block]
+    here = np.bincount(block, minlength=m * per)[block]
+    bits = np.minimum(points.bits[good], 40.0) + np.log2(every / np.maximum(here, 1)) - np.log2(per)
+    np.add.at(weight, (p[good] // per, block // per), np.maximum(bits, 0.0) * np.log(2.0))
+    return weight
+
+
+def fitting(use: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> Floats:
+    """float64[n, m], nats: how blocks that hold something (full, known bool[n, per]) fit the use uint8[m, per]."""
+    counted = min(1.0, COUNTED / use.shape[1])
+    empty = (known & ~full).astype(np.float32) @ (use == USED).astype(np.float32).T
+    extra = (known & full).astype(np.float32) @ (use == FREE).astype(np.float32).T
+    return counted * (COSTS["zero but used"] * empty + COSTS["full but free"] * extra).astype(np.float64)
+
+
+def left_out(use: npt.NDArray[np.uint8]) -> Floats:
+    """float64[m]: log of the chance that a copy from front to back leaves a unit out, as the guest uses its blocks."""
+    return np.where((use == USED).any(axis=1), LEFT_OUT[USED],
+                    np.where((use == FREE).all(axis=1), LEFT_OUT[FREE], LEFT_OUT[UNKNOWN]))
+
+
+def _shaped(blocks: npt.NDArray[np.bool_], n: int, per: int) -> npt.NDArray[np.bool_]:
+    out = np.zeros(n * per, np.bool_)
+    out[: len(blocks)] = blocks[: n * per]
+    return out.reshape(n, per)
+
+
+def _blocks(image: Reader, count: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Of the first `count` blocks: whether each holds anything, and whether it is there."""
+    full, known = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    for at in range(0, count * BLOCK, STEP):
+        data = np.frombuffer(image.read(at, min(STEP, count * BLOCK - at)), np.uint8)
+        data = np.pad(data, (0, -len(data) % BLOCK)).reshape(-1, BLOCK)
+        full[at // BLOCK :][: len(data)] = data.any(axis=1)
+    for i in range(len(known)):
+        known[i] = full[i] or not image.missing(i * BLOCK, BLOCK)
+    return full, known

@@ -1,0 +1,72 @@
+"""Units of a container in the order of its file, for formats that tell no more of them than their size and phase.
+
+Where first-level tables are lost but second-level ones are left, a unit is what one of these (or 4 KiB of it) covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model import DATA, HOLE, GuestMap, Reader, Stowed
+
+I64 = npt.NDArray[np.int64]
+
+MAX_UNITS = 1 << 20  # ours: of one container
+PIECE = 4096  # bytes of a table of which each is a unit
+STEP = 4 << 20
+LEAST_NAMED = 2  # entries in use of a piece of a table
+
+
+def in_row(first: int, end: int, unit: int, *, step: int = 0, size: int = 0) -> list[Stowed]:
+    """Units of `unit` bytes from file offset `first` up to `end`, one each `step` bytes; none where none fits."""
+    step = step or unit
+    count = min((end - first + step - unit) // step, MAX_UNITS) if end - first >= unit else 0
+    if count <= 0 or first < 0:
+        return []
+    number = np.arange(count, dtype=np.int64)
+    place = first + number * step
+    state = np.full(count, DATA, np.uint8)
+    return [Stowed(unit, GuestMap.build(number * unit, np.full(count, unit), state, place), size)]
+
+
+def by_tables(reader: Reader, clusters: Sequence[int], dtype: str, places: Callable[[npt.NDArray[np.uint64]], I64],
+              least_steps: float = 0.0) -> list[Stowed]:
+    """Spans of the second-level tables that are left, for the cluster size of `clusters` of which they name most.
+
+    places(words) -> int64 of one shape: file offsets that entries name, 0 for none, -1 for what is no entry.
+    least_steps: share of the entries of a piece that must follow the one before them by one cluster.
+    """
+    best: tuple[int, Stowed] | None = None
+    for cluster in clusters:
+        rows = [r for r in _tables(reader, cluster, dtype, places, least_steps) if len(r)]
+        if not rows:
+            continue
+        table = np.concatenate(rows)[: MAX_UNITS // 64]
+        named = table > 0
+        if best is None or int(named.sum()) * cluster > best[0]:
+            state = np.where(named, DATA, HOLE).astype(np.uint8).ravel()
+            guest_map = GuestMap.from_units(table.size * cluster, cluster, state, np.where(named, table, -1).ravel())
+            best = int(named.sum()) * cluster, Stowed(table.shape[1] * cluster, guest_map)
+    return [] if best is None else [best[1]]
+
+
+def _tables(reader: Reader, cluster: int, dtype: str, places: Callable[[npt.NDArray[np.uint64]], I64],
+            least_steps: float) -> Iterator[I64]:
+    """Pieces of tables in file order: places int64[n, k] of what they name, 0 none."""
+    piece = min(cluster, PIECE)
+    for at in range(0, reader.size, STEP):
+        data = reader.read(at, STEP)
+        words = np.frombuffer(data, dtype, len(data) // piece * (piece // np.dtype(dtype).itemsize))
+        words = words.reshape(-1, piece // np.dtype(dtype).itemsize)
+        some = np.flatnonzero(words.any(axis=1))
+        place = places(words[some].astype(np.uint64))
+        good = ((place == 0) | (place > 0) & (place % cluster == 0) & (place + cluster <= reader.size)).all(axis=1)
+        named = (place > 0).sum(axis=1)
+        good &= named >= LEAST_NAMED
+        good &= ((place[:, 1:] == place[:, :-1] + cluster) & (place[:, :-1] > 0)).sum(axis=1) >= least_steps * named
+        rows = np.sort(place[good], axis=1)
+        once = ~((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] > 0)).any(axis=1)
+        yield place[good][once]

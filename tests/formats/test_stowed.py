@@ -1,0 +1,69 @@
+"""Where a container's tables are lost, its units are where the format says that they are: on files of QEMU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import run
+from tests.host.written import needs
+from vmcarve.disk import VirtualDisk
+from vmcarve.model import DATA, Reader
+from vmcarve.registry import formats
+from vmcarve.source import BytesReader
+
+pytestmark = needs("qemu-img")
+
+MIB = 1 << 20
+DRIVERS = {"qcow1": "qcow"}
+SIZE = 24 * MIB
+MAKES = [
+    ("vdi", ""), ("vdi", "static=on"), ("vmdk", "subformat=monolithicSparse"), ("vhd", ""),
+    ("vhd", "subformat=fixed,force_size=on"), ("vhdx", ""), ("vhdx", "block_size=1M"), ("qcow2", ""),
+    ("qcow2", "cluster_size=4k"), ("qcow2", "cluster_size=512"), ("qcow1", ""), ("qed", ""), ("parallels", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), MAKES)
+def test_every_unit_of_the_guest_is_among_those_that_the_format_tells(name: str, options: str, tmp_path: Path) -> None:
+    """Without its first sector the file still shows each 4 KiB of the guest, at the guest's place in its unit."""
+    guest = np.random.default_rng(1).integers(0, 256, SIZE, np.uint8)
+    guest.reshape(-1, MIB)[5:9] = 0  # what is empty is left out
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.write_bytes(guest.tobytes())
+    fmt = formats()[name]
+    driver = fmt.qemu_name or name
+    run("qemu-img", "convert", "-f", "raw", "-O", driver, *(("-o", options) if options else ()), raw, out)
+    content = bytearray(out.read_bytes())
+    content[:512] = bytes(512)
+    assert fmt.stow is not None
+    wanted = {block.tobytes(): n * 4096 for n, block in enumerate(guest.reshape(-1, 4096)) if block.any()}
+    assert max(_told(BytesReader(bytes(content)), stowed, wanted)
+               for stowed in fmt.stow(BytesReader(bytes(content)))) >= len(wanted) - ("fixed" in options)
+
+
+def _told(file: Reader, stowed: object, wanted: dict[bytes, int]) -> int:
+    """How many of the guest's blocks the units have, each at its place in its unit."""
+    unit, guest_map = stowed.unit, stowed.map  # type: ignore[attr-defined]
+    units = VirtualDisk(file, guest_map)
+    found = 0
+    for at in range(0, units.size // 4096 * 4096, 4096):
+        place = wanted.get(units.read(at, 4096))
+        found += place is not None and place % unit == at % unit
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(n for n, f in formats().items() if f.stow is not None))
+def test_hostile_files_end(name: str) -> None:
+    """Empty, short and random files give units inside the file, or none."""
+    stow = formats()[name].stow
+    assert stow is not None
+    noise = np.random.default_rng(2).integers(0, 256, 3 * MIB + 777, np.uint8).tobytes()
+    for content in (b"", b"x" * 100, bytes(2 * MIB), noise, b"\xff" * (2 * MIB)):
+        for stowed in stow(BytesReader(content)):
+            m = stowed.map
+            data = m.state == DATA
+            assert (m.file_offset[data] + m.stored[data] <= len(content)).all()
+            assert stowed.unit % 4096 == 0

@@ -1,0 +1,185 @@
+"""Deleted host files whose first part is overwritten: their map is known, and what lies where in the guest is found."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.helpers import run
+from tests.host.written import needs
+from vmcarve.assemble.begins import begun
+from vmcarve.assemble.headless import composed, headless
+from vmcarve.assemble.hosts import CarvedVolume
+from vmcarve.assemble.state import HostView, State
+from vmcarve.disk import VirtualDisk
+from vmcarve.filemap import FileMap, FileView
+from vmcarve.model import DATA, GUESSED, HOLE, LOST, MISSING, PLAIN, RUN_DATA, ZLIB, GuestMap, HostFile
+from vmcarve.registry import guests, hosts
+from vmcarve.source import BytesReader, ViewSource, open_image
+from vmcarve.sweeper import sweep_image
+from vmcarve.tables import EVIDENCE
+
+pytestmark = needs("mkfs.ext4")
+
+MIB = 1 << 20
+UNIT = 64 << 10
+SIZE = 26 * MIB
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A guest disk with an ext4 of small files at 1 MiB."""
+    folder, rng = tmp_path_factory.mktemp("disk"), random.Random(1)
+    tree, volume = folder / "tree", folder / "volume"
+    tree.mkdir()
+    for n in range(500):
+        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(2_000, 60_000)))
+    with volume.open("wb") as file:
+        file.truncate(SIZE - 2 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "^has_journal", "-N", "600", "-d", tree, volume)
+    raw = folder / "raw"
+    raw.write_bytes(bytes(MIB) + volume.read_bytes() + bytes(MIB))
+    run("sh", "-c", f"echo 'label: gpt\nstart=2048, size={(SIZE - 2 * MIB) // 512}' | sfdisk -q --no-reread {raw}")
+    return raw.read_bytes()
+
+
+def deleted(folder: Path, content: bytes, name: str) -> tuple[State, HostFile, FileMap, pa.Table]:
+    """`content` as a deleted file in three fragments of an image, out of order."""
+    third = len(content) // 3 // 4096 * 4096
+    cuts = [(0, third), (third, third), (2 * third, len(content) - 2 * third)]
+    at, runs, image = 5 * MIB, [], bytearray(5 * MIB)
+    for start, length in (cuts[1], cuts[2], cuts[0]):
+        runs.append((start, at, length, RUN_DATA))
+        image += content[start : start + length].ljust(-(-length // 4096) * 4096 + MIB, b"\0")
+        at = len(image)
+    (folder / "image").write_bytes(image)
+    source = open_image(folder / "image")
+    batches: list[pa.RecordBatch] = []
+    sweep_image(source, 0, batches.append, threads=1)
+    file = HostFile("mft 7", name, len(content), True, np.array(sorted(runs), np.int64), "test")
+    view = HostView(CarvedVolume("test", 0, len(image)), np.empty((0, 2), np.int64), [file])
+    return State(source, 0, [view]), file, FileMap.from_host_file(file, file.size), pa.Table.from_batches(
+        batches, EVIDENCE)
+
+
+def read(state: State) -> tuple[bytes, np.ndarray]:
+    """The guest of the only disk, and which of its blocks are said to be known."""
+    (item,) = state.done
+    guest = item.container.guests[0]
+    view = VirtualDisk(FileView(state.image, item.map), guest.map)
+    known = np.array([not view.missing(at, 4096) for at in range(0, SIZE, 4096)])
+    return view.read(0, SIZE).ljust(SIZE, b"\0"), known
+
+
+def agreement(got: bytes, known: np.ndarray, disk: bytes, there: np.ndarray) -> tuple[float, float]:
+    """Share of the blocks that are still there (and not zero) that are right, and of the known ones that are wrong."""
+    a, b = (np.frombuffer(d, np.uint8).reshape(-1, 4096) for d in (got, disk))
+    same, full = (a == b).all(axis=1), b.any(axis=1)
+    return float((same & known)[full & there].mean()), float((~same & known & there).sum() / known.sum())
+
+
+def stored(disk: bytes, order: list[int]) -> bytes:
+    return b"".join(disk[n * UNIT : (n + 1) * UNIT] for n in order)
+
+
+@pytest.mark.parametrize("kind", ["copied", "in chunks"])
+def test_grains_without_header_and_tables_find_their_places(kind: str, disk: bytes, tmp_path: Path) -> None:
+    """A VMDK without its first 256 KiB, empty grains left out; as a copy has them, or in chunks in any order."""
+    used = [n for n in range(SIZE // UNIT) if any(disk[n * UNIT : (n + 1) * UNIT])]
+    rng = random.Random(2)
+    if kind == "in chunks":
+        chunks = [used[at : at + 16] for at in range(0, len(used), 16)]
+        rng.shuffle(chunks)
+        used = [n for chunk in chunks for n in chunk]
+    content = bytearray(bytes(UNIT) + stored(disk, used))
+    content[: 4 * UNIT] = rng.randbytes(4 * UNIT)
+    there = np.ones(SIZE // 4096, np.bool_)
+    for n in used[:3]:
+        there[n * 16 : (n + 1) * 16] = False
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "vms/a.vmdk")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, there)
+    assert right > (0.98 if kind == "copied" else 0.75)
+    assert wrong < 0.01
+    item = state.done[0]
+    assert item.container.format == "vmdk"
+    assert set(item.map.grade) == {GUESSED}  # nothing that was laid out like this is more than a guess
+    assert not item.container.rebuild
+
+
+def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: Path) -> None:
+    """A qcow2 without its first MiB whose L2 tables were handed out in any order: each table's span is placed whole."""
+    cluster, spans = 4096, SIZE // (2 * MIB)
+    order = list(range(spans))
+    random.Random(3).shuffle(order)
+    out = bytearray(MIB)
+    for span in order:
+        at = len(out)
+        part = disk[span * 2 * MIB : (span + 1) * 2 * MIB]
+        table = np.zeros(512, ">u8")
+        data = bytearray()
+        for n in range(512):
+            block = part[n * cluster : (n + 1) * cluster]
+            if any(block):
+                table[n] = 1 << 63 | at + cluster + len(data)
+                data += block
+        out += table.tobytes() + data
+    out[:MIB] = random.Random(4).randbytes(MIB)
+    state, file, file_map, evidence = deleted(tmp_path, bytes(out), "a.qcow2")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.85
+    assert wrong < 0.01
+
+
+def test_files_that_are_no_disks_are_left_alone(disk: bytes, tmp_path: Path) -> None:
+    """Neither a name of another kind, nor a disk's name over bytes without a guest, nor a small file is taken."""
+    rng = random.Random(5)
+    for name, content in (("a.tar", bytes(UNIT) + disk), ("a.vmdk", rng.randbytes(4 * MIB)), ("b.vdi", disk[:4096])):
+        folder = tmp_path / name
+        folder.mkdir()
+        state, file, file_map, evidence = deleted(folder, content, name)
+        headless(state, iter([(state.views[0], file, file_map)]), evidence)
+        assert not state.done
+
+
+def sweep(content: bytes) -> pa.Table:
+    batches: list[pa.RecordBatch] = []
+    sweep_image(ViewSource(BytesReader(content)), 0, batches.append, threads=1)
+    return pa.Table.from_batches(batches, EVIDENCE)
+
+
+def test_a_volume_whose_first_block_is_lost_begins_by_its_copy(disk: bytes) -> None:
+    """The superblock of a later group makes the first one again, at the place that its table and units leave."""
+    content = disk[8 * MIB :]  # units of 1 MiB, in order, from the one before the second group's superblock on
+    found = begun(BytesReader(content), MIB, sweep(content))
+    assert found.size == SIZE
+    assert found.blocks[0].tolist() == [MIB // 4096, len(content) // 4096]
+    made = found.reader.read(int(found.blocks[0, 1]) * 4096, 4096)
+    probe = guests()["ext"].probe
+    volume = probe(BytesReader(made + disk[MIB + 4096 : SIZE - MIB]), 0, SIZE - 2 * MIB)
+    whole = probe(BytesReader(disk[MIB : SIZE - MIB]), 0, SIZE - 2 * MIB)
+    assert volume is not None
+    assert whole is not None
+    assert (volume.uuid, volume.size) == (whole.uuid, whole.size)
+    assert hosts()["ext4"].open(BytesReader(made + disk[MIB + 4096 : SIZE - MIB]), 0, SIZE - 2 * MIB) is not None
+
+
+def test_maps_compose_and_what_is_in_no_unit_is_lost() -> None:
+    """Plain units are cut where they must; an encoded one is there as a whole or not at all; a hole tells nothing."""
+    inner = GuestMap.build([0, 100, 200, 300], [100] * 4, [DATA, HOLE, DATA, DATA], [1000, -1, 5000, 7000],
+                           [PLAIN, PLAIN, ZLIB, ZLIB], [100, 100, 31, 37])
+    outer = FileMap.build([(0, 150, 50, GUESSED, "a"), (150, 10, -1, MISSING, "b"), (160, 100, 200, GUESSED, "c"),
+                           (260, 50, 300, GUESSED, "d")])
+    m = composed(outer, inner)
+    assert list(zip(m.guest_offset.tolist(), m.length.tolist(), m.state.tolist(), m.file_offset.tolist(),
+                    m.stored.tolist(), strict=True)) == [
+        (0, 50, DATA, 1050, 50), (50, 110, LOST, -1, 110), (160, 100, DATA, 5000, 31), (260, 50, LOST, -1, 50)]
+
+

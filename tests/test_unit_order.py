@@ -1,0 +1,100 @@
+"""The order of a container's units: every order is weighed, by the rule that the module states."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from vmcarve.assemble import unit_order
+from vmcarve.assemble.unit_order import NONE, order_units
+
+FOLLOWS = 0.7
+
+
+def every_order(weight: np.ndarray, hole: np.ndarray | None) -> tuple[np.ndarray, float]:
+    """The chances by going through all orders one by one: a unit has a place, or none (what would be next stays)."""
+    n, m = weight.shape
+    jump = 1 - FOLLOWS - NONE
+    chance, total = np.zeros((n, m)), 0.0
+    for states in itertools.product([*range(m), None], repeat=n):
+        for begin in range(m + 1) if states[0] is None else [states[0]]:
+            if hole is None and begin == m:
+                continue
+            likely = 1 / m if hole is None else math.exp(hole[:begin].sum())
+            ahead = begin  # the place that would be next
+            for i, state in enumerate(states):
+                if state is None:
+                    likely *= NONE
+                    continue
+                if i:
+                    step = FOLLOWS if state == ahead else 0.0
+                    if hole is None:
+                        step += jump / m
+                    elif state > ahead:
+                        step += jump * math.exp(hole[ahead:state].sum())
+                    likely *= step
+                likely *= math.exp(weight[i, state])
+                ahead = state + 1
+            if hole is not None:
+                likely *= math.exp(hole[ahead:].sum())
+            total += likely
+            for i, state in enumerate(states):
+                if state is not None:
+                    chance[i, state] += likely
+    return chance / total, math.log(total)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3), (3, 4), (4, 3)])
+def test_chances_are_those_of_all_orders(shape: tuple[int, int], rising: bool) -> None:
+    """Forward and backward sums give what adding up every order gives."""
+    rng = np.random.default_rng(sum(shape))
+    weight = rng.normal(size=shape) * 2
+    hole = -rng.random(shape[1]) * 3 if rising else None
+    chance, likelihood, _ = unit_order._chances(weight, hole, FOLLOWS)  # pyright: ignore[reportPrivateUsage]
+    wanted, whole = every_order(weight, hole)
+    assert np.allclose(chance, wanted, atol=1e-9)
+    assert math.isclose(likelihood, whole, abs_tol=1e-9)
+
+
+def test_a_copy_with_units_left_out_is_found_between_its_pins() -> None:
+    """A rising order: what the guest uses is there, what is free was left out, and few pins hold it in place."""
+    rng = np.random.default_rng(3)
+    used = rng.random(80) < 0.7
+    place = np.flatnonzero(used)
+    weight = np.zeros((len(place), 80))
+    for i in (0, 20, len(place) - 1):
+        weight[i, place[i]] = 25.0
+    found = order_units(weight, np.where(used, -12.0, -0.3))
+    assert np.array_equal(found.place, place)
+
+
+def test_chunks_in_any_order_follow_their_pins() -> None:
+    """Chunks whose order means nothing: one pin in the middle of each places most of it, and nothing wrongly."""
+    rng = np.random.default_rng(5)
+    chunks = rng.permutation(np.arange(120).reshape(10, 12))
+    place = chunks.ravel()
+    weight = np.zeros((120, 120))
+    for i in range(6, 120, 12):
+        weight[i, place[i]] = 30.0
+    found = order_units(weight, np.full(120, -1.2))
+    given = found.place >= 0
+    assert given.sum() > 60
+    assert (found.place[given] == place[given]).mean() > 0.95
+
+
+def test_nothing_is_placed_where_nothing_speaks() -> None:
+    """Fewer units than places and no evidence: no place is likelier than a half."""
+    assert (order_units(np.zeros((20, 60)), np.full(60, -1.2)).place == -1).all()
+
+
+def test_no_place_is_given_twice() -> None:
+    """Two units with one place: the stronger has it."""
+    weight = np.zeros((8, 30))
+    weight[2, 11], weight[6, 11] = 40.0, 30.0
+    found = order_units(weight, np.full(30, -1.2)).place
+    assert found[2] == 11
+    assert len(set(found[found >= 0].tolist())) == int((found >= 0).sum())
