@@ -11,19 +11,38 @@ import pytest
 
 from tests.helpers import run
 from tests.host.written import needs
+from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
 from vmcarve.assemble.headless import composed, headless
 from vmcarve.assemble.hosts import CarvedVolume
+from vmcarve.assemble.places import Owned
+from vmcarve.assemble.solve import Candidate
 from vmcarve.assemble.state import HostView, State
+from vmcarve.assemble.unit_round import used
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
-from vmcarve.model import DATA, GUESSED, HOLE, LOST, MISSING, PLAIN, RUN_DATA, ZLIB, GuestMap, HostFile
+from vmcarve.model import (
+    DATA,
+    GUESSED,
+    HOLE,
+    LOST,
+    MISSING,
+    PLAIN,
+    PROVEN,
+    RUN_DATA,
+    SUPPORTED,
+    ZLIB,
+    Container,
+    GuestDisk,
+    GuestMap,
+    HostFile,
+)
 from vmcarve.registry import guests, hosts
 from vmcarve.source import BytesReader, ViewSource, open_image
 from vmcarve.sweeper import sweep_image
 from vmcarve.tables import EVIDENCE
 
-pytestmark = needs("mkfs.ext4")
+pytestmark = needs("mkfs.ext4", "sfdisk", "qemu-img")
 
 MIB = 1 << 20
 UNIT = 64 << 10
@@ -169,6 +188,48 @@ def test_a_volume_whose_first_block_is_lost_begins_by_its_copy(disk: bytes) -> N
     assert whole is not None
     assert (volume.uuid, volume.size) == (whole.uuid, whole.size)
     assert hosts()["ext4"].open(BytesReader(made + disk[MIB + 4096 : SIZE - MIB]), 0, SIZE - 2 * MIB) is not None
+
+
+def test_a_map_that_is_lost_in_part_calls_nothing_free_or_used_that_it_lost(disk: bytes) -> None:
+    """Whatever 64 KiB of the guest are lost: what is still said of the use of a block is what the whole guest says."""
+    flat = Container("raw", "", SIZE, [GuestDisk(SIZE, GuestMap.flat(SIZE))])
+
+    def use(lost: int) -> np.ndarray:
+        rows = [(0, SIZE, 0, GUESSED, "")] if lost < 0 else [
+            (0, lost, 0, GUESSED, ""), (lost, UNIT, -1, MISSING, ""),
+            (lost + UNIT, SIZE - lost - UNIT, lost + UNIT, GUESSED, "")]
+        c = Candidate(0, flat, FileMap.build(rows), lambda file_map: flat, flat=True)
+        c.owned = [Owned(MIB, SIZE - 2 * MIB, 0, 0)]
+        return used(BytesReader(disk), c, SIZE // 4096)
+
+    whole = use(-1)
+    assert (whole == USED).sum() > 1000
+    assert (whole == FREE).sum() > 1000
+    unknown = 0
+    for lost in range(MIB + UNIT, 3 * MIB, UNIT):
+        part = use(lost)
+        told = part != UNKNOWN
+        assert (part[told] == whole[told]).all()
+        unknown += not told[MIB // 4096 : -MIB // 4096].all()
+    assert unknown
+
+
+def test_a_stream_is_put_together_in_the_file(tmp_path: Path) -> None:
+    """A streamOptimized VMDK whose first 128 KiB are gone has no structure of a guest outside its grains: it is known
+    by its name, and its grains follow each other in the file, not on the image."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    guest = np.random.default_rng(4).integers(0, 4, 6 * MIB, np.uint8).tobytes()
+    raw.write_bytes(guest)
+    run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, out)
+    content = bytearray(out.read_bytes())
+    content[: 2 * UNIT] = random.Random(1).randbytes(2 * UNIT)
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "a.vmdk")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    (item,) = state.done
+    view = VirtualDisk(FileView(state.image, item.map), item.container.guests[0].map)
+    got = view.read(0, len(guest))
+    assert got[MIB:] == guest[MIB:]
+    assert PROVEN not in item.map.grade and SUPPORTED not in item.map.grade
 
 
 def test_maps_compose_and_what_is_in_no_unit_is_lost() -> None:

@@ -27,6 +27,7 @@ from ..model import (
     GuestDisk,
     GuestMap,
     HostFile,
+    Orphan,
     Reader,
     Stowed,
 )
@@ -52,6 +53,7 @@ MAX_FILES = 256  # ours: files without a header that are looked through
 PLAIN_UNIT = 1 << 20  # of a raw disk, whose blocks follow each other
 RAW = ("img", "raw", "dd")  # extensions of raw disks
 LEAST_TOLD = 60.0  # nats: more than two structures that state their place
+MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
 LEAST_TABLES = 0.9  # share of what units tell that tables must tell to be taken instead
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
@@ -62,7 +64,7 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
     looked = 0
     for view, file, file_map in files:
         names = _formats_of(file)
-        if file.size < LEAST_FILE or not names or not _any_in(file_map, told):
+        if file.size < LEAST_FILE or not names or not (file.name or _any_in(file_map, told)):
             continue
         kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
         if kept < LEAST_LEFT * sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING):
@@ -70,11 +72,22 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         looked += 1
         if looked > MAX_FILES:
             break
-        container = _best(FileView(state.image, file_map), names)
-        if container is not None:  # the map is the host's word, what it holds is not
-            guess = FileMap.build((f, n, p, GUESSED if p >= 0 else grade, RULE if p >= 0 else why)
-                                  for f, n, p, grade, why in file_map.rows())
-            state.accept(container, guess, deleted=file.deleted, host=f"{view.label}: {file.origin}", names=[file.name])
+        found = _best(FileView(state.image, file_map), names)
+        if found is None:
+            continue
+        container, runs = found
+        if not file.name and not container.rebuild:
+            container.format = "raw"  # units of one size are alike in several formats
+        # the map is the host's word, what it holds is not
+        rows = ((f, n, p, GUESSED if p >= 0 else grade, RULE if p >= 0 else why)
+                for at, start, length in runs.tolist()
+                for f, n, p, grade, why in _moved(file_map.cut(start, length), at - start))
+        state.accept(container, FileMap.build(rows).resized(container.size), deleted=file.deleted,
+                     host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _moved(rows: list[tuple[int, int, int, str, str]], step: int) -> list[tuple[int, int, int, str, str]]:
+    return [(f + step, n, p, grade, why) for f, n, p, grade, why in rows]
 
 
 def _guest_places(evidence: pa.Table) -> Int64s:
@@ -92,17 +105,19 @@ def _any_in(file_map: FileMap, places: Int64s) -> bool:
 
 def _formats_of(file: HostFile) -> list[str]:
     """The formats that a file's name speaks of, all where it is lost; "raw" for a disk's plain bytes."""
+    able = [name for name, fmt in formats().items() if fmt.stow is not None or fmt.rebuild is not None]
     if not file.name:
-        return [*(name for name, fmt in formats().items() if fmt.stow is not None), "raw"]
+        return [*able, "raw"]
     extension = base_name(file.name).rpartition(".")[2].lower()
-    named = [name for name, fmt in formats().items() if extension in (fmt.extension, name)
-             and (fmt.stow is not None or fmt.rebuild is not None)]  # fmt: skip
+    named = [name for name in able if extension in (formats()[name].extension, name)]
     return [*named, "raw"] if named or extension in RAW else []
 
 
-def _best(view: Reader, names: list[str]) -> Container | None:
-    """The guest of a file as what is left of its tables tells, or as the units of which most is told, where they tell
-    more of it."""
+def _best(view: Reader, names: list[str]) -> tuple[Container, Int64s] | None:
+    """The container as what is left of its tables tells, or as the units of which most is told, where they tell more.
+
+    With it int64[n, 3]: its file offsets, those of `view` that they are, length.
+    """
     best: tuple[float, Container] | None = None
     for name in names:
         stow = formats()[name].stow if name != "raw" else _plainly
@@ -110,22 +125,24 @@ def _best(view: Reader, names: list[str]) -> Container | None:
             found = _solved(view, name, stowed)
             if found is not None and (best is None or found[0] > best[0]):
                 best = found
-    units = None if best is None else best[1]
     tables = _by_tables(view, names)
-    if tables is None or units is not None and _placed(tables) < LEAST_TABLES * _placed(units):
-        return units
-    return tables
+    if tables is not None and (best is None or _placed(tables.container) >= LEAST_TABLES * _placed(best[1])):
+        return tables.container, tables.runs
+    return None if best is None else (best[1], np.array([[0, 0, view.size]], np.int64))
 
 
-def _by_tables(view: Reader, names: list[str]) -> Container | None:
+def _by_tables(view: Reader, names: list[str]) -> Orphan | None:
+    """What of `rebuilt` tells most: of a file that begins where this one does, or of a stream."""
     batches: list[pa.RecordBatch] = []
     sweep_image(ViewSource(view), 0, batches.append, threads=1)
     places = Places.of(pa.Table.from_batches(batches, EVIDENCE))
+    found: list[Orphan] = []
     for orphan in rebuilt(view, places, Claims(), None):
-        if orphan.container.format in names and orphan.runs[:, :2].max() == 0:  # it begins where the file does
-            orphan.container.size = view.size
-            return orphan.container
-    return None
+        begins = orphan.runs[:, :2].max() == 0
+        if orphan.container.format in names and (begins or orphan.container.guests[0].map.encoding.any()):
+            orphan.container.size = view.size if begins else orphan.container.size
+            found.append(orphan)
+    return max(found, key=lambda o: _placed(o.container), default=None)
 
 
 def _placed(container: Container) -> int:
@@ -156,13 +173,20 @@ def _solved(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
     first = laid.with_begins(FileMap.build([(0, min(size, units.size), 0, GUESSED, UNTRIED)]).resized(size))
     c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True)
     solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)
-    told = laid.told if few else sum(n for _, n, p, _, _ in c.map.rows() if p >= 0) / BLOCK
+    told = laid.told if few else _between_points(c)
     if not c.owned or not c.settled and (told < LEAST_TOLD or UNTRIED in c.map.rule):
         return None
     guest = GuestDisk(size, composed(c.map, stowed.map))
     container = Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     return (np.inf if c.settled else told), container
+
+
+def _between_points(c: Candidate) -> float:
+    """Blocks that lie between points of one run, none where most of the map lies between none."""
+    sure = float((c.sure[:, 1] - c.sure[:, 0]).sum())
+    placed = sum(n for _, n, p, _, _ in c.map.rows() if p >= 0) / BLOCK
+    return sure if sure >= MOST_SURE * placed else 0.0
 
 
 def composed(outer: FileMap, inner: GuestMap) -> GuestMap:

@@ -21,7 +21,8 @@ Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 COUNTED = 16  # blocks of a unit whose use counts: they are not independent
-LEFT_OUT = {USED: -12.0, UNKNOWN: -1.2, FREE: -0.35}  # log of the chance that a copy leaves a unit out, by its use
+# log of the chance that a copy leaves a unit out, by its use: what is used can be empty (journals, tables of inodes)
+LEFT_OUT = {USED: -4.0, UNKNOWN: -1.2, FREE: -0.35}
 RULE = "units"
 BEGIN = "volume-begin"  # not the disk's own: from a copy
 STEP = 4 << 20

@@ -509,20 +509,26 @@ class ExtVolume:
         for seq, parent, data in self._directory_copies(owner_of_block):
             own = parent or (dirs.dot_numbers(data) or (0, 0))[0]
             for entry in dirs.entries(data, filetype, known=known):
+                if seq == 0 and not entry.slack and entry.kind in (0, 1):
+                    continue  # the name of what has the number now, which `paths` knows
                 if entry.ino in wanted and entry.kind in (0, 1):
                     found.setdefault(entry.ino, []).append((-1 if entry.slack else seq, own, entry.name))
                 elif entry.kind == dirs.TYPE_DIR and entry.ino not in paths:
                     folders.add(entry.ino, own, entry.name)
         out: dict[tuple[int, int], str] = {}
         for key, file in remains.files.items():
-            rivals = found.get(key[0])
+            rivals = found.get(key[0], [])
+            now = self._slot(key[0]) if key[0] in paths else None
+            reborn = now is not None and now.generation != key[1]  # its number has another file's name since
+            # the copy of its directory that is nearest to the last time when it was seen alive
+            before = [r for r in rivals if file.seq < 0 or r[0] <= file.seq]
+            if reborn and not before:
+                continue
             if rivals and (key[0] not in paths or file.seq >= 0):
-                # the copy of its directory that is nearest to the last time when it was seen alive
-                before = [r for r in rivals if file.seq < 0 or r[0] <= file.seq]
                 _, parent, name = max(before or rivals)
                 above = paths.of(parent) or folders.of(parent)
                 out[key] = f"{above}/{name}" if above else name
-            elif key[0] in paths:
+            elif key[0] in paths and not reborn:
                 out[key] = paths.of(key[0])
         return out
 
