@@ -334,6 +334,20 @@ def test_xfs_inodes_and_headers_tell_their_places(xfs5: Xfs) -> None:
 
 
 @needs_loop
+def test_xfs_log_records_tell_their_sectors(xfs5: Xfs) -> None:
+    """Each record that bears the volume's uuid is sent to where it was; one that contradicts itself is not."""
+    log = {m.start() for m in re.finditer(b"\xfe\xed\xba\xbe", xfs5.data) if m.start() % 512 == 0
+           and xfs5.data[m.start() + 304 : m.start() + 320] == xfs5.data[32:48]}
+    assert len(log) >= 4
+    placed = feed(the_placer(xfs.HOST, xfs5.data), cut(xfs5.data, 1))
+    assert {at: placed[at] for at in log} == {at: {at} for at in log}
+    data = bytearray(xfs5.data)
+    for at in log:
+        data[at + 7] ^= 1  # of the cycle, which the sequence number repeats
+    assert not log & feed(the_placer(xfs.HOST, xfs5.data), cut(bytes(data), 1)).keys()
+
+
+@needs_loop
 def test_xfs_needs_the_volumes_uuid(xfs5: Xfs) -> None:
     """Another volume's inodes and headers are as sound, and not this one's; noise is neither."""
     placer = the_placer(xfs.HOST, xfs5.data)

@@ -1,6 +1,9 @@
 """Loose metadata of an XFS v5 volume places itself: headers and inodes state uuid and address under a CRC.
 
-Source: Linux fs/xfs/libxfs/xfs_format.h and xfs_da_format.h. Big-endian; the CRC-32C fields are little-endian.
+Records of its log state the volume's uuid and, in their sequence number, the sector of the log in which they begin.
+
+Source: Linux fs/xfs/libxfs/xfs_format.h, xfs_da_format.h and xfs_log_format.h. Big-endian; the CRC-32C fields are
+little-endian.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ ATTRIBUTE_MAGICS = (0x3DF1, 0x3DFF, 0x3EBE, 0x3BEE)  # at byte 8 of directory an
 ATTRIBUTE = (16, 32, 12)
 AGF, AGI = (b"XAGF", 64, 216, 1), (b"XAGI", 296, 312, 2)  # magic, uuid, CRC, sector in the group
 INODE_NUMBER, INODE_UUID, INODE_CRC = 152, 160, 100
+RECORD, RECORD_VERSIONS = b"\xfe\xed\xba\xbe", (1, 2)
+RECORD_CYCLE, RECORD_VERSION, RECORD_LSN, RECORD_UUID = 4, 8, 16, 304
 
 
 def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
@@ -67,6 +72,7 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
                     group = int.from_bytes(block[8:12], "big")
                     at = group * sb.group_blocks * sb.block_size + place * sb.sector
                     found.append((np.array([i * SECTOR], np.int64), np.array([at], np.int64)))
+        found.append(_log_records(sb, whole, np.flatnonzero(sectors == int.from_bytes(RECORD, "little"))))
         rows = np.flatnonzero(sectors & 0xFFFF == 0x4E49)
         at = rows.astype(np.int64) * SECTOR
         at = at[at + sb.inode_size <= len(data)]
@@ -88,3 +94,20 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
         return (np.concatenate([nothing, *(p for p, _ in found)]), np.concatenate([nothing, *(v for _, v in found)]))
 
     return Placer(sb.meta_uuid.hex(), find)
+
+
+def _log_records(sb: super_.Super, sectors: npt.NDArray[np.uint8], rows: I64) -> tuple[I64, I64]:
+    """Of those sectors uint8[n, 512] that `rows` names: where records of the volume's log are, and belong."""
+    start = sb.block_of(sb.log_start) if sb.log_start else None
+    if start is None or not len(rows):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    heads = sectors[rows]
+
+    def number(at: int) -> npt.NDArray[np.uint32]:
+        return heads[:, at : at + 4].copy().view(">u4")[:, 0].astype(np.uint32)
+
+    sector = number(RECORD_LSN + 4).astype(np.int64)
+    good = (heads[:, RECORD_UUID : RECORD_UUID + 16] == np.frombuffer(sb.uuid, np.uint8)).all(axis=1)
+    good &= np.isin(number(RECORD_VERSION), RECORD_VERSIONS) & (number(RECORD_LSN) == number(RECORD_CYCLE))
+    good &= sector < sb.log_blocks * (sb.block_size // SECTOR)
+    return rows[good] * SECTOR, start * sb.block_size + sector[good] * SECTOR
