@@ -23,7 +23,7 @@ from .breaks import Borders, Contents, Expectation, lay_out
 from .content import Content, Guest
 from .content.files import Files
 from .content.sums import without_wrong
-from .host_units import unit_of
+from .host_units import Unit, unit_of
 from .loose import Loose, placer_of, stated_by
 from .places import Known, Owned, Places, assign, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
@@ -80,6 +80,7 @@ class Candidate:
     ends: FileEnds = field(default_factory=FileEnds.none)
     files: Files = field(default_factory=Files.none)
     sure: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))  # see content.Guest
+    unit: Unit = field(default_factory=Unit)
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
@@ -213,7 +214,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
 
 def _guest(image: Reader, c: Candidate) -> Guest:
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
-    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read)
+    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit)
 
 
 def holds_data(container: Container) -> bool:
@@ -481,7 +482,7 @@ def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: T
     strong += _nearby(candidates, strong, begins, taken, wanted, unit.blocks)
     sizes = {o: _end(c) for o, c in enumerate(active)}
     for o, c in enumerate(active):
-        c.sure = _sure(sorted((s for s in strong if s.owner == o), key=lambda s: s.first))
+        c.unit, c.sure = unit, _sure(sorted((s for s in strong if s.owner == o), key=lambda s: s.first))
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders, contents)
     for o, found in rows.items():
         active[o].map = FileMap.build(found).resized(active[o].container.size)

@@ -8,6 +8,7 @@ from ...model import Reader
 from ..window import read_view, steps
 from .archives import Archives
 from .calls import Calls
+from .gaps import Gaps
 from .sqlite import Pages
 from .starts import Starts
 from .sums import Sums
@@ -22,7 +23,7 @@ class Content:
     def __init__(self, image: Reader, room: Int64s) -> None:
         self._image, self._room = image, room
         self.sums = Sums()
-        self._all: tuple[Mechanism, ...] = (self.sums, Starts(), Pages(), Archives(image), Calls())
+        self._all: tuple[Mechanism, ...] = (self.sums, Starts(), Pages(), Archives(image), Calls(), Gaps(image, room))
 
     def look(self, guests: list[Guest]) -> None:
         """Takes what the guests tell now."""

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...disk import VirtualDisk
+from ..host_units import Unit
+from ..tails import FileEnds
 from .files import Files
 
 Int64s = npt.NDArray[np.int64]
@@ -23,7 +25,8 @@ class Guest:
 
     volumes: (guest_offset, bytes) of the volumes that are its own; files: those that live in them. sure int64[n, 3]:
     file blocks (first, end; rising) and their delta, where points at both ends have a run at. read: the same object as
-    long as the disk and its files are as they were, None where that is not known.
+    long as the disk and its files are as they were, None where that is not known. ends: of the files, where they are
+    known; unit: in which the host gives out space, as the last round showed it.
     """
 
     start: int
@@ -32,6 +35,8 @@ class Guest:
     files: Files
     sure: Int64s
     read: object = None
+    ends: FileEnds = field(default_factory=FileEnds.none)
+    unit: Unit = field(default_factory=Unit)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,115 @@
+"""Free units go into the gaps that what lies around them speaks for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tests.host.written import needs
+from vmcarve.assemble.content.gaps import Gaps
+from vmcarve.assemble.content.want import Guest
+from vmcarve.assemble.host_units import Unit
+from vmcarve.assemble.tails import file_ends, open_volumes
+from vmcarve.model import GuestMap
+from vmcarve.source import BytesReader
+
+from .guests import BLOCK, MIB, ext4, guest_of
+from .test_joins import encoded, log
+
+pytestmark = needs("mkfs.ext4")
+UNIT = 32  # blocks
+SIZE = UNIT * BLOCK
+FIRST = 3 * SIZE  # where units begin on the image
+
+
+def scene(folder: Path, seed: int) -> tuple[bytes, bytes, list[int]]:
+    """(disk, image, image offset of each unit of the disk): its units and as many of noise, in any order."""
+    tree = folder / "tree"
+    tree.mkdir()
+    rng = random.Random(seed)
+    for n in range(8):
+        (tree / f"{n}.log").write_bytes(log(rng)[:-1] * (1 + n % 3))
+        (tree / f"{n}.mail").write_bytes(b"".join(encoded(rng) for _ in range(rng.randrange(1, 9))))
+        (tree / f"{n}.gpg").write_bytes(rng.randbytes(rng.randrange(300_000)))
+    disk = ext4(folder, tree, 8 * MIB)
+    units = [disk[at : at + SIZE] for at in range(0, len(disk), SIZE)]
+    noise = [rng.randbytes(SIZE) if n % 2 else b"".join(encoded(rng) for _ in range(9))[:SIZE] for n in range(20)]
+    order = list(range(len(units) + len(noise)))
+    rng.shuffle(order)
+    image = b"".join([bytes(FIRST), *((units + noise)[k] for k in order)])
+    return disk, image, [FIRST + order.index(k) * SIZE for k in range(len(units))]
+
+
+def guest(disk: bytes, places: list[int], gaps: set[int]) -> Guest:
+    """The guest when all its units are placed but the gaps."""
+    volumes = open_volumes(BytesReader(disk), [(0, len(disk))])
+    sure = [(u * UNIT, (u + 1) * UNIT, (p - u * SIZE) // BLOCK) for u, p in enumerate(places) if u not in gaps]
+    return replace(guest_of(disk, start=0), sure=np.array(sure, np.int64).reshape(-1, 3), unit=Unit(UNIT, 0),
+                   ends=file_ends(volumes, GuestMap.flat(len(disk))))
+
+
+def filled(image: bytes, one: Guest) -> dict[int, int]:
+    """Image offset by unit, as the mechanism says."""
+    gaps = Gaps(BytesReader(image), np.array([[0, len(image)]], np.int64))
+    assert not gaps.want([one])
+    told = gaps.points(0)
+    assert not (told.file_block % UNIT).any()
+    return {f // UNIT: (f + d) * BLOCK for f, d in zip(told.file_block.tolist(), told.delta.tolist(), strict=True)}
+
+
+def wanted(disk: bytes, one: Guest) -> set[int]:
+    """Units that hold something of a file that is no noise."""
+    units = set[int]()
+    for _, _, at, n in one.files.run.tolist():
+        if disk[at : at + 2000].isascii():
+            units |= set(range(at // SIZE, -(-(at + n) // SIZE)))
+    return units
+
+
+def test_gaps_take_what_goes_on(tmp_path: Path) -> None:
+    """Each third unit is lost: most of those with text come back, and what comes back is right."""
+    right = lost = 0
+    for seed in range(3):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        disk, image, places = scene(folder, seed)
+        gaps = {u for u in range(2, len(places)) if u % 3 == 1}
+        one = guest(disk, places, gaps)
+        found = filled(image, one)
+        assert found.keys() <= gaps
+        assert all(image[p : p + SIZE] == disk[u * SIZE : (u + 1) * SIZE] for u, p in found.items())
+        asked = wanted(disk, one) & gaps
+        right, lost = right + len(asked & found.keys()), lost + len(asked)
+    assert lost >= 12 and right >= 0.8 * lost
+
+
+def test_neighbours_in_a_row_are_filled_together(tmp_path: Path) -> None:
+    """Four units one behind the other inside text, of which each knows only the next."""
+    disk, image, places = scene(tmp_path, 5)
+    one = guest(disk, places, set())
+    text = wanted(disk, one)
+    row = next(range(u, u + 4) for u in sorted(text) if set(range(u - 1, u + 5)) <= text)
+    found = filled(image, guest(disk, places, set(row)))
+    assert found == {u: places[u] for u in row}
+
+
+def test_what_is_not_there_is_not_filled(tmp_path: Path) -> None:
+    """The gaps' own units are overwritten: noise of the same kinds does not go in their places."""
+    disk, image, places = scene(tmp_path, 7)
+    gaps = {u for u in range(2, len(places)) if u % 3 == 1}
+    one = guest(disk, places, gaps)
+    assert len(filled(image, one)) >= 3
+    harmed = bytearray(image)
+    for u in gaps:
+        harmed[places[u] : places[u] + SIZE] = random.Random(u).randbytes(SIZE)
+    assert not filled(bytes(harmed), one)
+
+
+def test_nothing_is_asked_without_units(tmp_path: Path) -> None:
+    """Where the host gives out single blocks a gap may hold parts of anything."""
+    disk, image, places = scene(tmp_path, 7)
+    one = guest(disk, places, {u for u in range(2, len(places)) if u % 3 == 1})
+    assert filled(image, one) and not filled(image, replace(one, unit=Unit()))
