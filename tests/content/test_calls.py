@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from tests.host.written import needs
+from vmcarve.assemble.content import Guest, Told
 from vmcarve.assemble.content.calls import LEAST, Calls
+from vmcarve.assemble.content.programs import Programs
+from vmcarve.source import BytesReader
 
-from .guests import BLOCK, MIB, Image, ext4, guest_of, places, right, told
+from .guests import BLOCK, MIB, Image, ext4, guest_of, places, right
+from .guests import told as told_by
 
 pytestmark = needs("mkfs.ext4")
 
 COUNT = 6
+
+
+def told(image: Image, guests: list[Guest]) -> Told:
+    return told_by(Calls(Programs(BytesReader(image.data))), image, guests)
 
 
 def programs() -> list[bytes]:
@@ -47,7 +55,7 @@ def test_pages_of_code_place_themselves(made: tuple[bytes, list[bytes]]) -> None
     """The map has the programs (their tables are what is asked); each page of code of the image is placed by itself."""
     disk, contents = made
     image = Image.of(disk, 7, largest=2)
-    found = told(Calls(), image, [guest_of(disk)])
+    found = told(image, [guest_of(disk)])
     good = np.array(right(found, image, disk))
     code = sum(len(c) for c in contents) // BLOCK
     assert good.sum() > 0.15 * code and (~good).sum() <= 0.01 * len(good)
@@ -61,14 +69,52 @@ def test_code_of_other_programs_is_nobodys(made: tuple[bytes, list[bytes]]) -> N
     own = sorted(places(disk, c) for c in contents[:3])
     holes = [(places(disk, c), len(c)) for c in contents[3:]]
     others = b"".join(c + bytes(-len(c) % BLOCK) for c in contents[3:])
-    found = told(Calls(), Image.of(others, 8, largest=2), [guest_of(disk, holes)])
+    found = told(Image.of(others, 8, largest=2), [guest_of(disk, holes)])
     assert len(own) == 3 and len(guest.files.size) >= COUNT
     assert len(found.bits) <= 0.005 * len(others) // BLOCK
 
 
-def test_a_program_whose_table_is_not_there_votes_for_nothing(made: tuple[bytes, list[bytes]]) -> None:
-    disk, contents = made
+def without(disk: bytes, contents: list[bytes], kept: int) -> Guest:
+    """The guest whose map has the first `kept` bytes of each program, and of other files nothing."""
     begins = {places(disk, c) for c in contents}
     runs = [(at, n) for _, _, at, n in guest_of(disk).files.run.tolist()]
-    holes = [(at + BLOCK, n - BLOCK) if at in begins else (at, n) for at, n in runs]
-    assert not len(told(Calls(), Image.of(disk, 7), [guest_of(disk, holes)]).bits)
+    return guest_of(disk, [(at + kept, n - kept) if at in begins else (at, n) for at, n in runs])
+
+
+def tables(disk: bytes, contents: list[bytes]) -> set[int]:
+    """The blocks in which the tables of functions begin: where the program headers (type 0x6474e550) say."""
+    out = set[int]()
+    for content in contents:
+        at, count = int.from_bytes(content[32:40], "little"), int.from_bytes(content[56:58], "little")
+        rows = [content[at + 56 * k : at + 56 * k + 56] for k in range(count)]
+        offset = next(int.from_bytes(r[8:16], "little") for r in rows if r[:4] == b"\x50\xe5\x74\x64")
+        out.add((places(disk, content) + offset) // BLOCK)
+    return out
+
+
+@pytest.mark.parametrize("kept", [BLOCK, 0])
+def test_a_table_that_the_map_lacks_is_known_again(made: tuple[bytes, list[bytes]], kept: int) -> None:
+    """Where the head is there, or is the only one of the file's size, so is its table; and then the pages of code."""
+    disk, contents = made
+    image = Image.of(disk, 7, largest=60)
+    found = told(image, [without(disk, contents, kept)])
+    good = np.array(right(found, image, disk))
+    blocks = set(found.file_block[good].tolist())
+    sizes = [len(c) for c in contents]
+    asked = tables(disk, [c for c in contents if kept or sizes.count(len(c)) == 1])
+    assert len(asked) >= 3 and len(asked & blocks) >= len(asked) - 1  # a break may cut one
+    assert good.sum() > 0.15 * sum(len(c) for c in contents) // BLOCK and (~good).sum() <= 0.01 * len(good)
+
+
+def test_a_head_is_nobodys_where_two_files_have_its_size(made: tuple[bytes, list[bytes]]) -> None:
+    disk, contents = made
+    image = Image.of(disk, 7, largest=60)
+    lost = without(disk, contents, 0)
+    assert len(told(image, [lost]).bits)
+    assert not len(told(image, [lost, lost]).bits), "as many files as heads, or one of them is another one's"
+
+
+def test_a_program_whose_table_is_nowhere_votes_for_nothing(made: tuple[bytes, list[bytes]]) -> None:
+    disk, contents = made
+    image = Image(Image.of(disk, 7).data.replace(b"\x01\x1b\x03\x3b", bytes(4)))
+    assert not len(told(image, [without(disk, contents, BLOCK)]).bits)

@@ -1,63 +1,44 @@
 """Programs for x86-64: the calls in a page of code must lead to where functions begin, which tells the page.
 
-A near call (E8) names its target by the distance from itself. Where the functions of a program begin is in the sorted
-table of its .eh_frame_hdr (LSB 5.0, "The .eh_frame_hdr section"), read through the map so far. For every page of code
-on the image each call votes for the pages of each program in which it would lead to a function's begin; only different
-targets count, for a function that is called often would vote often. A page is believed with 8 votes and three times as
-many as the next: on real programs 2 of some 1900 such pages were wrong. Equal programs in several guests are one.
-Memory: 16 bytes for each call on the image, up to OUR_MAX_CALLS; 8 for each function of the programs asked.
+A near call (E8) names its target by the distance from itself. Where the functions of a program begin is in a table of
+it (`programs`), which is placed too where the map does not have it. For every page of code on the image each call votes
+for the pages of each program in which it would lead to a function's begin; only different targets count, for a function
+that is called often would vote often. A page is believed with 8 votes and three times as many as the next: on real
+programs 2 of some 1900 such pages were wrong. Equal programs in several guests are one.
+Memory: 16 bytes for each call on the image, up to OUR_MAX_CALLS.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..._ext.call_votes import call_votes
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Kept, Told
+from .programs import Program, Programs, points
+from .want import BLOCK, Guest, Int64s, Told
 
 U8s = npt.NDArray[np.uint8]
-ELF, X86_64, LOAD, EH_FRAME = b"\x7fELF\x02\x01", 62, 1, 0x6474E550
-EXECUTE = 1  # p_flags
-ENCODINGS = b"\x01\x1b\x03\x3b"  # version 1; relative pointers, a 4-byte count, a sorted table relative to the header
 CALL, CALL_BYTES = 0xE8, 5
 REACH = 1 << 22  # bytes that a call leads away at most: programs are no larger, and what is no code reaches anywhere
 WIDTH = 4 * REACH  # numbers for the places of targets, from the begin of the block
 LEAST, TIMES = 8, 3  # votes that a page needs; times those of the next one
 BITS = 2.0  # of a vote beyond chance
 MAX_BITS = 30.0
-MAX_TABLE = 1 << 24  # ours: bytes of one table of functions
-MAX_PROGRAMS = 4096  # ours: of one guest
 OUR_MAX_CALLS = 1 << 24  # 256 MiB: about 4 GiB of programs
 MAX_PHASES = 8  # ours
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Functions of a program and its code: starts int64[n] (addresses, rising); the first address and file offset of
-    the code's segment, and its bytes. files: (guest, file number)s that are this program.
-    """
-
-    key: bytes  # equal programs have equal ones
-    starts: Int64s
-    address: int
-    offset: int
-    length: int
-    files: list[tuple[int, int]]
 
 
 @dataclass(slots=True)
 class Calls:
     """Mechanism: see the package."""
 
+    programs: Programs
     _guests: list[Guest] = field(default_factory=list[Guest])
-    _programs: dict[bytes, Program] = field(default_factory=dict[bytes, Program])
+    _programs: dict[bytes, Program] | None = None  # None: not asked since the guests or the image were seen
     _asked: set[bytes] = field(default_factory=set[bytes])  # programs whose pages were voted for
-    _kept: Kept[list[Program]] = field(default_factory=Kept[list[Program]])
     _seen: bool = False
     _calls: list[Int64s] = field(default_factory=list[Int64s])  # int64[n, 2]: image offset of a call, and of its target
     _held: int = 0
@@ -66,15 +47,12 @@ class Calls:
 
     def want(self, guests: list[Guest]) -> bool:
         self._guests = guests
-        self._programs = {}
-        for k, guest in enumerate(guests):
-            for p in self._kept.of(k, guest, _programs):
-                same = self._programs.setdefault(p.key, replace(p, files=[]))
-                same.files.extend((k, file) for _, file in p.files)
-        first, self._seen = not self._seen, self._seen or bool(self._programs)
+        self._programs = None
+        first, self._seen = not self._seen, self._seen or any(len(g.files.size) for g in guests)
         return first and self._seen
 
     def see(self, data: U8s, at: int, length: int) -> None:
+        self.programs.see(data.tobytes(), at, length)
         if self._held >= OUR_MAX_CALLS:
             return
         end = min(length, len(data) - CALL_BYTES + 1)
@@ -86,20 +64,23 @@ class Calls:
         self._held += len(place)
 
     def points(self, number: int) -> Told:
-        if self._calls and not set(self._programs) <= self._asked:
-            self._vote(list(self._programs.values()))
-            self._asked |= set(self._programs)
+        if self._programs is None:
+            self._programs = self.programs.of(self._guests)
+            if self._calls and not set(self._programs) <= self._asked:
+                self._vote(list(self._programs.values()))
+                self._asked |= set(self._programs)
         rows: list[tuple[int, int, int, int]] = []  # file, page of it, image offset, votes
         for (key, page, place), votes in self._found.items():
             files = self._programs[key].files if key in self._programs else []
             rows += [(file, page, place, votes - len(files)) for guest, file in files if guest == number]
-        if not rows:
-            return Told.nothing()
-        guest, table = self._guests[number], np.array(rows, np.int64)
-        f = to_file(guest.disk.map, guest.files.place(table[:, 0], table[:, 1] * BLOCK))
-        step = table[:, 2] - f - guest.start
+        pages = np.array(rows, np.int64).reshape(-1, 4)
+        table, worth = points(number, self._programs)
+        guest = self._guests[number]
+        all_ = np.concatenate((np.column_stack((pages[:, 0], pages[:, 1] * BLOCK, pages[:, 2])), table))
+        f = to_file(guest.disk.map, guest.files.place(all_[:, 0], all_[:, 1]))
+        step = all_[:, 2] - f - guest.start
         keep = (f >= 0) & (step % BLOCK == 0)
-        bits = np.clip(BITS * table[:, 3].astype(np.float64), 0.0, MAX_BITS)
+        bits = np.concatenate((np.clip(BITS * pages[:, 3].astype(np.float64), 0.0, MAX_BITS), worth))
         return Told(f[keep] // BLOCK, step[keep] // BLOCK, bits[keep], np.empty(0, np.int64))
 
     def _vote(self, programs: list[Program]) -> None:
@@ -181,56 +162,6 @@ class _Pages:
         """The program of a page, and the page's number in the file."""
         k = int(np.searchsorted(self.first, number, side="right")) - 1  # every program has a page of code
         return self.programs[k], int(self.page[k]) + number - int(self.first[k])
-
-
-def _programs(guest: Guest) -> list[Program]:
-    """The programs whose tables can be read; files: of guest 0."""
-    out: list[Program] = []
-    g, number = guest.files.begins()
-    for at, file in list(zip(g.tolist(), number.tolist(), strict=True))[:MAX_PROGRAMS]:
-        size = int(guest.files.size[file])
-        head = guest.disk.read(at, BLOCK) if size > BLOCK else b""
-        if head[:6] != ELF or int.from_bytes(head[18:20], "little") != X86_64:
-            continue
-        program = _program(guest, file, size, head)
-        if program is not None:
-            out.append(program)
-    return out
-
-
-def _program(guest: Guest, file: int, size: int, head: bytes) -> Program | None:
-    table, entry, count = (int.from_bytes(head[a:b], "little") for a, b in ((32, 40), (54, 56), (56, 58)))
-    if entry != 56 or table + 56 * count > BLOCK:
-        return None
-    rows = [[int.from_bytes(head[at + a : at + b], "little") for a, b in ((0, 4), (4, 8), (8, 16), (16, 24), (32, 40))]
-            for at in range(table, table + 56 * count, 56)]
-    code = [r for r in rows if r[0] == LOAD and r[1] & EXECUTE and r[2] + r[4] <= size]
-    frames = [r for r in rows if r[0] == EH_FRAME and 12 < r[4] <= MAX_TABLE and r[2] + r[4] <= size]
-    if len(code) != 1 or len(frames) != 1 or (code[0][3] - code[0][2]) % BLOCK:
-        return None
-    _, _, offset, address, length = frames[0]
-    data = _read(guest, file, offset, length)
-    if data[:4] != ENCODINGS:
-        return None
-    entries = int.from_bytes(data[8:12], "little")
-    if not 0 < entries <= (length - 12) // 8:
-        return None
-    starts = np.frombuffer(data, "<i4", 2 * entries, 12)[::2].astype(np.int64) + address
-    _, _, begin, first, extent = code[0]
-    if (np.diff(starts) <= 0).any() or int(starts[0]) < first or int(starts[-1]) >= first + extent:
-        return None
-    key = hashlib.blake2b(starts.tobytes() + head, digest_size=16).digest()
-    return Program(key, starts, first, begin, extent, [(0, file)])
-
-
-def _read(guest: Guest, file: int, offset: int, length: int) -> bytes:
-    """Bytes of a file, across its runs; zeros where it has none."""
-    parts: list[bytes] = []
-    for _, low, at, n in guest.files.run[guest.files.run[:, 0] == file].tolist():
-        a, b = max(offset, low), min(offset + length, low + n)
-        if a < b:
-            parts.append(guest.disk.read(at + a - low, b - a))
-    return b"".join(parts).ljust(length, b"\0")
 
 
 def _sure(guests: list[Guest], image_offset: Int64s) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from ..window import read_view, steps
 from .archives import Archives
 from .calls import Calls
 from .gaps import Gaps
+from .programs import Programs
 from .sqlite import Pages
 from .starts import Starts
 from .sums import Sums
@@ -23,7 +24,8 @@ class Content:
     def __init__(self, image: Reader, room: Int64s) -> None:
         self._image, self._room = image, room
         self.sums = Sums()
-        self._all: tuple[Mechanism, ...] = (self.sums, Starts(), Pages(), Archives(image), Calls(), Gaps(image, room))
+        self._all: tuple[Mechanism, ...] = (
+            self.sums, Starts(), Pages(), Archives(image), Calls(Programs(image)), Gaps(image, room))
 
     def look(self, guests: list[Guest]) -> None:
         """Takes what the guests tell now."""

@@ -1,0 +1,173 @@
+"""The x86-64 programs of guests: where their functions begin, as the sorted table of their .eh_frame_hdr says.
+
+The head of a program states where that table lies in the file, and its size, hence how many functions it has; the
+table's own first words repeat that. So the table is known again on the image where the map does not have it; and the
+head where it is the only one on the image that states the size of a file. Source: System V ABI ("ELF header"); LSB 5.0,
+"The .eh_frame_hdr section".
+Memory: 16 bytes for each head and table on the image, 8 for each function of the programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ...model import Reader
+from ..tails import to_file
+from .want import BLOCK, Guest, Int64s
+
+ELF, X86_64, LOAD, EH_FRAME = b"\x7fELF\x02\x01", 62, 1, 0x6474E550
+EXECUTE = 1  # p_flags
+ENCODINGS = b"\x01\x1b\x03\x3b"  # version 1; relative pointers, a 4-byte count, a sorted table relative to the header
+NOTED = re.compile(re.escape(ELF) + b"|" + re.escape(ENCODINGS))
+SECTOR = 512
+MAX_TABLE = 1 << 24  # ours: bytes of one table of functions
+MAX_PROGRAMS = 4096  # ours: of one guest
+MAX_NOTED = 1 << 18  # ours: heads, and tables, of one image
+MAX_RIVALS = 8  # ours: tables of one place in a block and one count
+TABLE_BITS = 30.0  # a place in a block, four bytes of encodings and the number of functions
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Functions of a program and its code: starts int64[n] (addresses, rising); the first address and file offset of
+    the code's segment, and its bytes. files: (guest, file number)s that are this program. table: offset in the file
+    of the table of functions; found: image offsets where that very table lies.
+    """
+
+    key: bytes  # equal programs have equal ones
+    starts: Int64s
+    address: int
+    offset: int
+    length: int
+    table: int
+    found: tuple[int, ...]
+    files: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Programs:
+    """What was noted of programs on the image."""
+
+    image: Reader
+    _heads: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # image offsets by the file's size
+    _tables: dict[tuple[int, int], list[int]] = field(default_factory=lambda: defaultdict(list))
+    """image offsets by place in a block and number of functions"""
+    _noted: int = 0
+
+    def see(self, text: bytes, at: int, length: int) -> None:
+        """Notes heads and tables in image bytes from `at` on (see Mechanism.see)."""
+        for match in NOTED.finditer(text):
+            i = match.start()
+            if i >= length or self._noted >= MAX_NOTED:
+                break
+            if text[i] == ELF[0]:
+                size = _size(text[i : i + 64]) if (at + i) % SECTOR == 0 else 0
+                if size:
+                    self._heads[size].append(at + i)
+            elif (at + i) % 4 == 0 and i + 12 <= len(text):
+                count = int.from_bytes(text[i + 8 : i + 12], "little")
+                if 0 < count <= MAX_TABLE // 8:
+                    self._tables[(at + i) % BLOCK, count].append(at + i)
+            self._noted += 1
+
+    def of(self, guests: list[Guest]) -> dict[bytes, Program]:
+        """The programs whose tables can be read, in the map or where they lie on the image."""
+        wanted = Counter(size for g in guests for size in g.files.size.tolist())
+        found: dict[bytes, Program] = {}
+        for k, guest in enumerate(guests):
+            g, number = guest.files.begins()
+            for at, file in list(zip(g.tolist(), number.tolist(), strict=True))[:MAX_PROGRAMS]:
+                size = int(guest.files.size[file])
+                head = guest.disk.read(at, BLOCK) if size > BLOCK else b""
+                if head[:6] != ELF or guest.disk.missing(at, BLOCK):
+                    head = self._supposed(size, wanted[size])
+                if head[:6] != ELF or int.from_bytes(head[18:20], "little") != X86_64:
+                    continue
+                program = self._program(guest, file, size, head)
+                if program is not None:
+                    found.setdefault(program.key, program).files.append((k, file))
+        return found
+
+    def _supposed(self, size: int, wanted: int) -> bytes:
+        """The head of the files of a size where the image has one for each, all alike; else nothing."""
+        heads = self._heads.get(size, ())
+        if not wanted <= len(heads) <= MAX_RIVALS:
+            return b""
+        texts = {self.image.read(at, BLOCK) for at in heads}
+        return texts.pop() if len(texts) == 1 else b""
+
+    def _program(self, guest: Guest, file: int, size: int, head: bytes) -> Program | None:
+        table, entry, count = (int.from_bytes(head[a:b], "little") for a, b in ((32, 40), (54, 56), (56, 58)))
+        if entry != 56 or table + 56 * count > BLOCK:
+            return None
+        rows = [[int.from_bytes(head[at + a : at + b], "little")
+                 for a, b in ((0, 4), (4, 8), (8, 16), (16, 24), (32, 40))]
+                for at in range(table, table + 56 * count, 56)]
+        code = [r for r in rows if r[0] == LOAD and r[1] & EXECUTE and r[2] + r[4] <= size]
+        frames = [r for r in rows if r[0] == EH_FRAME and 12 < r[4] <= MAX_TABLE and r[2] + r[4] <= size]
+        if len(code) != 1 or len(frames) != 1 or (code[0][3] - code[0][2]) % BLOCK:
+            return None
+        _, _, offset, address, length = frames[0]
+        _, _, begin, first, extent = code[0]
+        places = self._places(guest, file, offset, length)
+        texts = {at: self.image.read(at, length) for at in places}
+        known = _read(guest, file, offset, length)
+        for data in (known, *(list(texts.values())[:1] if len(set(texts.values())) == 1 else ())):
+            starts = _functions(data, address, first, extent)
+            if starts is not None:
+                key = hashlib.blake2b(starts.tobytes() + head, digest_size=16).digest()
+                found = tuple(at for at, text in texts.items() if text == data)
+                return Program(key, starts, first, begin, extent, offset, found, [])
+        return None
+
+    def _places(self, guest: Guest, file: int, offset: int, length: int) -> tuple[int, ...]:
+        """Image offsets of tables as one of so many bytes begins, that could be this one by their place in a block."""
+        f = int(to_file(guest.disk.map, guest.files.place(np.array([file]), np.array([offset])))[0])
+        found = self._tables.get(((f + guest.start) % BLOCK, (length - 12) // 8), []) if f >= 0 else []
+        return tuple(found) if len(found) <= MAX_RIVALS else ()
+
+
+def points(number: int, programs: dict[bytes, Program]) -> tuple[Int64s, Floats]:
+    """(int64[n, 3]: file, offset in it, image offset; bits) of the tables of one guest's programs on the image."""
+    rows = [(file, p.table, at, TABLE_BITS - np.log2(len(p.found) * len(p.files)))
+            for p in programs.values() for g, file in p.files if g == number for at in p.found]
+    return (np.array([r[:3] for r in rows], np.int64).reshape(-1, 3), np.array([r[3] for r in rows], np.float64))
+
+
+def _functions(data: bytes, address: int, first: int, extent: int) -> Int64s | None:
+    """Addresses int64[n], rising, of the functions in a table at `address`; None where it is none of such code."""
+    if data[:4] != ENCODINGS:
+        return None
+    entries = int.from_bytes(data[8:12], "little")
+    if not 0 < entries <= (len(data) - 12) // 8:
+        return None
+    starts = np.frombuffer(data, "<i4", 2 * entries, 12)[::2].astype(np.int64) + address
+    if (np.diff(starts) <= 0).any() or int(starts[0]) < first or int(starts[-1]) >= first + extent:
+        return None
+    return starts
+
+
+def _size(head: bytes) -> int:
+    """The size that the head of a 64-bit ELF states: its section headers come last; 0 where none is told."""
+    if len(head) < 64:
+        return 0
+    at, size, count = (int.from_bytes(head[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62)))
+    return at + size * count if 0 < at < 1 << 40 else 0
+
+
+def _read(guest: Guest, file: int, offset: int, length: int) -> bytes:
+    """Bytes of a file, across its runs; zeros where it has none."""
+    parts: list[bytes] = []
+    for _, low, at, n in guest.files.run[guest.files.run[:, 0] == file].tolist():
+        a, b = max(offset, low), min(offset + length, low + n)
+        if a < b:
+            parts.append(guest.disk.read(at + a - low, b - a))
+    return b"".join(parts).ljust(length, b"\0")
