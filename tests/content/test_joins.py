@@ -80,3 +80,4 @@ def test_kinds_stay_what_they_are() -> None:
     assert bits(before(text), behind(dense), SHARES) < 0 < bits(before(dense), behind(dense[::-1]), SHARES)
     assert bits(before(b"\xff" * CUT), behind(b"\xff" * CUT), SHARES) > 0
     assert bits(before(b"\xff" * CUT), behind(bytes(CUT)), SHARES) == 0
+    assert bits(before(bytes(CUT)), behind(bytes(CUT)), SHARES) == 0, "zeros lie beside anything"

@@ -126,6 +126,8 @@ class Shares:
 
 def bits(left: Side, right: Side, shares: Shares) -> float:
     """How much likelier it is that `right` follows `left`. shares: among what could be there."""
+    if 0 in (left.fill, right.fill):
+        return 0.0  # zeros lie at the ends of all that is free, and what goes on as zeros was never a candidate
     if (left.kind, left.fill) != (right.kind, right.fill):
         if Kind.FILL in (left.kind, right.kind):
             return 0.0  # files hold fills, and end in them: that one ends says little
