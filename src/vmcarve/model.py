@@ -567,6 +567,8 @@ class HostKind:
     tell(volume, image_offset int64[n]): where a sweep of all free space found what `signatures` stand for, so that
     `files` need not look for it; any volume may be given.
     sums(reader, offset, limit): what the volume at `offset` states of its data, None without a volume.
+    fills(reader, offset, limit): int64[n, 3] of offset, length and byte: parts of the volume's own files that hold
+    nothing but that byte unless somebody wrote there since.
     """
 
     name: str
@@ -579,6 +581,7 @@ class HostKind:
     confirm_batch: ConfirmBatch | None = None
     placer: Callable[[Reader, int, int], Placer | None] | None = None
     sums: Callable[[Reader, int, int], DataSums | None] | None = None
+    fills: Callable[[Reader, int, int], npt.NDArray[np.int64]] | None = None
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..model import HostFile, HostKind, HostVolume, Reader
+from ..model import RUN_DATA, HostFile, HostKind, HostVolume, Reader
 from ._blocks import merge
 from ._first_look import named
 from ._ntfs_carve import carve
@@ -22,7 +22,8 @@ from ._ntfs_record import DATA, IN_USE, VOLUME_NAME, Boot, Record, decode_runs, 
 from ._ntfs_record import field as column
 from ._space import PIECE, RunCollector, Runs, Stream, clipped, inverted, zero_bits
 
-VOLUME, BITMAP = 3, 6  # records of the volume's own files
+LOG, VOLUME, BITMAP = 2, 3, 6  # records of the volume's own files
+EMPTY_LOG = 0xFF  # the byte that mkntfs and Windows fill $LogFile with, and drivers that empty it
 BOOT_BYTES = 512
 OUR_MAX_CLAIMS = 1 << 23  # runs of files in use that we hold while $Bitmap is lost (128 MiB)
 BACKUP_SEARCH = 64 << 10  # bytes at the volume's end in which the backup boot sector is looked for
@@ -75,6 +76,10 @@ class NtfsVolume:
 
     def _end(self) -> int:
         return min(self.offset + self._boot.clusters * self._boot.cluster, self._reader.size)
+
+    def log(self) -> Runs:
+        """HostFile rows of $LogFile."""
+        return self._own(LOG)
 
     def _own(self, number: int) -> Runs:
         """HostFile rows of one of the volume's own files."""
@@ -167,4 +172,12 @@ def former_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("ntfs", open_volume, carve, former_volume, placer=placer)
+def fills(reader: Reader, offset: int, limit: int) -> np.ndarray:
+    """See HostKind: $LogFile."""
+    volume = open_volume(reader, offset, limit)
+    rows = volume.log() if isinstance(volume, NtfsVolume) else np.empty((0, 4), np.int64)
+    rows = rows[(rows[:, 3] == RUN_DATA) & (rows[:, 1] >= 0)]
+    return np.column_stack((rows[:, 1:3], np.full(len(rows), EMPTY_LOG)))
+
+
+HOST = HostKind("ntfs", open_volume, carve, former_volume, placer=placer, fills=fills)

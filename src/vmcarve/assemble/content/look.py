@@ -8,6 +8,7 @@ from ...model import Reader
 from ..window import read_view, steps
 from .archives import Archives
 from .calls import Calls
+from .fills import Fills
 from .gaps import Gaps
 from .programs import Programs
 from .sqlite import Pages
@@ -25,7 +26,8 @@ class Content:
         self._image, self._room = image, room
         self.sums = Sums()
         self._all: tuple[Mechanism, ...] = (
-            self.sums, Starts(), Pages(), Archives(image), Calls(Programs(image)), Gaps(image, room))
+            self.sums, Starts(), Pages(), Archives(image), Calls(Programs(image)), Fills(),
+            Gaps(image, room))
 
     def look(self, guests: list[Guest]) -> None:
         """Takes what the guests tell now."""
