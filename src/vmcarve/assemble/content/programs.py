@@ -10,8 +10,8 @@ Memory: 16 bytes for each head and table on the image, 8 for each function of th
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,6 @@ from .want import BLOCK, Guest, Int64s
 ELF, X86_64, LOAD, EH_FRAME = b"\x7fELF\x02\x01", 62, 1, 0x6474E550
 EXECUTE = 1  # p_flags
 ENCODINGS = b"\x01\x1b\x03\x3b"  # version 1; relative pointers, a 4-byte count, a sorted table relative to the header
-NOTED = re.compile(re.escape(ELF) + b"|" + re.escape(ENCODINGS))
 SECTOR = 512
 MAX_TABLE = 1 << 24  # ours: bytes of one table of functions
 MAX_PROGRAMS = 4096  # ours: of one guest
@@ -64,19 +63,16 @@ class Programs:
 
     def see(self, text: bytes, at: int, length: int) -> None:
         """Notes heads and tables in image bytes from `at` on (see Mechanism.see)."""
-        for match in NOTED.finditer(text):
-            i = match.start()
-            if i >= length or self._noted >= MAX_NOTED:
-                break
-            if text[i] == ELF[0]:
-                size = _size(text[i : i + 64]) if (at + i) % SECTOR == 0 else 0
-                if size:
-                    self._heads[size].append(at + i)
-            elif (at + i) % 4 == 0 and i + 12 <= len(text):
-                count = int.from_bytes(text[i + 8 : i + 12], "little")
-                if 0 < count <= MAX_TABLE // 8:
-                    self._tables[(at + i) % BLOCK, count].append(at + i)
-            self._noted += 1
+        for place in _each(text, ELF, length):
+            size = _size(text[place : place + 64]) if (at + place) % SECTOR == 0 else 0
+            if size and self._noted < MAX_NOTED:
+                self._heads[size].append(at + place)
+                self._noted += 1
+        for place in _each(text, ENCODINGS, min(length, len(text) - 11)):
+            count = int.from_bytes(text[place + 8 : place + 12], "little")
+            if (at + place) % 4 == 0 and 0 < count <= MAX_TABLE // 8 and self._noted < MAX_NOTED:
+                self._tables[(at + place) % BLOCK, count].append(at + place)
+                self._noted += 1
 
     def of(self, guests: list[Guest]) -> dict[bytes, Program]:
         """The programs whose tables can be read, in the map or where they lie on the image."""
@@ -140,6 +136,14 @@ def points(number: int, programs: dict[bytes, Program]) -> tuple[Int64s, Floats]
     rows = [(file, p.table, at, TABLE_BITS - np.log2(len(p.found) * len(p.files)))
             for p in programs.values() for g, file in p.files if g == number for at in p.found]
     return (np.array([r[:3] for r in rows], np.int64).reshape(-1, 3), np.array([r[3] for r in rows], np.float64))
+
+
+def _each(text: bytes, needle: bytes, end: int) -> Iterator[int]:
+    """Where the needle begins before `end`."""
+    at = text.find(needle)
+    while 0 <= at < end:
+        yield at
+        at = text.find(needle, at + 1)
 
 
 def _functions(data: bytes, address: int, first: int, extent: int) -> Int64s | None:
