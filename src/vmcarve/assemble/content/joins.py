@@ -149,11 +149,11 @@ def _text(left: Side, right: Side) -> float:
         out = min(MOST, math.log2(RANGE_SECONDS / (4 * step)))
     elif (len(left.times) > 2) != (len(right.times) > 2):
         return AGAINST / 2
-    gain = _foretold(left, right)
+    gain = foretold(left, right)
     return out + next(worth for least, worth in WORDS if gain >= least)
 
 
-def _foretold(left: Side, right: Side) -> float:
+def foretold(left: Side, right: Side) -> float:
     """Bits by which the letters before the border foretell those behind it better than these do each other.
 
     Contexts of up to six letters, counted on both sides; a longer one where it was seen, weighed against the shorter.
@@ -194,14 +194,17 @@ def _numbers(left: bytes, right: bytes) -> float:
     return 0.0
 
 
+def seconds(stamp: re.Match[bytes]) -> float | None:
+    """Unix seconds of a match of STAMP, taken for UTC; None where it is no time."""
+    try:
+        return datetime(*(int(n) for n in stamp.groups()), tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
 def _times(data: bytes) -> tuple[float, ...]:
     """Seconds of the time stamps in a text, none where they do not rise."""
-    out: list[float] = []
-    for match in STAMP.finditer(data):
-        try:
-            out.append(datetime(*(int(n) for n in match.groups()), tzinfo=UTC).timestamp())
-        except ValueError:
-            return ()
+    out = [t for match in STAMP.finditer(data) if (t := seconds(match)) is not None]
     return tuple(out) if all(a <= b for a, b in zip(out, out[1:], strict=False)) else ()
 
 
