@@ -351,12 +351,14 @@ def _has_file_at(c: Candidate, place: int) -> bool:
 
 
 def _witnessed(c: Candidate) -> float:
-    """The share of what a candidate's guest has in use that lies before the last of its file ends.
+    """The share of what a candidate's guest has in use that lies before the last of its files.
 
     A guest that is read through a wrong map behind a break lists files only in what lies before that.
     """
     used = np.flatnonzero(_expect(c).use == USED)
-    return float(np.searchsorted(used, int(c.ends.file_offset[-1]) // BLOCK, side="right")) / max(1, len(used))
+    behind = to_file(c.container.guests[0].map, c.files.run[:, 2:].sum(axis=1) - 1)
+    last = max(int(c.ends.file_offset[-1]), int(behind.max(initial=0)))
+    return float(np.searchsorted(used, last // BLOCK, side="right")) / max(1, len(used))
 
 
 def _reads(c: Candidate) -> bool:

@@ -64,7 +64,10 @@ class Search:
 
     def keep(self, container: Container, file_map: FileMap) -> None:
         """The tables of this container are its own: nobody else's."""
-        self.used |= _own(container, file_map, container.size)
+        for region in container.regions[:MAX_OWN]:
+            end = region.file_offset + min(region.length, MAX_REGION)
+            for f in range(region.file_offset // BLOCK * BLOCK, end, BLOCK):
+                self.used.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
 
     def complete_before(self, fmt: Format, start: int, first: FileMap, end: int) -> Found | None:
         """What `complete` finds before image offset `end`, when that is all that is wanted; else nothing is used."""
@@ -146,13 +149,18 @@ class Search:
         return [(f, p) for f, p in found.tolist()]
 
     def _in_place(self, fmt: Format, first: FileMap, end: int) -> set[int]:
-        """Image offsets of the structures before file offset `end`, the first that is wanted: so far the run holds."""
+        """Image offsets where structures begin before file offset `end`, the first wanted: so far the run holds.
+
+        Only where they begin: behind that may be zeros, which a host leaves out.
+        """
         if end == 0:
             return set()
         try:
-            return _own(fmt.open(FileView(self.image, first)), first, end)
+            regions = fmt.open(FileView(self.image, first)).regions
         except Damaged:
             return set()
+        begins = [r.file_offset // BLOCK * BLOCK for r in regions if r.file_offset < end]
+        return {p for f in begins[:MAX_OWN] for _, _, p, _, _ in first.cut(f, 1) if p >= 0}
 
     def _find(self, want: Want, start: int, laid: _Laid, own: set[int], end: int | None) -> int | None:
         heads = self.heads(start % BLOCK)
@@ -177,22 +185,12 @@ class Search:
         return None if best is None else best[1]
 
 
-def _own(container: Container, file_map: FileMap, end: int) -> set[int]:
-    """Image offsets of the blocks of a container's structures that begin before file offset `end`."""
-    out: set[int] = set()
-    for region in [r for r in container.regions if r.file_offset < end][:MAX_OWN]:
-        last = region.file_offset + min(region.length, MAX_REGION)
-        for f in range(region.file_offset // BLOCK * BLOCK, last, BLOCK):
-            out.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
-    return out
-
-
 def _ended(file_map: FileMap, tables: list[tuple[int, int]]) -> FileMap:
     """The map with each run ended where a table lies that belongs elsewhere in the file: it cannot go on there."""
     starts = sorted((p, p - f) for f, p in tables)
     rows: list[tuple[int, int, int, str, str]] = []
     for f, n, p, grade, rule in file_map.rows():
-        i = bisect.bisect_right(starts, (p - BLOCK, file_map.size)) if p >= 0 else len(starts)
+        i = bisect.bisect_left(starts, (p - BLOCK + 1, 0)) if p >= 0 else len(starts)
         while i < len(starts) and starts[i][0] < p + n and starts[i][1] == p - f:
             i += 1
         there = min(n, max(0, starts[i][0] - p)) if i < len(starts) else n
