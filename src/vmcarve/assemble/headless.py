@@ -64,6 +64,8 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
     looked = 0
     for view, file, file_map in files:
         names = _formats_of(file)
+        if not (file.complete and file.certain):  # a remnant beside others of one file
+            continue
         if file.size < LEAST_FILE or not names or not (file.name or _any_in(file_map, told)):
             continue
         kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
