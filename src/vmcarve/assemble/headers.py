@@ -134,6 +134,9 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
     heads = sorted({start for _, inner, start, _ in ranked if not inner})
     near: dict[tuple[int, str], Found] = {}
     for lacking, inner, start, module in ranked:
+        if lacking and not inner:
+            search.keep_begun(formats()[module], _run_from(image, start, _room_of(image), claims, free))
+    for lacking, inner, start, module in ranked:
         if not lacking and formats()[module].stated is None:
             near[start, module] = _run_from(image, start, _room_of(image), claims, free), []
         if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks

@@ -29,6 +29,7 @@ MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
 MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
 MAX_STATED = 1 << 20  # ours: structures that state their place in one container
 MAX_SIFTED = 4  # ours: times that what they state is sifted
+IN_PLACE = 4  # structures, the header among them, that no other file has at these distances
 MAX_OWN = 4096  # ours: structures of one container that are kept from others,
 MAX_REGION = 4 << 20  # and bytes of one of them
 LEAST_BITS = 8.0
@@ -68,6 +69,13 @@ class Search:
             end = region.file_offset + min(region.length, MAX_REGION)
             for f in range(region.file_offset // BLOCK * BLOCK, end, BLOCK):
                 self.used.update(p for _, _, p, _, _ in file_map.cut(f, 1) if p >= 0)
+
+    def keep_begun(self, fmt: Format, first: FileMap) -> None:
+        """So are those in their place of one that lacks others, when there are more than chance puts there."""
+        wants = fmt.wants(FileView(self.image, first)) if fmt.wants is not None else []
+        own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
+        if len(own) >= IN_PLACE:
+            self.used |= own
 
     def complete_before(self, fmt: Format, start: int, first: FileMap, end: int) -> Found | None:
         """What `complete` finds before image offset `end`, when that is all that is wanted; else nothing is used."""
