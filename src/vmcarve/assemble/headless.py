@@ -59,15 +59,16 @@ UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
 def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], evidence: pa.Table) -> None:
-    """Takes the guests of files that no format opened. files: with their maps, without what others have."""
+    """Takes the guests of files that no format opened. files: with their maps."""
     told = _guest_places(evidence)
     looked = 0
-    for view, file, file_map in files:
+    for view, file, whole in files:
         names = _formats_of(file)
         if not (file.complete and file.certain):  # a remnant beside others of one file
             continue
-        if file.size < LEAST_FILE or not names or not (file.name or _any_in(file_map, told)):
+        if file.size < LEAST_FILE or not names or not (file.name or _any_in(whole, told)):
             continue
+        file_map = state.claims.rest_of(whole, "others")  # a live file that was opened is not its own any more
         kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
         if kept < LEAST_LEFT * sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING):
             continue
