@@ -174,6 +174,12 @@ def test_breaks_are_told_apart(extents: list[Any], shape: str, counts: dict[str,
     assert {name: getattr(found, name) for name in counts} == counts
 
 
+def test_a_disk_in_several_files_lies_as_the_worst_of_them() -> None:
+    whole, broken = lay.lay_of([(0, 80, 40, "")]), lay.lay_of([(0, 80, 8, ""), (8, 40, 8, "")])
+    assert lay.hardest([whole.to_json(), broken.to_json(), {}]) == lay.FRAGMENTED
+    assert lay.hardest([whole.to_json(), {}]) == lay.ONE_RUN
+
+
 def test_harm_takes_what_it_says() -> None:
     """Ranges of each kind lie in the file and take the share that they are named for; holes are left alone."""
     size = 40 << 20

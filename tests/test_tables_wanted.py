@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.helpers import run
 from tests.makers.vdi import dynamic as make_vdi
 from tests.makers.vmdk import make_cowd, make_sesparse
+from vmcarve.assemble.headers import _lacks  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.tables import Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
 from vmcarve.filemap import FileMap, FileView
@@ -345,3 +346,17 @@ def test_a_spare_table_pins_nothing(containers: dict[str, bytes]) -> None:
     assert moved and not moved & {f for f, _ in tables}
     assert {f for f, _ in tables} & {r.file_offset for r in whole.regions if r.kind == "qcow2.l2"}
     assert all(image.read(found.cut(f, 1)[0][2], BLOCK) == data[f : f + BLOCK] for f in moved)
+
+
+def test_a_run_that_tells_its_disk_lacks_no_tables_that_state_their_place(tmp_path: Path) -> None:
+    """Such tables are looked for over the whole image, and found too often: only where a run does not tell its disk."""
+    (tmp_path / "raw").write_bytes(random.Random(8).randbytes(3 * MIB))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", tmp_path / "raw",
+        tmp_path / "qcow2")
+    data = (tmp_path / "qcow2").read_bytes()
+    noise = random.Random(9).randbytes(64 * BLOCK)
+    half = len(data) // 2 // BLOCK * BLOCK
+    fmt = formats()["qcow2"]
+    assert fmt.stated is not None
+    assert not _lacks(fmt, BytesReader(data + noise))
+    assert _lacks(fmt, BytesReader(data[:half] + noise + data[half:]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ PACKED = "host holes packed"
 METADATA = "host metadata inside"
 GAPS = "small gaps inside"
 FRAGMENTED = "fragmented"
+HARDEST = (FRAGMENTED, GAPS, METADATA, PACKED, IN_PLACE, ONE_RUN)
 
 
 @dataclass
@@ -52,6 +53,12 @@ class Lay:
     def to_json(self) -> dict[str, Any]:
         """The counts and the shape."""
         return {**asdict(self), "shape": self.shape}
+
+
+def hardest(lays: Iterable[dict[str, Any]]) -> str:
+    """The shape of a disk in several files: that of the file with the hardest break."""
+    shapes = {lay["shape"] for lay in lays if lay}
+    return next((shape for shape in HARDEST if shape in shapes), ONE_RUN)
 
 
 def lay_of(extents: Sequence[Extent], others: Sequence[Area] = (), own: Sequence[Area] = ()) -> Lay:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .lay import hardest
 from .recovered import Case, Row, claimed, load_case, read_guest, written_file
 from .sparse import BLOCK, ZERO_HASH, Hashes, block_hashes, sha256
 from .truth import ORIGINALS, load_flags, load_hashes, load_truth
@@ -168,7 +169,7 @@ def _score_one(states: list[State], state: State, one: Recovered | None, case: C
         "deleted": disk["deleted"],
         "intact": disk["intact"],
         "inside": disk["inside"],
-        "lay": disk["lay"],
+        "lay": disk["lay"] and {**disk["lay"], "shape": hardest(file["lay"] for file in disk["files"])},
         "found": one is not None,
         "wanted_bytes": wanted * BLOCK,
         "harmed_bytes": sum(length for file in disk["files"] for _, length in file["harmed"]),

@@ -128,7 +128,7 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
         """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
         fmt = formats()[one[1]]
         view = FileView(image, _run_from(image, one[0], _room_of(image), claims, free))
-        return fmt.wants is not None and bool(fmt.wants(view)), _seen(hints, *one) > one[0], one[0]
+        return _lacks(fmt, view), _seen(hints, *one) > one[0], one[0]
 
     ranked = sorted((*whole_first(one), one[1]) for one in hints)
     heads = sorted({start for _, inner, start, _ in ranked if not inner})
@@ -137,7 +137,7 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
         if lacking and not inner:
             search.keep_begun(formats()[module], _run_from(image, start, _room_of(image), claims, free))
     for lacking, inner, start, module in ranked:
-        if not lacking and formats()[module].stated is None:
+        if not lacking:
             near[start, module] = _run_from(image, start, _room_of(image), claims, free), []
         if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks
             end = min((h for h in heads if h > start), default=image.size)
@@ -153,6 +153,16 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
             if not lacking and holds_data(led.container) and not in_doubt(led.container):
                 search.keep(led.container, led.map)
     return sorted(opened, key=lambda one: (one[0], one[1].name))
+
+
+def _lacks(fmt: Format, view: Reader) -> bool:
+    """Whether tables of a container are not where its run has them, as the format tells or as what it reads there."""
+    if fmt.wants is not None and fmt.wants(view):
+        return True
+    try:
+        return fmt.stated is not None and in_doubt(fmt.open(view))
+    except Damaged:
+        return True
 
 
 def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[int]) -> Candidate:
