@@ -87,3 +87,15 @@ def test_what_others_own_is_never_claimed() -> None:
 def test_rounds_are_counted_in_blocks_of_some_mib() -> None:
     """The place where allocators like to break files is stated in 4 KiB blocks."""
     assert ROUND_BLOCKS * 4096 == 4 << 20
+
+
+def test_a_run_that_bends_back_lies_over_nothing_of_itself() -> None:
+    """13 free blocks are holes, then 38 of the image are another's: no jump gives the image's blocks twice instead."""
+    expected = np.array([USED] * 3 + [FREE] * 13 + [USED] * 105, np.uint8)
+    full = np.array([1] * 5 + [0] * 38 + [1] * 65, bool)
+    others = np.zeros(len(full), bool)
+    others[5:43] = True
+    n = len(expected)
+    found = align(expected, full, others, [Pin(0, 0), Pin(n - 1, n - 14)], jumps=False)
+    assert found is not None
+    assert found.tolist() == [0, 1, 2, *[-1] * 13, 3, 4, *[-1] * 38, *range(43, 108)]

@@ -40,6 +40,7 @@ COSTS = {
     "a pin": 60.0,
     "a hole while the image goes on": -0.3,
 }
+NEVER = -1e12
 ROUND_BLOCKS = 1024
 MAX_CELLS = 100_000_000  # ours: states x blocks of one programme; one byte each
 MAX_BLOCKS = 1 << 22  # ours: file blocks of one programme (16 GiB)
@@ -74,12 +75,13 @@ def deltas_of(pins: list[Pin], holes: int = 0) -> npt.NDArray[np.int64]:
 
 
 def align(expected: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_],
-          pins: list[Pin], holes: int = 0) -> npt.NDArray[np.int64] | None:
+          pins: list[Pin], holes: int = 0, jumps: bool = True) -> npt.NDArray[np.int64] | None:
     """The best image block for every file block: int64[n], -1 where the block is a hole of the host file.
 
     expected uint8[n]: USED, FREE or UNKNOWN per file block. full bool[m]: image block holds something, others bool[m]:
-    owned by somebody else. pins: at least the container's first block. holes: see deltas_of. None when the programme
-    would be too large.
+    owned by somebody else. pins: at least the container's first block. holes: see deltas_of. jumps: whether a run may
+    end anywhere and another begin; one that bends toward the image's begin cannot, as it would lie over itself. None
+    when the programme would be too large.
     """
     n = len(expected)
     delta = deltas_of(pins, holes)
@@ -93,8 +95,9 @@ def align(expected: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], others: 
     first = min(pins, key=lambda p: p.file_block)
     start = int(np.searchsorted(delta, first.image_block - first.file_block))
     action, jump_from = np.zeros((n, k), np.uint8), np.zeros(n, np.int32)
+    costs = COSTS if jumps else COSTS | {"a jump": NEVER}
     last = delta_path(expected, full.view(np.uint8), others.view(np.uint8), delta, start, pinned,
-                      np.array(list(COSTS.values())), ROUND_BLOCKS, action, jump_from, np.zeros((2, k)),
+                      np.array(list(costs.values())), ROUND_BLOCKS, action, jump_from, np.zeros((2, k)),
                       np.zeros((2, k), np.uint8))
     return _trace(action, jump_from, delta, last)
 

@@ -281,7 +281,8 @@ def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Exp
     for start, length in taken.image.free_of(np.array([[low, max(0, count - 2) * BLOCK]], np.int64)).tolist():
         others[-(-(start - base) // BLOCK) : (start + length - base) // BLOCK] = False
     others[0] = others[-1] = False
-    found = align(expected.use[a.last : b.first + 1], full, others, [Pin(0, 0), Pin(n + 1, n + 1 + step)])
+    found = align(expected.use[a.last : b.first + 1], full, others, [Pin(0, 0), Pin(n + 1, n + 1 + step)],
+                  jumps=foreign)
     if found is None:
         return None
     inside, out = found[1:-1], list[Part]()
