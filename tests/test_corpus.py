@@ -14,7 +14,7 @@ import pytest
 
 from benches import rows
 from benches.recall import bound
-from tests.corpus import SCENES, CorpusError, decoys, harm, lay, make, payload, score, scoring, work
+from tests.corpus import SCENES, CorpusError, decoys, harm, lay, make, payload, score, scoring, survival, work
 from tests.corpus.bare import cut
 from tests.corpus.containers import QemuMaker, discover
 from tests.corpus.disks import Plan
@@ -420,3 +420,15 @@ def test_a_scene_without_mounts_says_so(
     assert load_truth(scene)["mounts"] is False
     with pytest.raises(CorpusError, match="needs loop mounts"):
         make("xfs-contiguous", tmp_path / "xfs")
+
+
+def test_a_file_that_a_host_kept_in_its_metadata_is_there_or_not(tmp_path: Path) -> None:
+    """NTFS writes its own two bytes at the end of each sector of a record; a wiped host has nothing of the file."""
+    text = "".join(f"RW {n} SPARSE \"disk-s{n:03}.vmdk\"\n" for n in range(20)).encode()
+    (tmp_path / "file").write_bytes(text + bytes(200))
+    record = bytearray(bytes(300) + text + bytes(500))
+    record[510:512] = b"\7\0"
+    (tmp_path / "image").write_bytes(record)
+    assert survival.has_small(tmp_path / "image", tmp_path / "file")
+    (tmp_path / "image").write_bytes(bytes(len(record)))
+    assert not survival.has_small(tmp_path / "image", tmp_path / "file")

@@ -24,7 +24,7 @@ from .ran import run_guests
 from .scene import ALL, DELETED, Scene, host_for, plans_for
 from .scenes import SCENES
 from .sparse import sha256
-from .survival import matches, recoverable_blocks
+from .survival import MOST_INLINE, has_small, matches, recoverable_blocks
 from .tools import CorpusError, NeedsRoot, no_mounts_because, run
 from .truth import IMAGE, ORIGINALS, Disk, Extent, HostFile, Snapshot, describe_guest, write_truth
 from .wipe import Area, between_files, wipe, without
@@ -443,7 +443,10 @@ class _Making:
     def _check_survival(self, placed: Placed, disk: Disk) -> None:
         """Note whether the final image still has all bytes, and which guest blocks they give where not."""
         rows = [(file, row.extents) for file, row in zip(placed.built.files, placed.files, strict=True) if row.extents]
-        disk.intact = all(matches(self.image, file, extents) for file, extents in rows)
+        small = [file for file, row in zip(placed.built.files, placed.files, strict=True)
+                 if not row.extents and 0 < row.size <= MOST_INLINE and disk.inside is None]
+        disk.intact = all(matches(self.image, file, extents) for file, extents in rows) and \
+            all(has_small(self.image, file) for file in small)
         if not disk.intact:
             blocks = recoverable_blocks(
                 self.image, placed.built, dict(rows), self.out / disk.guest.guest_hashes, self.work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from .truth import Extent
 
 PIECE = 4 << 20  # bytes compared at once
 SECTOR = 512  # bytes; every format here keeps the guest's sectors whole and at whole sectors
+SMALL = 64  # bytes that tell a small file from others
+MOST_INLINE = 4096  # bytes of a file that a host keeps among its metadata
 PLAIN = 0.9  # share of the guest that stands in a container as it is, unless that is compressed
 
 Unit = tuple[int, int, int, int]  # guest_offset, length, file_offset, stored bytes
@@ -25,6 +28,17 @@ Unit = tuple[int, int, int, int]  # guest_offset, length, file_offset, stored by
 def matches(image: Path, file: Path, extents: list[Extent]) -> bool:
     """Whether the written extents of `image` hold the bytes of `file`, and all else of `file` is zero."""
     return next(damage(image, file, extents), None) is None and _zero_outside(file, extents)
+
+
+def has_small(image: Path, file: Path) -> bool:
+    """Whether the image still holds a file that the host kept among its own metadata: what tells it from others.
+
+    That is how it begins: descriptors end alike. NTFS puts two other bytes at the end of each sector of a record,
+    which may be amid that.
+    """
+    data = file.read_bytes().rstrip(b"\0")  # qemu-img fills a descriptor up to a sector
+    with image.open("rb") as there, mmap.mmap(there.fileno(), 0, access=mmap.ACCESS_READ) as all_of_it:
+        return not data or any(all_of_it.find(part) >= 0 for part in (data[:SMALL], data[SMALL // 2 : 2 * SMALL]))
 
 
 def damage(image: Path, file: Path, extents: list[Extent]) -> Iterator[tuple[int, int]]:
