@@ -246,7 +246,8 @@ def _agreeing(image: Reader, orphan: Orphan, pins: Int64s, stated: bool) -> int:
     disk = VirtualDisk(FileView(image, FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence),
                                 [(x.file_offset, x.data) for x in orphan.container.patches]), guest)
     failed = [c for c in orphan.container.checks if c.grave and not c.ok]
-    sound = units and any(_holds(disk, v) for v in describe(disk))
+    # a partition table agrees with itself wherever its volumes lie
+    sound = units and any(_holds(disk, v) for v in describe(disk) if not v.partitions)
     sound = sound or stated and len(failed) <= 1  # the header is ours
     return len(units) + (LEAST if sound else 0)
 
