@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .._ext.sector_tails import sector_tails
 from ..model import GUESSED, MISSING, SECTOR, Reader
-from .align import BLOCK, COSTS, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
+from .align import BLOCK, COSTS, FREE, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
 from .segments import Segment, Taken
 from .state import Claims
 from .tails import FileEnds
@@ -281,8 +281,10 @@ def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Exp
     for start, length in taken.image.free_of(np.array([[low, max(0, count - 2) * BLOCK]], np.int64)).tolist():
         others[-(-(start - base) // BLOCK) : (start + length - base) // BLOCK] = False
     others[0] = others[-1] = False
-    found = align(expected.use[a.last : b.first + 1], full, others, [Pin(0, 0), Pin(n + 1, n + 1 + step)],
-                  jumps=foreign)
+    use = expected.use[a.last : b.first + 1]
+    # where too little is known to be free the guest has not been read: then nobody can say where the holes are
+    jumps = foreign or int((use == FREE).sum()) < -step
+    found = align(use, full, others, [Pin(0, 0), Pin(n + 1, n + 1 + step)], jumps=jumps)
     if found is None:
         return None
     inside, out = found[1:-1], list[Part]()
