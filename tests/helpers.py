@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,25 @@ def run(*argv: str | Path, timeout: float = LIMIT_SECONDS, check: bool = True) -
     if check and done.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, argv))} ended with {done.returncode}: {done.stdout}{done.stderr}")
     return done
+
+
+def ext4_disk(folder: Path, seed: int, label: str, size: int, block: int, most: int) -> bytes:
+    """A disk of `size` bytes with one partition from 1 MiB to 1 MiB before its end, label "gpt" or "dos": an ext4 in
+    blocks of `block` bytes with 500 files of 2000 to `most` random bytes, other ones for every seed.
+    """
+    rng = random.Random(seed)
+    tree, volume, raw = folder / f"tree{seed}", folder / f"volume{seed}", folder / f"raw{seed}"
+    tree.mkdir()
+    for n in range(500):
+        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(2_000, most)))
+    with volume.open("wb") as file:
+        file.truncate(size - (2 << 20))
+    run("mkfs.ext4", "-q", "-F", "-b", str(block), "-O", "^has_journal", "-N", "600", "-d", tree, volume)
+    raw.write_bytes(bytes(1 << 20) + volume.read_bytes() + bytes(1 << 20))
+    script = folder / "script"
+    script.write_text(f"label: {label}\nstart=2048, size={(size - (2 << 20)) // 512}\n")
+    run("sh", "-c", f"sfdisk -q --no-reread {raw} < {script}")
+    return raw.read_bytes()
 
 
 def read_guest(reader: Reader, guest_map: GuestMap, parent: bytes | None = None) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.helpers import run
+from tests.helpers import ext4_disk, run
 from tests.host.written import needs
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
@@ -52,18 +52,7 @@ SIZE = 26 * MIB
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A guest disk with an ext4 of small files at 1 MiB."""
-    folder, rng = tmp_path_factory.mktemp("disk"), random.Random(1)
-    tree, volume = folder / "tree", folder / "volume"
-    tree.mkdir()
-    for n in range(500):
-        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(2_000, 60_000)))
-    with volume.open("wb") as file:
-        file.truncate(SIZE - 2 * MIB)
-    run("mkfs.ext4", "-q", "-F", "-b", "1024", "-O", "^has_journal", "-N", "600", "-d", tree, volume)
-    raw = folder / "raw"
-    raw.write_bytes(bytes(MIB) + volume.read_bytes() + bytes(MIB))
-    run("sh", "-c", f"echo 'label: gpt\nstart=2048, size={(SIZE - 2 * MIB) // 512}' | sfdisk -q --no-reread {raw}")
-    return raw.read_bytes()
+    return ext4_disk(tmp_path_factory.mktemp("disk"), 1, "gpt", SIZE, 1024, 60_000)
 
 
 def deleted(folder: Path, content: bytes, name: str) -> tuple[State, HostFile, FileMap, pa.Table]:

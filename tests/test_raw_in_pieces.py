@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.helpers import run
+from tests.helpers import ext4_disk
 from tests.host.written import needs
 from vmcarve.assemble.boot_sectors import BootSectors
 from vmcarve.assemble.places import Places
@@ -27,27 +27,10 @@ SIZE = 26 * MIB
 LABELS = ("gpt", "gpt", "dos")
 
 
-def disk(folder: Path, seed: int, label: str) -> bytes:
-    """A disk with one partition: an ext4 of small files, distinct for every seed."""
-    rng = random.Random(seed)
-    tree, volume, raw = folder / f"tree{seed}", folder / f"volume{seed}", folder / f"raw{seed}"
-    tree.mkdir()
-    for n in range(500):
-        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(2_000, 70_000)))
-    with volume.open("wb") as file:
-        file.truncate(SIZE - 2 * MIB)
-    run("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal", "-N", "600", "-d", tree, volume)
-    raw.write_bytes(bytes(MIB) + volume.read_bytes() + bytes(MIB))
-    script = folder / "script"
-    script.write_text(f"label: {label}\nstart=2048, size={(SIZE - 2 * MIB) // 512}\n")
-    run("sh", "-c", f"sfdisk -q --no-reread {raw} < {script}")
-    return raw.read_bytes()
-
-
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     folder = tmp_path_factory.mktemp("disks")
-    return [disk(folder, seed, label) for seed, label in enumerate(LABELS)]
+    return [ext4_disk(folder, seed, label, SIZE, BLOCK, 70_000) for seed, label in enumerate(LABELS)]
 
 
 def laid(folder: Path, disks: list[bytes], lengths: list[int], gaps: bool) -> Path:

@@ -13,8 +13,9 @@ from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, SUPPORTED, Container, Reader
 from ..verify.guest import describe
+from .asked import asked
 from .places import has_plain
-from .tails import agree, file_ends, mapped, open_volumes
+from .tails import FileEnds, agree, file_ends, mapped, open_volumes
 
 MAX_ENDS = 4096  # ours: file ends of one guest that are looked at, spread over it
 LEAST = 2  # ends that are violated
@@ -32,10 +33,7 @@ def contradicted(image: Reader, container: Container, file_map: FileMap) -> bool
     if any(v.consistent is False for v in found):
         return True
     spans = [(offset, length) for v in found for offset, length, _ in v.partitions] or [(0, disk.size)]
-    try:
-        ends = file_ends(open_volumes(disk, spans), guest_map)
-    except Exception:  # a guest that breaks our reader says nothing for or against the map
-        return False
+    ends = asked(lambda: file_ends(open_volumes(disk, spans), guest_map), FileEnds.none())
     picked = np.arange(0, len(ends), max(1, len(ends) // MAX_ENDS))
     some = ends.picked(picked)
     right, wrong = agree(image, mapped(file_map, some.file_offset), some)

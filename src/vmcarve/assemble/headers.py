@@ -137,8 +137,6 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
         if lacking and not inner:
             search.keep_begun(formats()[module], _run_from(image, start, _room_of(image), claims, free))
     for lacking, inner, start, module in ranked:
-        if not lacking:
-            near[start, module] = _run_from(image, start, _room_of(image), claims, free), []
         if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks
             end = min((h for h in heads if h > start), default=image.size)
             first = _run_from(image, start, _room_of(image), claims, free)
@@ -147,7 +145,8 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
                 near[start, module] = found
     for lacking, _, start, module in ranked:
         ends = sorted({end for _, end in hints[start, module]}, reverse=True)
-        led = _open_at(image, formats()[module], start, ends, claims, free, search, near.get((start, module)))
+        led = _open_at(image, formats()[module], start, ends, claims, free, search if lacking else None,
+                       near.get((start, module)))
         if led is not None:
             opened.append((start, formats()[module], led))
             if not lacking and holds_data(led.container) and not in_doubt(led.container):
@@ -207,12 +206,13 @@ def _behind(rows: list[tuple[int, int, int, str, str]], at: int, length: int, im
 
 
 def _open_at(image: Reader, fmt: Format, start: int, hints: list[int], claims: Claims,
-             free: npt.NDArray[np.int64] | None, search: Search, near: Found | None) -> Led | None:
+             free: npt.NDArray[np.int64] | None, search: Search | None, near: Found | None) -> Led | None:
+    """search: None where the run has every table. near: what was found already of one that lacks some."""
     room = _room_of(image)
     for size in [room, *hints]:
         file_map = _run_from(image, start, size, claims, free)
         tables: list[tuple[int, int]] = []
-        if size == room:
+        if size == room and search is not None:
             file_map, tables = near or search.complete(fmt, start, file_map)
         try:
             container = fmt.open(FileView(image, file_map))

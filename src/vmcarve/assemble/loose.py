@@ -8,6 +8,7 @@ and file, through another one's to many, or to places that the table does not st
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, LOST, GuestMap, Placer, Reader
 from ..registry import hosts
+from .asked import asked
 from .segments import BLOCK
 from .tails import STEP, to_file
 from .window import read_view, steps
@@ -34,10 +36,7 @@ LEAST_SHARE = 0.25
 def placer_of(disk: Reader, guest_offset: int, size: int) -> Placer | None:
     """How the loose metadata of the volume at `guest_offset` of a disk places itself, None where nothing tells."""
     for kind in hosts().values():
-        try:
-            found = kind.placer(disk, guest_offset, size) if kind.placer is not None else None
-        except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-            continue
+        found = None if kind.placer is None else asked(partial(kind.placer, disk, guest_offset, size), None)
         if found is not None:
             return found
     return None

@@ -14,8 +14,9 @@ from ..disk import VirtualDisk
 from ..model import GuestMap, Member, Reader
 from ..verify import disk as verified  # the module: it imports this package, and may not be whole yet
 from ..verify.guest import describe
+from .asked import asked
 from .state import Assembled, Joined
-from .tails import agree, file_ends, open_volumes
+from .tails import FileEnds, agree, file_ends, open_volumes
 
 MAX_ORDERS = 120  # ours: orders of extents of one size that are tried
 
@@ -72,10 +73,10 @@ def _best_order(images: Sequence[Reader], item: Assembled, places: list[Member],
 
 def _agreement(disk: VirtualDisk) -> int:
     """File ends of the guest that lie where they should, less those that cannot."""
-    try:
+    def read() -> FileEnds:
         spans = [(offset, length) for v in describe(disk) for offset, length, _ in v.partitions] or [(0, disk.size)]
-        ends = file_ends(open_volumes(disk, spans), GuestMap.flat(disk.size))
-    except Exception:  # a guest whose extents are in a wrong order can be anything: then it tells nothing
-        return 0
+        return file_ends(open_volumes(disk, spans), GuestMap.flat(disk.size))
+
+    ends = asked(read, FileEnds.none())
     right, wrong = agree(disk, ends.file_offset, ends)
     return right - wrong

@@ -21,6 +21,7 @@ from ..model import DATA, GUESSED, MISSING, PLAIN, Container, GuestMap, Reader
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
+from .asked import asked
 from .loose import Loose, against, stated_by
 from .segments import BLOCK
 from .state import Claims
@@ -146,7 +147,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                 found = known[key]
                 if found is not None:
                     cost, length = found
-                    fits = any(length <= room <= length + (length >> 5) + (2 << 20) for room in rooms)
+                    fits = any(fills(length, room) for room in rooms)
                     if cost == UNKNOWN:
                         cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
                     if start <= p < min(start + container.size, after[k]):
@@ -206,6 +207,11 @@ def _judged(image: Reader, containers: Sequence[tuple[int, Container]], places: 
             more = 0.0 if b is None else min(MOST_AGAINST if named else MOST_UNNAMED, (b - least) / BITS_OF_COST)
             out[i] = (options[i][0] + more, *options[i][1:])
     return out
+
+
+def fills(length: int, room: int) -> bool:
+    """Whether a volume of `length` bytes is what a partition of `room` bytes was made for: it is rounded, not more."""
+    return length <= room <= length + (length >> 5) + (2 << 20)
 
 
 def first_rows(places: Places) -> list[int]:
@@ -283,16 +289,24 @@ def _cost(image: Reader, start: int, container: Container, g: int, delta: int, m
     return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume.size
 
 
+def free_space(disk: Reader, g: int, size: int) -> tuple[Int64s, int] | None:
+    """Guest ranges int64[n, 2] that the file system at `g`, of `size` bytes at most, has free, and its size; None when
+    its maps are not readable here: when they call its own first block free they are not its maps.
+    """
+    def read() -> list[tuple[Int64s, int]]:
+        return [(v.free(), v.size) for v in open_volumes(disk, [(g, size)])[:1]]
+
+    found = asked(read, [])
+    return found[0] if found and len(found[0][0]) and int(found[0][0][0, 0]) > g else None
+
+
 def used_space(disk: VirtualDisk, g: int) -> Int64s | None:
     """Guest ranges int64[n, 2] that the file system at `g` has in use, None when its maps are not readable here."""
-    try:
-        volumes = open_volumes(disk, [(g, disk.size - g)])
-        free = volumes[0].free() if volumes else np.empty((0, 2), np.int64)
-    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
+    found = free_space(disk, g, disk.size - g)
+    if found is None:
         return None
-    if len(free) == 0 or int(free[0, 0]) <= g:
-        return None
-    end = g + volumes[0].size
+    free, size = found
+    end = g + size
     start = np.concatenate(([g], free[:, 0] + free[:, 1]))
     stop = np.concatenate((free[:, 0], [end]))
     keep = stop > start

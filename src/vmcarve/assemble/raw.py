@@ -16,7 +16,7 @@ from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY, BootSectors
-from .places import SIZE_SLACK, Places, assign, first_rows, through
+from .places import SIZE_SLACK, Places, assign, fills, first_rows, through
 from .solve import Candidate, solve
 from .state import Claims
 from .tails import to_file
@@ -27,7 +27,6 @@ Int64s = npt.NDArray[np.int64]
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
 FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
-PART_SLACK = 2 << 20  # a volume leaves no more than this, and a 32nd, of its partition: see `assign`
 MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
 
@@ -91,7 +90,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     owned = assign(image, [(c.start, c.container) for c in containers], loose)
     explained: set[int] = set()
     open_: list[tuple[int, str | None]] = []  # disks whose table may be anywhere: size, and identity where it is known
-    rooms: list[tuple[int, int]] = []  # length of partitions and disks whose volume may be anywhere, and of what fits
+    parts: list[int] = []  # lengths of partitions whose volume may be anywhere
+    disks: list[int] = []  # and of disks of which nothing is known
     for c, volumes in zip(containers, owned, strict=True):
         f = int(to_file(c.container.guests[0].map, np.zeros(1, np.int64))[0])
         if f >= 0:
@@ -102,10 +102,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         if not any(v.partitions and v.consistent is not False for v in kinds):
             open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None)))
         had = {o.guest_offset for o in own}
-        rooms += [(length, length - length // 32 - PART_SLACK) for v in kinds for offset, length, _ in v.partitions
-                  if offset not in had]
-        whole = c.container.virtual_size
-        rooms += [] if own or any(v.partitions for v in kinds) else [(whole, whole - SIZE_SLACK)]
+        parts += [length for v in kinds for offset, length, _ in v.partitions if offset not in had]
+        disks += [] if own or any(v.partitions for v in kinds) else [c.container.virtual_size]
     for d in found:
         kinds = describe(through(image, d.start, d.container, 0))
         explained |= {d.start + offset for v in kinds for offset, _, _ in v.partitions}
@@ -119,7 +117,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     explained |= {d.start for d in found}
     return found + [d for d in _volumes(image, table, claims, hosts_at)
                     if d.container.variant == "volume" and d.start not in explained
-                    and not any(least < d.container.size <= room for room, least in rooms)]
+                    and not any(fills(d.container.size, part) for part in parts)
+                    and not any(whole - SIZE_SLACK < d.container.size <= whole for whole in disks)]
 
 
 def _of_snapshots(image: Reader, c: Candidate, places: Places) -> set[int]:

@@ -19,6 +19,7 @@ from ..filemap import FileMap, FileView
 from ..model import DATA, EXTERNAL, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader, Units
 from ..verify.guest import describe
 from .align import FREE, UNKNOWN, USED
+from .asked import asked
 from .breaks import Borders, Contents, Expectation, lay_out
 from .content import Content, Guest
 from .content.files import Files
@@ -264,13 +265,13 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     c.read = key
     disk = VirtualDisk(FileView(image, c.map), guest_map)
     c.pins = pins_of(c.container, c.start, c.owned, places)
-    try:
-        c.volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
-        live = [Live.of(v) for v in c.volumes]
-        c.ends = file_ends(live, guest_map)
-        c.files = Files.of(live)
-    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-        c.volumes, c.ends, c.files = [], FileEnds.none(), Files.none()
+
+    def read() -> tuple[list[HostVolume], FileEnds, Files]:
+        volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
+        live = [Live.of(v) for v in volumes]
+        return volumes, file_ends(live, guest_map), Files.of(live)
+
+    c.volumes, c.ends, c.files = asked(read, ([], FileEnds.none(), Files.none()))
 
 
 def _keep_best(image: Reader, c: Candidate, places: Places) -> None:
@@ -363,10 +364,7 @@ def _witnessed(c: Candidate) -> float:
 
 def _reads(c: Candidate) -> bool:
     """Whether the file systems of a guest tell what they have free: more than their first block is in its place."""
-    try:
-        return all(len(v.free()) > 0 for v in c.volumes)
-    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-        return False
+    return asked(lambda: all(len(v.free()) > 0 for v in c.volumes), False)
 
 
 def _expect(c: Candidate) -> Expectation:

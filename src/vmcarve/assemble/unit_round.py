@@ -12,9 +12,9 @@ from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, SECTOR, Reader
 from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
+from .places import free_space
 from .segments import BLOCK, Points
 from .solve import Candidate
-from .tails import open_volumes
 from .unit_order import order_units
 
 Int64s = npt.NDArray[np.int64]
@@ -111,11 +111,11 @@ def used(image: Reader, c: Candidate, blocks: int) -> npt.NDArray[np.uint8]:
     out = np.full(blocks, UNKNOWN, np.uint8)
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
     for o in c.owned:
-        free = _free(disk, o.guest_offset, o.size)
+        free, _ = free_space(disk, o.guest_offset, o.size) or (None, 0)
         if free is None:
             continue
         filled = _Filled(disk)
-        sure = _free(filled, o.guest_offset, o.size)
+        sure, _ = free_space(filled, o.guest_offset, o.size) or (None, 0)
         first, last = -(-o.guest_offset // BLOCK), min((o.guest_offset + o.size) // BLOCK, blocks)
         part = out[first:last]
         if sure is None or filled.met and np.array_equal(free, sure):
@@ -126,16 +126,6 @@ def used(image: Reader, c: Candidate, blocks: int) -> npt.NDArray[np.uint8]:
         part[~could] = USED
         part[whole] = FREE
     return out
-
-
-def _free(disk: Reader, offset: int, size: int) -> Int64s | None:
-    try:
-        found = [v.free() for v in open_volumes(disk, [(offset, size)])]
-    except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-        return None
-    if not found or not len(found[0]) or int(found[0][0, 0]) <= offset:  # its first block free: no map of it
-        return None
-    return found[0]
 
 
 def _mark(blocks: npt.NDArray[np.bool_], first: int, runs: Int64s, *, outside: bool = False) -> None:

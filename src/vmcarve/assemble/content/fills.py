@@ -9,11 +9,13 @@ Memory: 16 bytes for each stretch of a fill on the image.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ...registry import hosts
+from ..asked import asked
 from ..segments import least_weight
 from ..tails import to_file
 from .want import BLOCK, Guest, Int64s, Told
@@ -132,11 +134,8 @@ def _spans(guest: Guest) -> list[tuple[int, int, int]]:
     out: list[tuple[int, int, int]] = []
     for offset, size in guest.volumes:
         for kind in hosts().values():
-            try:
-                found = kind.fills(guest.disk, offset, size) if kind.fills is not None else np.empty((0, 3), np.int64)
-            except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-                continue
-            for at, n, byte in found.tolist():
+            found = None if kind.fills is None else asked(partial(kind.fills, guest.disk, offset, size), None)
+            for at, n, byte in found.tolist() if found is not None else ():
                 f, last = to_file(guest.disk.map, np.array([at, at + n - 1], np.int64)).tolist()
                 if f >= 0 and last - f == n - 1 and not _written(guest, at, n, byte):
                     out.append((byte, -(-f // BLOCK), (f + n) // BLOCK))

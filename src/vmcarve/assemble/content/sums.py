@@ -9,6 +9,7 @@ Memory: 16 bytes a sector of the guests' data, and 16 for each that is found.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from ...checksums import crc32c, crc32c_rows
 from ...filemap import FileMap
 from ...model import MISSING, Reader
 from ...registry import hosts
+from ..asked import asked
 from ..tails import to_file
 from .want import BLOCK, Guest, Int64s, Kept, Told
 
@@ -131,10 +133,7 @@ def _stated(guest: Guest) -> Stated:
     parts: list[Stated] = []
     for offset, size in guest.volumes:
         for kind in hosts().values():
-            try:
-                found = kind.sums(guest.disk, offset, size) if kind.sums is not None else None
-            except Exception:  # a guest read through a wrong map can be anything: then it tells nothing
-                continue
+            found = None if kind.sums is None else asked(partial(kind.sums, guest.disk, offset, size), None)
             if found is None or not len(found.crc):
                 continue
             g = offset + found.volume_offset
