@@ -19,6 +19,7 @@ from ._shapes import I64, Numbers, distinct, rows_of
 MIB = 1 << 20
 MIB_SECTORS = MIB // SECTOR
 DIRECTORY_AT = 2 * MIB
+VOLATILE = (0xCAFECAFE).to_bytes(8, "little")
 USED = 0x1000_0000  # the high half of an entry that names a table
 ENTRIES = Numbers(illegal=0xFFFF_FFFF_0000_0000 ^ USED << 32)
 TABLE_GRAINS = 4096
@@ -56,7 +57,7 @@ def rebuild(reader: Reader, clue: Clue, open_sesparse: Callable[[Reader], Contai
             at += size * MIB_SECTORS
         places += [at, windows * (WINDOW // SECTOR)]
         head = struct.pack("<26Q", 0xCAFEBABE, 0x2_0000_0001, capacity // SECTOR, 8, 64, 0, 0, 0, 0, 0, *places)
-        patches = [Patch(0, head.ljust(SECTOR, b"\0"), "rebuilt", GUESSED)]
+        patches = [Patch(0, head.ljust(SECTOR, b"\0"), "rebuilt", GUESSED), *_volatile(view)]
         c = opened(open_sesparse, Laid(reader, clue.origin, patches),
                    "rebuilt from the directory, capacity " + ("the guest's" if capacity == clue.size else "rounded up"))
         agree = c is not None and all(x.ok for x in c.checks if x.name in (
@@ -64,6 +65,16 @@ def rebuild(reader: Reader, clue: Clue, open_sesparse: Callable[[Reader], Contai
         if c is not None and agree and (c.guests[0].map.file_offset >= 0).any():
             return orphan(c, clue.origin, "sesparse.directory", reader.size)
     return None
+
+
+def _volatile(view: Laid) -> list[Patch]:
+    """The volatile header in the second sector, where it is lost: nothing to replay, the next table after the used."""
+    if view.read(SECTOR, 8) == VOLATILE:
+        return []
+    entries = np.frombuffer(view.read(DIRECTORY_AT, MIB), "<u8").astype(np.int64)
+    used = entries[entries >> 32 == USED] & 0xFFFF_FFFF
+    ours = VOLATILE + struct.pack("<3Q", int(used.max(initial=-1)) + 1, 0, 0)
+    return [Patch(SECTOR, ours.ljust(SECTOR, b"\0"), "rebuilt", GUESSED)]
 
 
 def _windows(view: Laid) -> Iterable[int]:
