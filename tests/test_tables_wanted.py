@@ -185,6 +185,23 @@ def test_a_data_files_tables_are_in_their_place(tmp_path: Path) -> None:
     assert want.fits(other.astype(">u8").tobytes()) == 0, "the table of another part of the disk"
 
 
+def test_an_empty_table_is_not_replaced_by_another_files(tmp_path: Path) -> None:
+    """A VMDK has its tables twice: what is empty in one set is so in the other, where the host has a hole instead."""
+    kind = ["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"]
+    for name, places in (("a", range(0, 20 * MIB, 3 * MIB)), ("b", range(0, 1000 * MIB, 40 * MIB))):
+        guest(tmp_path / name, places)
+        run("qemu-img", "convert", "-f", "raw", *kind, tmp_path / name, tmp_path / f"{name}.vmdk")
+    fmt = formats()["vmdk"]
+    data, other = ((tmp_path / f"{name}-s001.vmdk").read_bytes() for name in ("a", "b"))
+    assert fmt.wants is not None and fmt.wants(BytesReader(data)) == []
+    tables = [r for r in fmt.open(BytesReader(other)).regions if r.kind.endswith("gt")]
+    full = {r.file_offset // BLOCK * BLOCK for r in tables if any(other[r.file_offset : r.file_offset + r.length])}
+    lost = min(f for f in full if not any(data[f : f + BLOCK]))
+    torn = data[:lost] + random.Random(9).randbytes(BLOCK) + data[lost + BLOCK :]
+    want = next(w for w in fmt.wants(BytesReader(torn)) if w.file_offset == lost)
+    assert want.empty and all(want.fits(other[f : f + BLOCK]) <= 0 for f in full)
+
+
 @settings(max_examples=200, deadline=None)
 @given(found=st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 40)), max_size=12), low=st.integers(0, 63),
        length=st.integers(1, 64))

@@ -29,24 +29,61 @@ def wants(reader: Reader) -> list[Want]:
     spans = sorted((at, at + h.directory_sectors + h.tables * h.table_sectors) for at in sets)
     blocks = sorted({b for a, e in spans for b in range(a * SECTOR // BLOCK, -(-e * SECTOR // BLOCK))})
     for block in blocks[:OUR_MAX_WANTS]:
-        want = _want(h, sets, block * BLOCK)
+        bare = _want(h, sets, block * BLOCK)
         data = reader.read(block * BLOCK, BLOCK)
-        if block and (len(data) < BLOCK or want.fits(data) <= 0):
+        if not block or (len(data) == BLOCK and bare.fits(data) > 0):
+            continue
+        twin = _twin(reader, h, sets, block * BLOCK)
+        want = bare if twin is None else _want(h, sets, block * BLOCK, twin)
+        if len(data) < BLOCK or want.fits(data) <= 0:
             out.append(want)
     return out
 
 
-def _want(h: Header, sets: list[int], file_offset: int) -> Want:
-    """What the block of the file at `file_offset` must hold of directories and tables."""
+def _twin(reader: Reader, h: Header, sets: list[int], file_offset: int) -> npt.NDArray[np.int64] | None:
+    """int64[1024]: what the other set has for each word of the block, -1 where the block has no entry.
+
+    None where the other set is not there for all of it. Zeros count: most of a large disk's tables are empty, and
+    another's table is not to be taken for one of those.
+    """
+    if len(sets) < 2:
+        return None
+    out = np.full(BLOCK // 4, -1, np.int64)
+    length = h.tables * h.table_sectors * SECTOR
+    for at, other in (sets, sets[::-1]):
+        first, there = (at + h.directory_sectors) * SECTOR, (other + h.directory_sectors) * SECTOR
+        low, high = max(first, file_offset), min(first + length, file_offset + BLOCK)
+        if low >= high:
+            continue
+        place = low - first + there
+        start = place // BLOCK * BLOCK
+        blocks = range(start, place + high - low, BLOCK)
+        data = b"".join(reader.read(b, BLOCK).ljust(BLOCK, b"\0") for b in blocks)
+        known = all(not reader.missing(b, BLOCK)
+                    and (_want(h, sets, b).fits(data[b - start : b - start + BLOCK]) > 0
+                         or not any(data[b - start : b - start + BLOCK]))
+                    for b in blocks)
+        if not known:
+            return None
+        words = np.frombuffer(data[place - start : place - start + high - low], "<u4")
+        out[(low - file_offset) // 4 : (high - file_offset) // 4] = words
+    return out
+
+
+def _want(h: Header, sets: list[int], file_offset: int, twin: npt.NDArray[np.int64] | None = None) -> Want:
+    """What the block of the file at `file_offset` must hold of directories and tables. twin: `_twin`."""
     stated = np.zeros(BLOCK // 4, np.uint32)  # words that the layout fixes
     fixed, entries = np.zeros(BLOCK // 4, bool), np.zeros(BLOCK // 4, bool)
     for at in sets:
         first = at + h.directory_sectors
-        for i in range(h.tables):
-            _mark(fixed, stated, at * SECTOR + 4 * i - file_offset, first + i * h.table_sectors)
+        word = (at * SECTOR - file_offset) // 4  # of the directory's first entry, counted in the block
+        i = np.arange(max(0, -word), min(h.tables, BLOCK // 4 - word))
+        fixed[word + i], stated[word + i] = True, first + i * h.table_sectors
         low, high = first * SECTOR - file_offset, (first + h.tables * h.table_sectors) * SECTOR - file_offset
         entries[max(0, low // 4) : max(0, min(high // 4, BLOCK // 4))] = True
     most = h.capacity + h.capacity // 8 + OUR_SLACK
+    twin = np.full(BLOCK // 4, -1, np.int64) if twin is None else twin
+    copied = twin >= 0
 
     def fits(block: bytes) -> float:
         words = np.frombuffer(block, "<u4")
@@ -57,6 +94,8 @@ def _want(h: Header, sets: list[int], file_offset: int) -> Want:
             return 0.0
         if not h.compressed and ((there - h.overhead) % h.grain).any():
             return 0.0
+        if copied.any():
+            return MAX_BITS if (words[copied] == twin[copied]).all() else 0.0
         return min(MAX_BITS, BITS * (int(fixed.sum()) + len(there)))
 
     def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
@@ -67,9 +106,4 @@ def _want(h: Header, sets: list[int], file_offset: int) -> Want:
         text = halves & 0x80808080 == 0  # the descriptor before the tables, and zeros
         return np.asarray((right & np.where(entries[place], grain, fixed[place] | text)).all(axis=1))
 
-    return Want(file_offset, "vmdk.tables", begins, fits)
-
-
-def _mark(fixed: npt.NDArray[np.bool_], stated: npt.NDArray[np.uint32], at: int, value: int) -> None:
-    if 0 <= at < BLOCK:
-        fixed[at // 4], stated[at // 4] = True, value
+    return Want(file_offset, "vmdk.tables", begins, fits, empty=bool(copied.any()) and not (fixed.any() or (twin > 0).any()))
