@@ -10,7 +10,7 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.calls import LEAST, Calls
+from vmcarve.assemble.content.calls import LEAST, Calls, begin_bits
 from vmcarve.assemble.content.programs import Programs
 from vmcarve.source import BytesReader
 
@@ -72,6 +72,25 @@ def test_code_of_other_programs_is_nobodys(made: tuple[bytes, list[bytes]]) -> N
     found = told(Image.of(others, 8, largest=2), [guest_of(disk, holes)])
     assert len(own) == 3 and len(guest.files.size) >= COUNT
     assert len(found.bits) <= 0.005 * len(others) // BLOCK
+
+
+def test_a_page_of_a_like_program_has_no_functions_there(made: tuple[bytes, list[bytes]]) -> None:
+    """Its calls may lead to where functions of this one begin too; what lies before its own functions tells it."""
+    disk, _ = made
+    programs = Programs(BytesReader(disk))
+    calls = Calls(programs)
+    calls.want([guest_of(disk)])
+    calls.see(np.frombuffer(disk, np.uint8), 0, len(disk))
+    program = next(iter(programs.of([guest_of(disk)]).values()))
+    file = program.files[0][1]
+    pages = range(program.offset // BLOCK + 1, (program.offset + program.length) // BLOCK)
+    at = guest_of(disk).files.place(np.full(len(pages), file), np.array(pages) * BLOCK)
+    texts = [disk[p : p + BLOCK] for p in at.tolist()]
+    own = np.array([begin_bits(program, p, t) for p, t in zip(pages, texts, strict=True)])
+    wrong = np.array([begin_bits(program, p, t) for p, t in zip(pages, texts[3:] + texts[:3], strict=True)])
+    told = own != 0
+    assert told.sum() > 0.5 * len(own)
+    assert (own[told] > 0).mean() > 0.9 and (wrong[told] < 0).mean() > 0.8
 
 
 def without(disk: bytes, contents: list[bytes], kept: int) -> Guest:

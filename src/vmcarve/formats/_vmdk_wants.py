@@ -106,4 +106,5 @@ def _want(h: Header, sets: list[int], file_offset: int, twin: npt.NDArray[np.int
         text = halves & 0x80808080 == 0  # the descriptor before the tables, and zeros
         return np.asarray((right & np.where(entries[place], grain, fixed[place] | text)).all(axis=1))
 
-    return Want(file_offset, "vmdk.tables", begins, fits, empty=bool(copied.any()) and not (fixed.any() or (twin > 0).any()))
+    empty = bool(copied.any()) and not (fixed.any() or (twin > 0).any())
+    return Want(file_offset, "vmdk.tables", begins, fits, empty)

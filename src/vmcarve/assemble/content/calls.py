@@ -3,8 +3,9 @@
 A near call (E8) names its target by the distance from itself. Where the functions of a program begin is in a table of
 it (`programs`), which is placed too where the map does not have it. For every page of code on the image each call votes
 for the pages of each program in which it would lead to a function's begin; only different targets count, for a function
-that is called often would vote often. A page is believed with 8 votes and three times as many as the next: on real
-programs 2 of some 1900 such pages were wrong. Equal programs in several guests are one.
+that is called often would vote often. A page is believed with 8 votes and three times as many as the next, and where
+the functions that begin in it follow on the end of another: programs that share a library's functions, in the same
+order, vote for each other's pages. Equal programs in several guests are one.
 Memory: 16 bytes for each call on the image, up to OUR_MAX_CALLS.
 """
 
@@ -29,6 +30,9 @@ BITS = 2.0  # of a vote beyond chance
 MAX_BITS = 30.0
 OUR_MAX_CALLS = 1 << 24  # 256 MiB: about 4 GiB of programs
 MAX_PHASES = 8  # ours
+ENDS = np.isin(np.arange(256), (0x00, 0x90, 0xC3, 0xCC, 0x0B, 0xFF))  # last bytes of padding, returns, jumps, calls
+# Of 94546 functions of 155 programs of a Debian machine 99 % begin behind such a byte, of other places 29 %.
+FOLLOWS, AMID = np.log2(0.99 / 0.29), np.log2(0.01 / 0.71)
 
 
 @dataclass(slots=True)
@@ -100,7 +104,10 @@ class Calls:
             found = pages.believed(both // WIDTH, both % WIDTH - WIDTH // 2)
             for b, p, v in zip(*(column.tolist() for column in found), strict=True):
                 program, at = pages.which(p)
-                self._found[program.key, at, b * BLOCK + phase] = v
+                place = b * BLOCK + phase
+                bits = begin_bits(program, at, self.programs.image.read(place, BLOCK))
+                if bits >= 0:  # amid a function only calls speak
+                    self._found[program.key, at, place] = v if bits else LEAST
 
     def _phases(self, program: Program) -> set[int]:
         """Where in a block of the image pages of a program begin that are not sure to lie somewhere already."""
@@ -162,6 +169,14 @@ class _Pages:
         """The program of a page, and the page's number in the file."""
         k = int(np.searchsorted(self.first, number, side="right")) - 1  # every program has a page of code
         return self.programs[k], int(self.page[k]) + number - int(self.first[k])
+
+
+def begin_bits(program: Program, page: int, data: bytes) -> float:
+    """Bits for the data to be that page of the program, by the bytes before the functions that begin in it."""
+    at = program.starts - program.address + program.offset - page * BLOCK
+    at = at[(at > 0) & (at < len(data))]
+    follows = int(np.count_nonzero(ENDS[np.frombuffer(data, np.uint8)[at - 1]]))
+    return float(FOLLOWS * follows + AMID * (len(at) - follows))
 
 
 def _sure(guests: list[Guest], image_offset: Int64s) -> npt.NDArray[np.bool_]:
