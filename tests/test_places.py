@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from tests.helpers import run
-from vmcarve.assemble.places import Places, assign, pins_of
+from vmcarve.assemble.places import Places, assign, first_rows, pins_of
+from vmcarve.assemble.state import Claims
 from vmcarve.formats.qcow2 import FORMAT
-from vmcarve.model import Container
+from vmcarve.model import Container, GuestDisk, GuestMap
 from vmcarve.source import BytesReader, open_image
 from vmcarve.sweeper import sweep_image
 
@@ -152,3 +153,36 @@ def test_a_volume_where_the_containers_own_run_has_it_is_its_own(disks: list[Dis
     containers = [thin.container, FORMAT.open(BytesReader(data))]
     other, own = assign(image, list(zip(at, containers, strict=True)), places)
     assert other == [] and [(o.guest_offset, o.delta) for o in own] == [(MIB, 0)]
+
+
+def test_a_volume_whose_copy_lies_in_the_containers_run_is_its_own(disks: list[Disk], tmp_path: Path) -> None:
+    """Two flat disks of one size, known by their ends, and the begins of their volumes behind both, that of the first
+    disk nearer to the second. A copy of the superblock lies in each one's end, where its own run has it."""
+    raws = [(d.folder / "raw").read_bytes() for d in disks]
+    at_cut = 10 * MIB
+    parts = [bytes([1]) * at_cut, *(r[at_cut:] for r in raws), *(r[MIB:at_cut] for r in raws)]
+    image, at, places = laid(tmp_path, parts)
+    flat = Container("raw", "gpt", DISK, [GuestDisk(DISK, GuestMap.flat(DISK))])
+    starts = [at[1] - at_cut, at[2] - at_cut]
+    found = assign(image, [(start, flat) for start in starts], places)
+    assert [[places.identity[o.row] for o in owned] for owned in found] == [[d.uuid] for d in disks]
+    assert [o.delta for owned in found for o in owned] == [at[3] - MIB - starts[0], at[4] - MIB - starts[1]]
+
+
+def test_copies_of_a_volume_that_somebody_has_begin_none(disks: list[Disk], tmp_path: Path) -> None:
+    """A superblock in a file or journal, without its group's number, may begin a volume only while nothing else of its
+    name is known to."""
+    raw = (disks[0].folder / "raw").read_bytes()
+    image, at, places = laid(tmp_path, [raw])
+    sure = np.flatnonzero(places.volume_offset == 0).tolist()
+    copy = next(i for i in np.flatnonzero(places.volume_offset > 0).tolist()
+                if places.identity[i] == places.identity[sure[0]])
+    places.volume_offset[copy], places.first[copy] = -1, True
+    owned = Claims()
+    p = int(places.image_offset[sure[0]] + places.length[sure[0]])
+    owned.add_range(p - 1, p)
+    rest = places.outside(owned)
+    assert len(rest.first) == len(places.first) - 1 and first_rows(rest) == []
+    alone = places.outside(Claims())
+    assert first_rows(alone) == sure
+    assert first_rows(places.beside({disks[0].uuid})) == sure, "what states that a volume begins with it may be a clone"

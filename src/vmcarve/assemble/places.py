@@ -8,7 +8,7 @@ container, and a container that holds much that the file system calls free is an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..verify.guest import describe
 from .asked import asked
 from .loose import Loose, against, stated_by
 from .segments import BLOCK
+from .share_out import Place, share_out
 from .state import Claims
 from .tails import open_volumes, to_file
 from .window import Window
@@ -35,7 +36,7 @@ USUAL_STARTS = {1 << 20: 0.10, 63 * 512: 0.15, 0: 0.15, 64 << 10: 0.25}
 ALIKE = 0.05  # two containers whose allocation fits a volume so nearly the same are told apart by distance
 UNKNOWN = 0.6  # the cost of a volume whose maps cannot be read: after those that fit, before those that do not
 IN_PLACE = 1.0  # what it counts that a volume lies exactly where the container's own run has it: no chance does that
-INSIDE = 0.4  # what it counts that a volume lies where the container's own run would be, before any other header
+INSIDE = 0.1  # what it counts that a volume lies where the container's own run would be, before any other header
 UNFIT, MAYBE_UNFIT = 0.8, 0.05  # the cost of a volume that does not fill the partition that a table gives it
 FLAT = 0.98  # of a volume's space allocated: then the allocation tells nothing
 ROOM = 0.03  # the cost of each MiB that a volume leaves of the disk, where nothing else is known
@@ -46,6 +47,7 @@ MOST_AGAINST = 4.0
 NAMED_BITS = 40.0  # of structures that name their volume; of others some are another's, and tell alike ones apart only
 MOST_UNNAMED = 0.5
 MAX_CONTESTED = 256  # ours: volumes whose metadata is looked for because several containers may have them
+MAX_COPIES = 16  # ours: of one volume's first structure
 MAX_PAIRS = 20_000  # ours: (container, volume) pairs that are tried in one image
 
 
@@ -87,12 +89,27 @@ class Places:
         return int(self.image_offset[row]) - max(0, int(self.volume_offset[row]))
 
     def outside(self, claims: Claims) -> Places:
-        """The rows that nobody owns."""
-        keep = np.array([not claims.holds(p) for p in self.image_offset.tolist()], bool)
+        """The rows that nobody owns. What is left of a volume whose first structure is known is a copy of that.
+
+        By their last bytes: where a volume begins may be a hole, and somebody else's.
+        """
+        keep = np.array([not claims.holds(p) for p in (self.image_offset + self.length - 1).tolist()], bool)
         picked = np.flatnonzero(keep).tolist()
-        return Places(self.image_offset[keep], self.guest_offset[keep], self.volume_offset[keep], self.first[keep],
+        known = {(self.module[i], self.identity[i]) for i in np.flatnonzero(self.volume_offset == 0).tolist()}
+        first = self.first & ~self._copies_of(known)
+        return Places(self.image_offset[keep], self.guest_offset[keep], self.volume_offset[keep], first[keep],
                       self.length[keep], self.value[keep], [self.module[i] for i in picked],
                       [self.identity[i] for i in picked])
+
+    def beside(self, names: Set[str]) -> Places:
+        """The same where disks that have volumes of these names are known: what may begin one of those is a copy."""
+        return replace(self, first=self.first & ~self._copies_of(
+            {(m, n) for m, n in zip(self.module, self.identity, strict=True) if n in names}))
+
+    def _copies_of(self, known: set[tuple[str, str | None]]) -> npt.NDArray[np.bool_]:
+        """Which rows do not state that a volume begins with them, of volumes of which that is known."""
+        named = [name in known for name in zip(self.module, self.identity, strict=True)]
+        return (self.volume_offset < 0) & np.array(named, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +141,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     tables = _tables(image, places)
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = first_rows(places)
+    copies = _copies(image, places, rows)
     heads = sorted(start for start, _ in containers)
     after = [min((h for h in heads if h > start), default=image.size) for start, _ in containers]
     tried = 0
@@ -152,24 +170,27 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                         cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
                     if start <= p < min(start + container.size, after[k]):
                         cost -= INSIDE
-                    if p - start == f:
+                    if p - start == f or any(_in_run(guest_map, start, g + v, q) for v, q in copies[i]):
                         cost -= IN_PLACE
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
                                     Owned(g, length, i, p - start - f)))
     options = _judged(image, containers, places, options, loose or Loose(image), room)
-    out: list[list[Owned]] = [[] for _ in containers]
-    given: set[int] = set()
     # alike costs: where the volume fills the disk, then the nearer; no two volumes of one container over each other
-    for cost, _, _, k, owned in sorted(options, key=lambda o: (round(o[0] / ALIKE), o[1] >> 20, o[2])):
-        if owned.row in given or cost > BAD:
-            continue
-        end = owned.guest_offset + owned.size
-        if any(o.guest_offset < end and owned.guest_offset < o.guest_offset + o.size for o in out[k]):
-            continue
-        given.add(owned.row)
+    options = sorted((o for o in options if o[0] <= BAD), key=lambda o: (round(o[0] / ALIKE), o[1] >> 20, o[2]))
+    wanted = [Place(_volume_of(places, owned.row), cost, k, owned.guest_offset, owned.guest_offset + owned.size)
+              for cost, _, _, k, owned in options]
+    out: list[list[Owned]] = [[] for _ in containers]
+    for i in share_out(wanted, BAD, ALIKE):
+        cost, _, _, k, owned = options[i]
         out[k].append(replace(owned, cost=cost))
     return out
+
+
+def _volume_of(places: Places, row: int) -> Hashable:
+    """What a volume is known by: its row, or its name where any of several rows may be the one that it begins with."""
+    name = places.identity[row]
+    return row if name is None or int(places.volume_offset[row]) == 0 else (places.module[row], name)
 
 
 Option = tuple[float, int, int, int, Owned]
@@ -212,6 +233,28 @@ def _judged(image: Reader, containers: Sequence[tuple[int, Container]], places: 
 def fills(length: int, room: int) -> bool:
     """Whether a volume of `length` bytes is what a partition of `room` bytes was made for: it is rounded, not more."""
     return length <= room <= length + (length >> 5) + (2 << 20)
+
+
+def _copies(image: Reader, places: Places, rows: list[int]) -> dict[int, list[tuple[int, int]]]:
+    """For each row with which a volume begins, (place in the volume, image offset) of the last byte of each copy."""
+    named: dict[tuple[str, str | None], list[int]] = {(places.module[i], places.identity[i]): [] for i in rows}
+    for j in np.flatnonzero((places.guest_offset < 0) & (places.value > 0)).tolist():
+        if places.identity[j] is not None and (places.module[j], places.identity[j]) in named:
+            named[places.module[j], places.identity[j]].append(j)
+    out: dict[int, list[tuple[int, int]]] = {}
+    for i in rows:
+        others = [j for j in named[places.module[i], places.identity[i]] if j != i]
+        begin = guests()[places.module[i]].begin
+        made = begin(image, int(places.image_offset[i])) if begin is not None and others else None
+        at = [made.copy if made is not None and v < 0 else v for v in places.volume_offset[others].tolist()]
+        out[i] = [(v + int(places.length[j]) - 1, int(places.image_offset[j] + places.length[j]) - 1)
+                  for v, j in zip(at, others, strict=True) if v > 0][:MAX_COPIES]
+    return out
+
+
+def _in_run(guest_map: GuestMap, start: int, g: int, image_offset: int) -> bool:
+    """Whether a byte of the disk lies where the container's own run has it."""
+    return int(to_file(guest_map, np.array([g], np.int64))[0]) == image_offset - start
 
 
 def first_rows(places: Places) -> list[int]:

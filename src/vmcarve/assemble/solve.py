@@ -157,8 +157,8 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         for rival in rivals:
             for o in rival.owned:
                 if o.delta == 0:
-                    at = int(places.image_offset[o.row])
-                    kept.add_range(at, at + 1)
+                    at = int(places.image_offset[o.row] + places.length[o.row])
+                    kept.add_range(at - 1, at)
         places, known, loose = places.outside(kept), {}, Loose(image)
         _give_volumes(image, active, places, known, loose, room)
         for c in active:

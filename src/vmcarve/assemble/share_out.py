@@ -1,0 +1,67 @@
+"""Which volume goes to which container, once it is known what speaks against each pair: the cheapest share-out.
+
+Taking the best pair first leaves a container with another's volume, and that volume's own container with what nobody
+else wants. So what was given that way is given again wherever moving a few makes the whole cheaper; a volume that gets
+no place costs as much as the worst pair that is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+MOVED = 3  # ours: volumes that one step moves at most,
+TRIED = 8  # and places that are tried for each, the cheapest
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place that a volume may have: what speaks against it, and bytes [low, high) of a container's disk."""
+
+    volume: Hashable
+    cost: float
+    container: int
+    low: int
+    high: int
+
+    def over(self, other: Place) -> bool:
+        """Whether only one of the two can be."""
+        return self.container == other.container and self.low < other.high and other.low < self.high
+
+
+def share_out(places: Sequence[Place], none: float, least: float) -> list[int]:
+    """Indices of the places that are given: one for each volume at most, no two over each other.
+
+    places: in the order in which they are given at first. none: what it costs that a volume has no place. least: what
+    moving others must save.
+    """
+    options: dict[Hashable, list[int]] = {}
+    given: dict[Hashable, int] = {}
+    for i, p in enumerate(places):
+        options.setdefault(p.volume, []).append(i)
+        if p.volume not in given and not any(p.over(places[j]) for j in given.values()):
+            given[p.volume] = i
+    cheapest = {v: sorted(which, key=lambda i: places[i].cost)[:TRIED] for v, which in options.items()}
+
+    def moved(volume: Hashable, now: dict[Hashable, int], left: int, fixed: frozenset[Hashable]
+              ) -> tuple[float, dict[Hashable, int]]:
+        """The least cost of a volume and of those that make room for it, and who has what then."""
+        best, after = none, now
+        for i in cheapest[volume]:
+            others = [v for v, j in now.items() if places[i].over(places[j])]
+            if len(others) > left or any(v in fixed for v in others):
+                continue
+            then = {v: j for v, j in now.items() if v not in others} | {volume: i}
+            cost = places[i].cost - sum(places[now[v]].cost for v in others)
+            for v in others:
+                more, then = moved(v, then, left - len(others), fixed | {volume})
+                cost += more
+            if cost < best:
+                best, after = cost, then
+        return best, after
+
+    for volume in [v for v in options if v not in given]:
+        cost, after = moved(volume, given, MOVED, frozenset())
+        if cost < none - least:
+            given = after
+    return sorted(given.values())
