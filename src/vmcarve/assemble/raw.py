@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ Int64s = npt.NDArray[np.int64]
 # where first partitions begin: 1 MiB (since 2008), track 63 (before), 64 KiB (ESX)
 USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
+FIRST_TABLE = 64 << 10  # what states a smaller place on its disk is the first of the two copies of a GPT
 FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
 MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
@@ -54,18 +55,21 @@ def raw_container(view: Reader) -> Container | None:
 
 
 def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s,
-              boot: BootSectors) -> Iterator[tuple[Container, FileMap]]:
+              boot: BootSectors, known: Set[str] = frozenset()) -> Iterator[tuple[Container, FileMap]]:
     """Disks without a container in `image`, outside `claims`, other than the image itself and its host volumes.
 
     The caller claims each one before the next is asked for. room int64[k, 2]: image ranges that may be theirs. boot:
-    of that room.
+    of that room. known: names of volumes and partition tables of disks that were found: copies of what begins those
+    may lie anywhere.
     """
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
-    for stage in (_tables, _volumes):
+    places = places.beside(known)
+    for tables in (True, False):
         loose = places.outside(claims)
-        found = list(stage(image, table, claims, hosts_at))
-        if stage is _tables:
+        found = list(_tables(image, table, claims, hosts_at, known) if tables else
+                     _volumes(image, table, claims, hosts_at))
+        if tables:
             found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
         solve(image, found, loose, claims.free_of(room))
         for c in sorted(found, key=lambda c: not c.settled):
@@ -73,6 +77,15 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
             if claims.holds(c.start) or not (c.owned or sound(describe(disk))):
                 continue
             yield c.container, claims.rest_of(c.map, "others")
+
+
+def names_of(disk: VirtualDisk) -> set[str]:
+    """The names of a disk's partition table and volumes, those where a volume begins without its table included."""
+    found = describe(disk)
+    for at in USUAL_STARTS:
+        found += [v for kind in guests().values() if at < disk.size and
+                  (v := kind.probe(disk, at, disk.size - at)) is not None]
+    return {v.uuid for v in found if v.uuid}
 
 
 def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, boot: BootSectors,
@@ -84,7 +97,7 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     """
     table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     loose = places.outside(claims)
-    found = list(_tables(image, table, claims, hosts_at))
+    found = list(_tables(image, table, claims, hosts_at, set()))
     found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
     containers = [c for c in containers if not c.encrypted]
     owned = assign(image, [(c.start, c.container) for c in containers], loose)
@@ -133,9 +146,12 @@ def _of_snapshots(image: Reader, c: Candidate, places: Places) -> set[int]:
     return out
 
 
-def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) -> Iterator[Candidate]:
-    """Disks that a GPT header proposes: it states its own place, and where the disk ends."""
-    seen: set[str] = set()
+def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int], known: Set[str]) -> Iterator[Candidate]:
+    """Disks that a GPT header proposes: it states its own place, and where the disk ends.
+
+    known: names of those of disks that were found.
+    """
+    seen = {name for name in known if not _twice(table, name)}
     rows = table.filter(pc.is_valid(table["guest_offset"])).sort_by("guest_offset")
     for row in rows.to_pylist():
         g, size, name = int(row["guest_offset"]), int(row["value"] or 0), str(row["identity"])
@@ -147,6 +163,12 @@ def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int]) 
             continue
         seen.add(name)
         yield _candidate("gpt", start, size, claims, g)
+
+
+def _twice(table: pa.Table, name: str) -> bool:
+    """Whether two partition tables of one name begin a disk: those of clones."""
+    begins = pc.fill_null(pc.less(table["guest_offset"], FIRST_TABLE), False)
+    return table.filter(pc.and_(begins, pc.fill_null(pc.equal(table["identity"], name), False))).num_rows > 1
 
 
 def _with_mbr(image: Reader, boot: BootSectors, claims: Claims, hosts_at: set[int], places: Places, known: set[int]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..disk import VirtualDisk
 from ..filemap import FileMap
 from ..model import GUESSED, Evidence, Reader
 from ..registry import formats, guests
@@ -20,7 +21,7 @@ from .host_files import host_files
 from .hosts import Spot, find_hosts, read_hosts, unallocated
 from .orphans import rebuilt
 from .places import Places
-from .raw import raw_disks, rivals
+from .raw import names_of, raw_disks, rivals
 from .solve import Candidate
 from .state import Assembled, HostView, State
 
@@ -86,9 +87,16 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     for orphan in rebuilt(image, places, state.claims, room):
         file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
         state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
-    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space, boot):
+    known = _names(state)
+    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space, boot, known):
         if not state.taken(file_map):
             state.accept(container, file_map, deleted=state.deleted_at(file_map), host=None)
+
+
+def _names(state: State) -> set[str]:
+    """The names of the volumes and partition tables of all disks that were found."""
+    return {name for item in state.done for g in item.container.guests[:1]
+            for name in names_of(VirtualDisk(item.view(state.image), g.map))}
 
 
 def _format_rows(evidence: pa.Table) -> list[tuple[str, Evidence]]:
