@@ -18,7 +18,7 @@ from tests.makers.vhdx import MAKERS
 from tests.reference.crc32c import crc32c
 from vmcarve.errors import Damaged
 from vmcarve.formats import vhdx
-from vmcarve.model import DATA, HOLE, LOST, UNALLOCATED, Container
+from vmcarve.model import DATA, HOLE, LOST, UNALLOCATED, Container, Want
 from vmcarve.source import BytesReader
 
 KIB64, MIB = 1 << 16, 1 << 20
@@ -244,6 +244,27 @@ def test_first_mebibyte_lost(made: dict[str, Path], guest: bytes, name: str, tmp
     path.write_bytes(patched(container, reader))
     assert qemu_guest(path, tmp_path / "raw") == guest
     assert {"file identifier", "header 1", "header 2", "region table 1", "region table 2"} <= failed(container)
+
+
+def test_few_blocks_begin_as_metadata_does(made: dict[str, Path]) -> None:
+    """The values of the metadata begin with the size of a block: most of what lies on an image does not."""
+    data = bytearray(made["qemu"].read_bytes())
+    want = next(w for w in _wanted(bytes(data)) if w.kind == "vhdx.metadata-items")
+    block = data[want.file_offset : want.file_offset + 4096]
+    word = int.from_bytes(block[:8], "little")
+    rng = np.random.default_rng(1)
+    words = np.array([word, *rng.integers(0, 1 << 63, 10_000).tolist()], np.uint64)
+    begins = want.begins(np.zeros(len(words), np.uint16), words)
+    assert begins[0] and begins.sum() < 5 and want.fits(bytes(block)) > 0
+
+
+def _wanted(data: bytes) -> list[Want]:
+    """What is wanted of a file whose metadata values are overwritten."""
+    whole = BytesReader(data)
+    c = vhdx.FORMAT.open(whole)
+    start = next(r.file_offset for r in c.regions if r.kind == "vhdx.metadata")
+    bad = data[: start + KIB64] + b"\xa5" * 4096 + data[start + KIB64 + 4096 :]
+    return list(vhdx.FORMAT.wants(BytesReader(bad))) if vhdx.FORMAT.wants is not None else []
 
 
 def test_metadata_table_lost(made: dict[str, Path], guest: bytes, tmp_path: Path) -> None:

@@ -82,8 +82,13 @@ def _items(start: int, items: Mapping[bytes, tuple[int, int]]) -> list[Want]:
         good &= int.from_bytes(block[logical : logical + 4], "little") in (512, 4096)
         return MAX_BITS if good and 0 < whole <= FORMAT_MAX_DISK and whole % 512 == 0 else 0.0
 
+    first = min(parameters, size, logical)
+
     def begins(at: npt.NDArray[np.uint16], word: Words) -> npt.NDArray[np.bool_]:
-        return at * 8 <= min(parameters, size, logical)
+        block_size, flags = word & np.uint64(0xFFFF_FFFF), word >> np.uint64(32)
+        good = (block_size & (block_size - np.uint64(1)) == 0) & (block_size >= FORMAT_MIN_BLOCK) \
+            & (block_size <= FORMAT_MAX_BLOCK) & (flags <= 3)
+        return (at * 8 < first) | (at * 8 == first) & (good | (first != parameters))
 
     return [Want(start + places[0] // BLOCK * BLOCK, "vhdx.metadata-items", begins, fits)]
 
