@@ -126,6 +126,21 @@ def test_a_lost_table_comes_back_from_the_back_map(files: tuple[Path, bytes]) ->
     assert bytes(written) == data
 
 
+def test_zeros_in_place_of_a_table_are_not_an_empty_disk(files: tuple[Path, bytes]) -> None:
+    """A table is given out for its first grain. Where the back map does not tell it either its grains are lost."""
+    data = bytearray(files[0].read_bytes())
+    whole, _ = opened(bytes(data))
+    back = next(r for r in whole.regions if r.kind == "sesparse.back-map")
+    table = next(r for r in whole.regions if r.kind == "sesparse.gt")
+    data[back.file_offset : back.file_offset + back.length] = bytes(back.length)
+    data[table.file_offset : table.file_offset + 32768] = bytes(32768)
+    c, _ = opened(bytes(data))
+    m = c.guests[0].map
+    first = int(np.frombuffer(data[GD : GD + 16], "<u8").astype(np.uint32)[0] != 0)  # which 16 MiB the first table has
+    at = np.flatnonzero(m.state == LOST)
+    assert m.guest_offset[at].tolist() == [first * 16 * MIB] and m.length[at].tolist() == [16 * MIB]
+
+
 def test_a_lost_directory_sector_comes_back_from_the_back_map(files: tuple[Path, bytes]) -> None:
     """Tables that nothing names are tied to their 16 MiB by what the back map says of their grains."""
     data = files[0].read_bytes()

@@ -261,7 +261,8 @@ def _map(reader: Reader, h: Header, table: Int64s, bad: Bools, found: _Found) ->
                                    ENTRIES, "<u8")  # fmt: skip
         kind, grain = _entries(values)
         wrong = (kind > ALLOCATED) | (kind != UNUSED) & (grain >= limit) | (kind == UNUSED) & (values != 0)
-        gone |= wrong | _foreign(wrong, values != 0)
+        blank = (table[k] >= 0) & ~(values != 0).any(axis=1)  # a table is given out for its first grain
+        gone |= wrong | _foreign(wrong, values != 0) | blank[:, None]
         _from_back_map(h, spare, k, table[k], values, kind, grain, gone, found)
         state = np.select([gone, kind == ALLOCATED, kind == UNUSED], [LOST, DATA, UNALLOCATED], HOLE).astype(np.uint8)
         data = state == DATA
