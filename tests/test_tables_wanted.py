@@ -337,6 +337,28 @@ def test_a_container_cut_behind_its_head_gets_its_tables_back(name: str, tmp_pat
     assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
 
 
+def test_tables_and_back_map_cut_anywhere_tell_each_others_places(tmp_path: Path) -> None:
+    """Grains in random order, so that nothing tells one table from the next but the back map; each third block of both
+    begins a piece. Where another extent's tables lie on the image too, what either could be is not taken."""
+    fmt, data = other("sesparse", tmp_path)
+    whole = fmt.open(BytesReader(data))
+    cut = {b for r in whole.regions if r.kind in ("sesparse.gt", "sesparse.back-map")
+           for b in range(r.file_offset // BLOCK, -(-(r.file_offset + r.length) // BLOCK), 3)}
+    edges = sorted({1, len(data) // BLOCK, *(b for b in cut if b > 1)})
+    pieces = [list(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    random.Random(2).shuffle(pieces)
+    image, start, place = lay(data, [[0], *pieces], 4)
+    first = FileMap.build([(0, min(image.size - start, len(data)), start, GUESSED, "continuity")]).resized(len(data))
+    found, tables = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    assert maps(fmt, image, first) != maps(fmt, BytesReader(data), None), "there is something to look for"
+    assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
+    assert all(place[f // BLOCK] == p for f, p in tables)
+    make_sesparse(tmp_path / "raw", tmp_path / "second", 6)
+    both = BytesReader(image.read(0, image.size) + (tmp_path / "second").read_bytes()[2 * MIB : 7 * MIB])
+    _, tables = Search(both, np.array([[0, both.size]], np.int64)).complete(fmt, start, first)
+    assert all(place[f // BLOCK] == p for f, p in tables)
+
+
 def test_rival_tables_that_state_one_place_are_told_by_the_others(tmp_path: Path) -> None:
     """A stale copy of a table lies elsewhere on the image, where nothing else of the container does."""
     fmt, data = other("qcow2-512", tmp_path)

@@ -308,6 +308,18 @@ class Want:
     spare: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Tied:
+    """Blocks with tables that tell each other's places (`Format.tied`).
+
+    begins: see Want. place(blocks uint8[n, 4096]) -> file offset int64[n] of each in the container, -1 unknown; some
+    are none of it.
+    """
+
+    begins: Callable[[npt.NDArray[np.uint16], npt.NDArray[np.uint64]], npt.NDArray[np.bool_]]
+    place: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.int64]]
+
+
 @dataclass(slots=True)
 class Units:
     """The parts of a container that prove themselves when they are whole: streams (`Format.units`).
@@ -381,6 +393,7 @@ class Format:
     can be told by what was found so far. It raises nothing.
     stated(reader) -> how tables that are no blocks of their own place themselves, in file offsets, where the reader has
     what names them. It raises nothing.
+    tied(reader) -> how blocks of tables tell each other's places, where the reader has what names them, or None.
     shapes(blocks uint8[n, 4096], image_offset int64[n] rising) -> pieces of tables that have no magic. Called on space
     that nothing else explains, so it may take some ns a block and be wrong; arrays in, arrays out.
     rebuild(reader of the image, clue) -> the container with a header written anew, or None when the clue does not hold.
@@ -403,6 +416,7 @@ class Format:
     salvage: Callable[[Reader, Sequence[Evidence]], Iterable[Orphan]] | None = None
     wants: Callable[[Reader], Sequence[Want]] | None = None
     stated: Callable[[Reader], Placer | None] | None = None
+    tied: Callable[[Reader], Tied | None] | None = None
     qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
     shapes: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Iterable[TablePieces]] | None = None
     rebuild: Callable[[Reader, Clue], Orphan | None] | None = None

@@ -27,6 +27,7 @@ STEP = 4 << 20
 REACH = 64 << 10  # bytes that a structure may have that states its place
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
 MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
+MAX_TIED = 1 << 14  # ours: blocks that may tell each other's places, 64 MiB
 MAX_STATED = 1 << 20  # ours: structures that state their place in one container
 MAX_SIFTED = 4  # ours: times that what they state is sifted
 IN_PLACE = 4  # structures, the header among them, that no other file has at these distances
@@ -93,7 +94,7 @@ class Search:
         end: image offset before which, and behind the header, they must lie.
         """
         lacking = fmt.wants or _nothing
-        if fmt.wants is None and fmt.stated is None:
+        if fmt.wants is None and fmt.stated is None and fmt.tied is None:
             return first, []
         laid = _Laid(first, self.image.size)
         placer = fmt.stated(FileView(self.image, first)) if fmt.stated is not None else None
@@ -104,6 +105,8 @@ class Search:
         own: set[int] | None = None
         spare: set[int] = set()
         for _ in range(MAX_ROUNDS):
+            if self._tie(fmt, current, start, laid):
+                current = FileMap.build(laid.rows(0, first.size))
             wants = [w for w in lacking(FileView(self.image, current)) if w.file_offset not in tried]
             if own is None:
                 own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
@@ -128,6 +131,25 @@ class Search:
             current = FileMap.build(laid.rows(0, first.size))
         tables = sorted((f, p) for f, p in laid.found.items() if p >= 0 and f not in spare)
         return _ended(current, tables), tables
+
+    def _tie(self, fmt: Format, current: FileMap, start: int, laid: _Laid) -> bool:
+        """Lays blocks whose places others tell, and says whether there were any that the map does not have."""
+        how = fmt.tied(FileView(self.image, current)) if fmt.tied is not None else None
+        if how is None:
+            return False
+        heads = self.heads(start % BLOCK)
+        places = [p for p in heads.image_offset[how.begins(heads.at, heads.word)].tolist() if p not in self.used]
+        places = sorted([*places, *(p for p in laid.found.values() if p >= 0)])[:MAX_TIED]
+        blocks = np.zeros((len(places), BLOCK), np.uint8)
+        for i, p in enumerate(places):
+            blocks[i] = np.frombuffer(self.image.read(p, BLOCK).ljust(BLOCK, b"\0"), np.uint8)
+        file = how.place(blocks).tolist()
+        there = {f: next((at for _, _, at, _, _ in current.cut(f, 1)), -1) for f in file if 0 <= f < current.size}
+        new = [(f, p) for f, p in zip(file, places, strict=True) if there.get(f, p) != p]
+        for f, p in new:
+            laid.add(f, p)
+            self.used.add(p)
+        return bool(new)
 
     def _stated(self, placer: Placer, start: int) -> list[tuple[int, int]]:
         """(file, image offset)s of structures that state their place in the container that begins at `start`.

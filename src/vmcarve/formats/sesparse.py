@@ -32,9 +32,11 @@ from ..model import (
     Reader,
     Region,
     Signature,
+    Tied,
     Want,
 )
 from ._sesparse_shapes import rebuild, shapes
+from ._sesparse_tied import tied as tied_tables
 from ._sesparse_wants import wants as table_wants
 from ._vmdk_tables import (
     Bools,
@@ -389,6 +391,16 @@ def wants(reader: Reader) -> list[Want]:
     return table_wants(reader, (h.directory[0] * SECTOR, h.directory_entries), h.tables[0] * SECTOR, h.disk_grains)
 
 
+def tied(reader: Reader) -> Tied | None:
+    """How tables and the back map tell each other's places."""
+    try:
+        h = _parse(reader.read(0, SECTOR))
+    except Damaged:
+        return None
+    return tied_tables(reader, (h.directory[0] * SECTOR, h.directory_entries), h.tables[0] * SECTOR,
+                       (h.back_map[0] * SECTOR, h.back_map[1] * SECTOR), h.disk_grains)
+
+
 FORMAT = Format(
     name="sesparse",
     extension="vmdk",
@@ -397,6 +409,7 @@ FORMAT = Format(
     confirm=confirm,
     qemu_name="vmdk",
     wants=wants,
+    tied=tied,
     shapes=shapes,
     rebuild=lambda reader, clue: rebuild(reader, clue, open_sesparse),
 )
