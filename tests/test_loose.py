@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from tests.helpers import run
-from vmcarve.assemble.loose import Loose, against, placer_of, stated_by
+from vmcarve.assemble.loose import Loose, against, placer_of, stated_by, stated_of_several
 from vmcarve.assemble.places import Places, assign
+from vmcarve.assemble.solve import Candidate, Metadata, _of_metadata  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.window import Window
-from vmcarve.model import DATA, LOST, PLAIN, UNALLOCATED, Container, GuestDisk, GuestMap
+from vmcarve.filemap import FileMap
+from vmcarve.model import DATA, GUESSED, LOST, PLAIN, UNALLOCATED, Container, GuestDisk, GuestMap, Placer
 from vmcarve.source import BytesReader, open_image
 from vmcarve.sweeper import sweep_image
 
@@ -125,3 +127,21 @@ def test_a_volume_in_pieces_is_read_through_its_own_metadata(tmp_path: Path) -> 
     assert placer is not None
     first, _ = Loose(image).look([(0, placer)], room)[0]
     assert 0 < len(first) < len(found[0]), "read as one run it tells of the chunk tree's own nodes only"
+
+
+def test_what_one_volume_alone_may_have_is_as_sure_as_if_it_named_it() -> None:
+    """Records that do not name their volume: of those that have one place each, and that no other volume could have,
+    one is enough; where another lies that could be it, or another volume could have it, each says little."""
+    size = 64 * BLOCK
+    container = Container("raw", "gpt", size, [GuestDisk(size, GuestMap.flat(size))])
+    map_ = FileMap.build([(0, size, 0, GUESSED, "")])
+    c = Candidate(0, container, map_, lambda _: container)
+    at = np.array([3, 5, 9, 7], np.int64) * BLOCK
+    place = np.array([0, 1, 1, 2], np.int64) * BLOCK
+    m = Metadata(0, Placer("", lambda data: (at, place), 10.0), at, place, alone=True)
+    shared = stated_of_several([at, np.array([7 * BLOCK + 1024, 7 * BLOCK], np.int64)])
+    f, delta, bits = _of_metadata(c, 16 * BLOCK, m, shared)
+    assert f.tolist() == [16, 17, 17, 18] and (f + delta).tolist() == [3, 5, 9, 7]
+    assert bits.tolist() == [40.0, 10.0, 10.0, 10.0]
+    m.alone = False
+    assert _of_metadata(c, 16 * BLOCK, m, shared)[2].tolist() == [10.0] * 4

@@ -550,12 +550,14 @@ class Placer:
     find(uint8[m]) -> (position int64[k] in the array, volume_offset int64[k]) of structures at multiples of 256 bytes.
     key: changes when more of the volume is known, and `find` may find more. bits: what one structure is worth, less
     where nothing in it names its volume. length: bytes of a structure that is whole, where it takes several blocks.
+    bounded: of structures that do not name their volume, only those are found that it can have.
     """
 
     key: str
     find: Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
     bits: float = 40.0
     length: int = 0
+    bounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

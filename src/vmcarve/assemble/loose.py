@@ -135,3 +135,10 @@ def _runs(image_offset: Int64s, delta: Int64s) -> int:
     one, other = delta[first], delta[last]
     same = (one[1:] == one[:-1]) | (one[1:] == other[:-1]) | (other[1:] == one[:-1]) | (other[1:] == other[:-1])
     return int(np.count_nonzero(~same)) + 1
+
+
+def stated_of_several(volumes: list[Int64s]) -> Int64s:
+    """Image blocks, rising, that hold metadata which more than one volume may have: image offsets by volume."""
+    blocks = [np.unique(at // BLOCK) for at in volumes]
+    block, often = np.unique(np.concatenate([np.empty(0, np.int64), *blocks]), return_counts=True)
+    return block[often > 1]

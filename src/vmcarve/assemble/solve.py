@@ -25,8 +25,8 @@ from .content import Content, Guest
 from .content.files import Files
 from .content.sums import without_wrong
 from .host_units import Unit, unit_of
-from .loose import Loose, placer_of, stated_by
-from .places import Known, Owned, Places, assign, has_plain, pins_of, through
+from .loose import Loose, placer_of, stated_by, stated_of_several
+from .places import Known, Owned, Places, assign, first_rows, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
 from .tails import (
@@ -117,6 +117,7 @@ class Metadata:
     placer: Placer
     image_offset: Int64s | None = None
     volume_offset: Int64s | None = None
+    alone: bool = False  # every volume of its kind on the image is somebody's: what one alone may have is its own
 
 
 Round = Callable[[Reader, Candidate, Points, Expectation], list[tuple[int, int, int, int]]]
@@ -306,9 +307,14 @@ def _place_metadata(image: Reader, active: list[Candidate], places: Places, loos
             del c.metadata[g]
     alone = stated_by(loose, {o.row: (places.begin(o.row), o.size) for c in active for o in c.owned
                               if places.begin(o.row) >= 0 and any(m.row == o.row for m in wanted)}, room)
+    owned = {(places.module[o.row], places.identity[o.row]) for c in active for o in c.owned}
+    open_ = {places.module[i] for i in first_rows(places) if (places.module[i], places.identity[i]) not in owned}
+    for m in [m for c in active for m in c.metadata.values()]:
+        m.alone = m.placer.bits < PIN_BITS and places.module[m.row] not in open_
     for m, found in zip(wanted, loose.look([(m.row, m.placer) for m in wanted], room), strict=True):
         own, _ = alone.get(m.row, (found, 0.0))
-        m.image_offset, m.volume_offset = max(found, own, key=lambda stated: len(stated[0]))
+        told = found if m.placer.bounded else max(found, own, key=lambda stated: len(stated[0]))
+        m.image_offset, m.volume_offset = told
 
 
 def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
@@ -435,6 +441,8 @@ class _Evidence:
 
 
 def _gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Content) -> _Evidence:
+    shared = stated_of_several([m.image_offset for c in active for m in c.metadata.values()
+                                if m.image_offset is not None])
     parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]] = []
     wanted: dict[int, Int64s] = {}
     for o, c in enumerate(active):
@@ -442,7 +450,7 @@ def _gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Cont
             continue
         pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins], np.int64).reshape(-1, 2)
         parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
-        parts += [(o, *_of_metadata(c, g, m)) for g, m in c.metadata.items()]
+        parts += [(o, *_of_metadata(c, g, m, shared)) for g, m in c.metadata.items()]
         f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
         parts.append((o, f, delta, bits))
         found = content.points(o)
@@ -542,19 +550,27 @@ def _sure(chain: list[Segment]) -> Int64s:
     return np.array(out, np.int64).reshape(-1, 3)
 
 
-def _of_metadata(c: Candidate, guest_offset: int, m: Metadata
+def _of_metadata(c: Candidate, guest_offset: int, m: Metadata, shared: Int64s
                  ) -> tuple[Int64s, Int64s, npt.NDArray[np.float64]]:
-    """(file block, delta, bits) of the loose metadata of one volume, one point for a block of each."""
+    """(file block, delta, bits) of the loose metadata of one volume, one point for a block of each.
+
+    shared: image blocks, rising, with metadata that several volumes may have.
+    """
     nothing = np.empty(0, np.int64)
     if m.image_offset is None or m.volume_offset is None:
         return nothing, nothing, np.empty(0)
     blocks = max(1, m.placer.length // BLOCK)
     inside = np.tile(np.arange(blocks) * BLOCK, len(m.image_offset))
     f = to_file(c.container.guests[0].map, guest_offset + np.repeat(m.volume_offset, blocks) + inside)
-    step = np.repeat(m.image_offset, blocks) + inside - f - c.start
+    p = np.repeat(m.image_offset, blocks) + inside
+    step = p - f - c.start
     keep = (f >= 0) & (step % BLOCK == 0)
-    points = np.unique(np.stack((f[keep] // BLOCK, step[keep] // BLOCK), axis=1), axis=0)
-    return points[:, 0], points[:, 1], np.full(len(points), m.placer.bits / blocks)
+    points, at = np.unique(np.stack((f[keep] // BLOCK, step[keep] // BLOCK), axis=1), axis=0, return_index=True)
+    bits = np.full(len(points), m.placer.bits / blocks)
+    if m.alone:
+        _, which, rivals = np.unique(points[:, 0], return_inverse=True, return_counts=True)
+        bits[(rivals[which] == 1) & ~np.isin(p[keep][at] // BLOCK, shared)] = PIN_BITS
+    return points[:, 0], points[:, 1], bits
 
 
 def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:

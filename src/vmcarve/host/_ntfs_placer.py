@@ -49,4 +49,4 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
         there = (i >= 0) & (place < runs[i, 0] + runs[i, 2]) & (runs[i, 1] >= 0)
         return at[there], (runs[i, 1] + place - runs[i, 0] - offset)[there]
 
-    return Placer(repr(runs.tolist()), find, BITS)
+    return Placer(repr(runs.tolist()), find, BITS, bounded=mft is not None)
