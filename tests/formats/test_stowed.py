@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import run
 from tests.host.written import needs
+from tests.makers import vhd
 from vmcarve.disk import VirtualDisk
 from vmcarve.model import DATA, Reader
 from vmcarve.registry import formats
@@ -42,6 +43,25 @@ def test_every_unit_of_the_guest_is_among_those_that_the_format_tells(name: str,
     wanted = {block.tobytes(): n * 4096 for n, block in enumerate(guest.reshape(-1, 4096)) if block.any()}
     assert max(_told(BytesReader(bytes(content)), stowed, wanted)
                for stowed in fmt.stow(BytesReader(bytes(content)))) >= len(wanted) - ("fixed" in options)
+
+
+@pytest.mark.parametrize("style", [vhd.WINDOWS, vhd.TAPDISK])
+@pytest.mark.parametrize("footer", [True, False])
+def test_blocks_of_a_vhd_lie_at_pages_whatever_is_before_its_footer(style: vhd.Style, footer: bool, tmp_path: Path
+                                                                     ) -> None:
+    """Windows ends the footer at a page as well, XenServer does not, and the footer may be lost."""
+    guest = np.random.default_rng(1).integers(0, 256, SIZE, np.uint8)
+    out = tmp_path / "out"
+    vhd.write(out, style, guest.tobytes(), 1, uuid=bytes(16))
+    content = bytearray(out.read_bytes())
+    content[:4096] = bytes(4096)
+    if not footer:
+        content[-512:] = np.random.default_rng(3).integers(0, 256, 512, np.uint8).tobytes()
+    wanted = {block.tobytes(): n * 4096 for n, block in enumerate(guest.reshape(-1, 4096))}
+    stow = formats()["vhd"].stow
+    assert stow is not None
+    assert max(_told(BytesReader(bytes(content)), stowed, wanted)
+               for stowed in stow(BytesReader(bytes(content)))) == len(wanted)
 
 
 def _told(file: Reader, stowed: object, wanted: dict[bytes, int]) -> int:

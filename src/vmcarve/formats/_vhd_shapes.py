@@ -16,6 +16,8 @@ from ._vhd_parts import FOOTER, HEADER_AT, TABLE_AT, UNUSED, VERSION, make_heade
 
 # block size: sectors from one block to the next, back to back and with data on 4 KiB
 STRIDES = {1 << 21: (4097, 4104), 1 << 19: (1025, 1032)}
+PAGE = 4096
+PAGE_SECTORS = PAGE // SECTOR
 FLOOR = 4  # no block begins before this sector
 FIXED = 2  # disk type
 MAX_SECTOR = 1 << 29  # ours, of 2^32: text would pass as sectors behind 256 GiB
@@ -89,8 +91,10 @@ def stow(reader: Reader) -> Iterable[Stowed]:
         yield Stowed(1 << 20, GuestMap.flat(end), end)
     for block, strides in STRIDES.items() if kind != FIXED else ():
         for stride in strides:
-            count = (end - FLOOR * SECTOR - block) // (stride * SECTOR)
-            yield from in_row(end - block - count * stride * SECTOR, end, block, step=stride * SECTOR, size=size)
+            # who begins data at pages may also end the footer at one
+            last = end if stride % PAGE_SECTORS else end // PAGE * PAGE
+            count = (last - FLOOR * SECTOR - block) // (stride * SECTOR)
+            yield from in_row(last - block - count * stride * SECTOR, last, block, step=stride * SECTOR, size=size)
 
 
 def _told(reader: Reader, clue: Clue, table_at: int, entries: int) -> I64:
