@@ -120,6 +120,24 @@ def test_grains_without_header_and_tables_find_their_places(kind: str, disk: byt
     assert not item.container.rebuild
 
 
+@pytest.mark.parametrize("table", ["gpt", "dos"])
+def test_a_volume_that_happens_to_begin_a_file_does_not_begin_its_disk(table: str, tmp_path: Path) -> None:
+    """Units in any order, that with the volume's begin first: where the disk's volume begins its own table says, also
+    where that is an MBR, which states no place."""
+    disk = ext4_disk(tmp_path, 1, table, SIZE, 1024, 60_000)
+    order = list(range(SIZE // MIB))
+    random.Random(6).shuffle(order)
+    order = [1, *[n for n in order if n != 1]]
+    content = b"".join([random.Random(7).randbytes(MIB), *(disk[n * MIB : (n + 1) * MIB] for n in order)])
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.hds")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    assert state.done[0].container.guests[0].virtual_size == SIZE
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.7
+    assert wrong < 0.01
+
+
 def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: Path) -> None:
     """A qcow2 without its first MiB whose L2 tables were handed out in any order: each table's span is placed whole."""
     cluster, spans = 4096, SIZE // (2 * MIB)

@@ -14,17 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..model import Begin, Reader
+from ..model import SECTOR, Begin, Reader
 from ..registry import guests
 from ..tables import pc
-from .places import Places
+from ..verify.guest import describe
+from .boot_sectors import ENTRY
+from .places import Places, Table, fills, stated_tables
 from .segments import BLOCK
+from .window import Window
 
 Int64s = npt.NDArray[np.int64]
 
 USUAL = (1 << 20, 0)  # where a volume begins that does not state it: behind a partition table, or without one
 MOST_BEFORE = 1 << 30  # ours: bytes of a disk before a volume
 MAX_BEGIN = 1 << 20  # ours: bytes that are made again
+MAX_BOOTS = 1 << 16  # ours: units whose first sector is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +36,14 @@ class Begun:
     """places: with every volume's begin. tail: blocks that are behind the units in `reader`, made from copies.
 
     blocks int64[k, 2]: guest block, and the block of `reader` that stands there. size: bytes of the disk, 0 unknown.
+    table: where its volumes begin.
     """
 
     reader: Reader
     places: Places
     blocks: Int64s
     size: int
+    table: Table
 
 
 class Appended:
@@ -71,19 +77,24 @@ def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
     rows = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     tables = [int(r["value"]) for r in rows.filter(pc.is_valid(rows["guest_offset"])).to_pylist() if r["value"]]
     size = max(set(tables), key=tables.count) if tables else 0
-    usual = USUAL if "gpt" in places.module or "mbr" in places.module else USUAL[::-1]
+    boots = [] if tables else _boots(units, unit, places)
+    parts = [part for _, found in stated_tables(units, places) for part in found] + [p for _, f in boots for p in f]
+    usual = USUAL if tables or boots else USUAL[::-1]
     at = -(-units.size // unit) * unit
     tail = b""
     added: list[tuple[int, str, str, int]] = []
     also: list[tuple[int, int, str, str]] = []
     blocks: list[tuple[int, int]] = []
+    begins: list[tuple[int, int]] = []
     for (module, identity), mine in _volumes(places).items():
         made = next((b for i in mine if (b := _begin(units, places, i)) is not None), None)
         if made is None:
             continue
-        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
-        start = _settle(places, mine, made, starts, unit)
         length = max(int(places.value[i]) for i in mine)
+        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
+        starts = [at for at, room in parts if fills(length, room)] or starts
+        start = _settle(places, mine, made, starts, unit)
+        begins.append((start, length))
         if not tables:
             size = max(size, start + length + min(start, USUAL[0]))
         also += [(*row, module, identity) for row in _also(rows, made, start, unit)]
@@ -95,7 +106,30 @@ def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
         tail += data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0")
     stated = [(p, v, module, identity, 0) for p, v, module, identity in also]
     stated += [(p, 0, module, identity, length) for p, module, identity, length in added]
-    return Begun(Appended(units, at, tail), _with(places, stated), np.array(blocks, np.int64).reshape(-1, 2), size)
+    places = _with(places, stated)
+    if len(boots) == 1:
+        places = _with(places, [(boots[0][0], -1, "mbr", "", size)])
+    return Begun(Appended(units, at, tail), places, np.array(blocks, np.int64).reshape(-1, 2), size, (size, begins))
+
+
+def _boots(units: Reader, unit: int, places: Places) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Units that begin the disk: with an MBR of whose partitions a volume fills one. With (offset, length) of those.
+
+    An MBR states no place: it is looked for where units begin, and nothing but a volume tells it from other sectors.
+    """
+    sizes = {int(places.value[i]) for i in np.flatnonzero(places.value > 0).tolist()}
+    out: list[tuple[int, list[tuple[int, int]]]] = []
+    for start in range(0, min(units.size, MAX_BOOTS * unit), unit):
+        sector = units.read(start, SECTOR)
+        if sector[-2:] != b"\x55\xaa":
+            continue
+        entries = np.frombuffer(sector[446:510], ENTRY)
+        end = int((entries["first"].astype(np.int64) + entries["count"]).max()) * SECTOR
+        found = [(offset, length) for v in describe(Window(units, start, end)) if v.kind == "mbr"
+                 for offset, length, _ in v.partitions]
+        if any(fills(size, length) for size in sizes for _, length in found):
+            out.append((start, found))
+    return out
 
 
 def _volumes(places: Places) -> dict[tuple[str, str], list[int]]:
@@ -141,7 +175,10 @@ def _also(rows: pa.Table, made: Begin, start: int, unit: int) -> list[tuple[int,
 
 
 def _with(places: Places, added: list[tuple[int, int, str, str, int]]) -> Places:
-    """The places, and structures (image offset, place in the volume, module, identity, length of the volume) too."""
+    """The places, and structures (image offset, place in the volume, module, identity, length of the volume) too.
+
+    A place below 0: that begins the disk, which has that length.
+    """
     def more(column: Int64s, values: list[int]) -> Int64s:
         return np.concatenate((column, np.array(values, np.int64)))
 
@@ -150,7 +187,7 @@ def _with(places: Places, added: list[tuple[int, int, str, str, int]]) -> Places
     first = np.array([bool(f) and (m, i) not in known for f, m, i in
                       zip(places.first, places.module, places.identity, strict=True)], np.bool_)
     new = replace(places, image_offset=more(places.image_offset, [a[0] for a in added]),
-                  guest_offset=more(places.guest_offset, [-1] * n),
+                  guest_offset=more(places.guest_offset, [0 if a[1] < 0 else -1 for a in added]),
                   volume_offset=more(places.volume_offset, [a[1] for a in added]),
                   first=np.concatenate((first, np.array([a[1] == 0 for a in added], np.bool_))),
                   length=more(places.length, [512] * n), value=more(places.value, [a[4] for a in added]),

@@ -55,6 +55,7 @@ RAW = ("img", "raw", "dd")  # extensions of raw disks
 LEAST_TOLD = 60.0  # nats: more than two structures that state their place
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
 LEAST_TABLES = 0.9  # share of what units tell that tables must tell to be taken instead
+LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
@@ -174,15 +175,24 @@ def _solved(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
     laid = UnitRound(stowed.unit, -(-units.size // stowed.unit), found.blocks)
     few = laid.count * -(-size // stowed.unit) <= MAX_CELLS
     first = laid.with_begins(FileMap.build([(0, min(size, units.size), 0, GUESSED, UNTRIED)]).resized(size))
-    c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True)
+    c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True,
+                  scattered=None if name == "raw" else found.table)
     solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)
     told = laid.told if few else _between_points(c)
     if not c.owned or not c.settled and (told < LEAST_TOLD or UNTRIED in c.map.rule):
+        return None
+    if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
     guest = GuestDisk(size, composed(c.map, stowed.map))
     container = Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     return (np.inf if c.settled else told), container
+
+
+def _in_order(file_map: FileMap) -> float:
+    """The share of what a map places that lies where the file has it."""
+    rows = [(f == p, n) for f, n, p, _, why in file_map.rows() if p >= 0 and why == RULE]
+    return sum(n for same, n in rows if same) / max(1, sum(n for _, n in rows))
 
 
 def _between_points(c: Candidate) -> float:

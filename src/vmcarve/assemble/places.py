@@ -126,19 +126,24 @@ class Owned:
     cost: float = field(default=0.0, compare=False)
 
 
+Table = tuple[int, list[tuple[int, int]]]
+"""Bytes of a disk, and (guest offset, length) of its partitions."""
+
 Known = dict[tuple[int, bytes, int, int], tuple[float, int] | None]
 """What was found of (container's first byte, digest of its map, row, guest offset): a volume's cost and length."""
 
 
 def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: Places, known: Known | None = None,
-           loose: Loose | None = None, room: Int64s | None = None) -> list[list[Owned]]:
+           loose: Loose | None = None, room: Int64s | None = None, scattered: Sequence[Table | None] = ()
+           ) -> list[list[Owned]]:
     """The volumes of each container (image offset of the first byte, container): each to the one that it fits best.
 
     known, loose: what earlier calls found; grow. room int64[k, 2]: where metadata of the volumes may lie, all of the
-    image without it.
+    image without it. scattered: of each container whose units lie in any order what is known of its partitions: that a
+    volume lies in its run is chance then.
     """
     known = {} if known is None else known
-    tables = _tables(image, places)
+    tables = stated_tables(image, places)
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = first_rows(places)
     copies = _copies(image, places, rows)
@@ -148,7 +153,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     for k, (start, container) in enumerate(containers):
         guest_map = container.guests[0].map
         size = container.virtual_size
-        starts = _partitions(image, start, container, tables)
+        own = scattered[k] if k < len(scattered) else None
+        starts = _partitions(image, start, container, tables, own)
         digest = _digest(guest_map)
         ends = np.add.outer(places.length[rows] - 1, np.array(list(starts), np.int64))
         files = to_file(guest_map, ends.ravel()).reshape(ends.shape)
@@ -168,9 +174,10 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                     fits = any(fills(length, room) for room in rooms)
                     if cost == UNKNOWN:
                         cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
-                    if start <= p < min(start + container.size, after[k]):
+                    if own is None and start <= p < min(start + container.size, after[k]):
                         cost -= INSIDE
-                    if p - start == f or any(_in_run(guest_map, start, g + v, q) for v, q in copies[i]):
+                    if own is None and (p - start == f or any(_in_run(guest_map, start, g + v, q)
+                                                              for v, q in copies[i])):
                         cost -= IN_PLACE
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
@@ -266,9 +273,9 @@ def first_rows(places: Places) -> list[int]:
     return sorted([*sure, *maybe])
 
 
-def _tables(image: Reader, places: Places) -> list[tuple[int, list[tuple[int, int]]]]:
-    """(bytes of the disk, (guest offset, length) of its partitions) of every partition table that states its place."""
-    out: list[tuple[int, list[tuple[int, int]]]] = []
+def stated_tables(image: Reader, places: Places) -> list[Table]:
+    """Every partition table that states its place."""
+    out: list[Table] = []
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
         size = int(places.value[i])
         start = int(places.image_offset[i] - places.guest_offset[i])
@@ -280,16 +287,18 @@ def _tables(image: Reader, places: Places) -> list[tuple[int, list[tuple[int, in
     return out
 
 
-def _partitions(image: Reader, start: int, container: Container, tables: list[tuple[int, list[tuple[int, int]]]]
-                ) -> dict[int, tuple[float, float, list[int]]]:
+def _partitions(image: Reader, start: int, container: Container, tables: list[Table], own: Table | None) -> dict[
+        int, tuple[float, float, list[int]]]:
     """Guest offsets where volumes of a container may begin: (cost, cost of a volume of another size, sizes).
 
-    A table that names the very end of this disk is likely its own; one of a somewhat smaller disk may be.
+    A table that names the very end of this disk is likely its own; one of a somewhat smaller disk may be. own: what is
+    known of it without its run.
     """
     out: dict[int, tuple[float, float, list[int]]] = {g: (doubt, 0.0, []) for g, doubt in USUAL_STARTS.items()}
     size = container.virtual_size
     disk = through(image, start, container, 0)
     stated = [(UNFIT, [(offset, length) for v in describe(disk) for offset, length, _ in v.partitions])]
+    stated = stated if own is None else [(UNFIT, own[1])]
     stated += [(UNFIT if end == size else MAYBE_UNFIT, parts) for end, parts in tables
                if size - SIZE_SLACK < end <= size]
     for unfit, parts in stated:
@@ -379,11 +388,12 @@ def _inside(ranges: Int64s, at: Int64s) -> npt.NDArray[np.bool_]:
     return (i >= 0) & (at < ranges[i].sum(axis=1))
 
 
-def pins_of(container: Container, start: int, owned: list[Owned], places: Places) -> list[tuple[int, int]]:
+def pins_of(container: Container, start: int, owned: list[Owned], places: Places, *, scattered: bool = False
+            ) -> list[tuple[int, int]]:
     """(file_offset, image_offset) of the structures of a container's own volumes and disk, rising.
 
     A partition table is its own when it says where the disk ends, and lies at the delta of one of its volumes (or, for
-    a disk without a known volume, at the header's).
+    a disk without a known volume, at the header's); or anywhere, where units of this disk alone lie in any order.
     """
     guest_map = container.guests[0].map
     pins: dict[int, tuple[int, int]] = {}
@@ -409,7 +419,7 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     size = container.virtual_size
     tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
     near = {places.identity[i] for i in tables.tolist()
-            if _delta(guest_map, places, i, start) in deltas}
+            if scattered or _delta(guest_map, places, i, start) in deltas}
     for i in tables.tolist():
         if places.identity[i] in near and places.identity[i] is not None:
             add(int(places.guest_offset[i]), i)

@@ -26,7 +26,7 @@ from .content.files import Files
 from .content.sums import without_wrong
 from .host_units import Unit, unit_of
 from .loose import Loose, placer_of, stated_by, stated_of_several
-from .places import Known, Owned, Places, assign, first_rows, has_plain, pins_of, through
+from .places import Known, Owned, Places, Table, assign, first_rows, has_plain, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .state import Claims
 from .tails import (
@@ -78,6 +78,7 @@ class Candidate:
     flat: bool = False  # no table says what it holds: nothing is claimed behind the last volume or pin
     settled: bool = False
     nested: bool = False
+    scattered: Table | None = None  # what is known of its partitions, where its units lie in any order
     ends: FileEnds = field(default_factory=FileEnds.none)
     files: Files = field(default_factory=Files.none)
     sure: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))  # see content.Guest
@@ -252,7 +253,8 @@ def _copy(claims: Claims) -> Claims:
 def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known, loose: Loose, room: Int64s
                   ) -> None:
     legible = [c for c in candidates if not c.encrypted]
-    found = assign(image, [(c.start, c.container) for c in legible], places, known, loose, room)
+    found = assign(image, [(c.start, c.container) for c in legible], places, known, loose, room,
+                   [c.scattered for c in legible])
     for c, owned in zip(legible, found, strict=True):
         c.owned = owned
 
@@ -265,7 +267,7 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
         return
     c.read = key
     disk = VirtualDisk(FileView(image, c.map), guest_map)
-    c.pins = pins_of(c.container, c.start, c.owned, places)
+    c.pins = pins_of(c.container, c.start, c.owned, places, scattered=c.scattered is not None)
 
     def read() -> tuple[list[HostVolume], FileEnds, Files]:
         volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
