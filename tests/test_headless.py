@@ -116,7 +116,7 @@ def test_grains_without_header_and_tables_find_their_places(kind: str, disk: byt
     assert wrong < 0.01
     item = state.done[0]
     assert item.container.format == "vmdk"
-    assert set(item.map.grade) == {GUESSED}  # nothing that was laid out like this is more than a guess
+    assert set(item.map.grade) <= {GUESSED, MISSING}  # nothing that was laid out like this is more than a guess
     assert not item.container.rebuild
 
 

@@ -37,6 +37,7 @@ from ..sweeper import sweep_image
 from ..tables import EVIDENCE, pc
 from .begins import begun
 from .chains import base_name
+from .cipher import without_opening
 from .orphans import rebuilt
 from .places import Places
 from .segments import BLOCK
@@ -76,6 +77,7 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         looked += 1
         if looked > MAX_FILES:
             break
+        file_map, _ = without_opening(state.image, file_map)
         found = _best(FileView(state.image, file_map), names)
         if found is None:
             continue

@@ -37,6 +37,7 @@ from ..model import (
 from ..registry import formats
 from ..source.bytes_reader import BytesReader
 from .chains import base_name
+from .cipher import without_opening
 from .doubt import contradicted, doubted
 from .headless import headless
 from .raw import raw_container
@@ -96,7 +97,8 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
                 continue
             file_map = rest
         solved.add((view.label, file.identity))
-        if deleted and contradicted(state.image, container, file_map):
+        file_map, encrypted = without_opening(state.image, file_map)
+        if encrypted or deleted and contradicted(state.image, container, file_map):
             file_map = doubted(file_map)
         state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
