@@ -33,27 +33,34 @@ def decode_counted(data: bytes, encoding: int, length: int) -> tuple[bytes | Non
     """
     if encoding == PLAIN:
         return (data[:length], length) if len(data) >= length else (None, 0)
-    whole = max(length, MAX_CLUSTER)
+    out, used = stream_at(data, encoding, max(length, MAX_CLUSTER))
+    fits = len(out) == length or (len(out) > length and len(out).bit_count() == 1)
+    return (out[:length], used) if used and fits else (None, 0)
+
+
+def stream_at(data: bytes, encoding: int, most: int) -> tuple[bytes, int]:
+    """What the stream that `data` begins with decodes to, at most `most` bytes, and how many bytes of it that took: 0
+    where it does not end.
+    """
     try:
         if encoding in (DEFLATE, ZLIB):
             stream = zlib.decompressobj(-15 if encoding == DEFLATE else 15)
-            out = stream.decompress(data, whole)
-            if len(out) >= length and not stream.eof:
+            out = stream.decompress(data, most)
+            if len(out) and not stream.eof:
                 # the end-of-block code or the Adler-32 may still be unread
                 out += stream.decompress(stream.unconsumed_tail, 1)
             ended, used = stream.eof, len(data) - len(stream.unused_data)
         elif encoding == ZSTD:
             frame = zstd.ZstdDecompressor()
-            out = frame.decompress(data, whole)
-            if len(out) >= length and not frame.eof:
+            out = frame.decompress(data, most)
+            if len(out) and not frame.eof:
                 out += frame.decompress(b"", 1)
             ended, used = frame.eof, len(data) - len(frame.unused_data)
         else:
             raise ValueError(f"encoding {encoding} is not known")
     except (zlib.error, zstd.ZstdError, EOFError):
-        return None, 0
-    fits = len(out) == length or (len(out) > length and len(out).bit_count() == 1)
-    return (out[:length], used) if ended and fits else (None, 0)
+        return b"", 0
+    return (out, used) if ended else (b"", 0)
 
 
 def likely(encoding: int, head: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

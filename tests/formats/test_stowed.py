@@ -45,6 +45,29 @@ def test_every_unit_of_the_guest_is_among_those_that_the_format_tells(name: str,
                for stowed in fmt.stow(BytesReader(bytes(content)))) >= len(wanted) - ("fixed" in options)
 
 
+@pytest.mark.parametrize("options", ["compression_type=zlib", "compression_type=zstd",
+                                     "compression_type=zstd,cluster_size=16k"])
+def test_streams_and_the_plain_clusters_between_them_are_units_where_the_tables_are_lost(options: str, tmp_path: Path
+                                                                                         ) -> None:
+    """Compressed clusters follow each other to the byte; behind a part that is encrypted the next ones are found."""
+    rng = np.random.default_rng(1)
+    guest = rng.integers(0, 4, SIZE, np.uint8).reshape(-1, MIB)
+    guest[11] = rng.integers(0, 256, MIB, np.uint8)  # is stored as it is
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.write_bytes(guest.tobytes())
+    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, out)
+    content = bytearray(out.read_bytes())
+    for at, length in ((0, 8 * 65536), (3 * MIB, 65536)):
+        content[at : at + length] = rng.integers(0, 256, length, np.uint8).tobytes()
+    stow = formats()["qcow2"].stow
+    assert stow is not None
+    wanted = {block.tobytes(): n * 4096 for n, block in enumerate(guest.reshape(-1, 4096))}
+    first = next(iter(stow(BytesReader(bytes(content)))))
+    assert first.unit == (16384 if "16k" in options else 65536)
+    lost = (9 * 65536 + 4 * first.unit) * (SIZE - MIB) / (len(content) - MIB)
+    assert _told(BytesReader(bytes(content)), first, wanted) >= len(wanted) - lost // 4096
+
+
 @pytest.mark.parametrize("style", [vhd.WINDOWS, vhd.TAPDISK])
 @pytest.mark.parametrize("footer", [True, False])
 def test_blocks_of_a_vhd_lie_at_pages_whatever_is_before_its_footer(style: vhd.Style, footer: bool, tmp_path: Path

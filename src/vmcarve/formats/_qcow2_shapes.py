@@ -20,6 +20,7 @@ from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
 from ._shapes import I64, Numbers, distinct, pieces, power_of_two, rows_of
 from ._stowed import by_tables, in_row
+from ._stowed_streams import by_streams
 
 REFCOUNTS, L2 = "qcow2.refcount-table", "qcow2.l2"
 PIECE = 4096
@@ -64,11 +65,12 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
 
 
 def stow(reader: Reader) -> Iterable[Stowed]:
-    """Spans of the L2 tables that are left, and clusters of the usual size in their order."""
+    """Streams, spans of the L2 tables that are left, and clusters of the usual size, in their order."""
 
     def places(words: npt.NDArray[np.uint64]) -> I64:
         return np.where(words & ~(OFFSET | COPIED | np.uint64(1)), np.uint64(1), words & OFFSET).astype(np.int64)
 
+    yield from by_streams(reader)
     yield from by_tables(reader, [1 << bits for bits in range(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS + 1)], ">u8", places)
     yield from in_row(0, reader.size, USUAL_CLUSTER)
     yield from in_row(0, reader.size, PIECE)
