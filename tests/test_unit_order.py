@@ -14,10 +14,11 @@ from vmcarve.assemble.unit_order import NONE, order_units
 FOLLOWS = 0.7
 
 
-def every_order(weight: np.ndarray, hole: np.ndarray | None) -> tuple[np.ndarray, float]:
+def every_order(weight: np.ndarray, hole: np.ndarray | None, joined: np.ndarray, leap: float
+                ) -> tuple[np.ndarray, float]:
     """The chances by going through all orders one by one: a unit has a place, or none (what would be next stays)."""
     n, m = weight.shape
-    jump = 1 - FOLLOWS - NONE
+    jump = (1 - FOLLOWS - NONE) * math.exp(leap)
     chance, total = np.zeros((n, m)), 0.0
     for states in itertools.product([*range(m), None], repeat=n):
         for begin in range(m + 1) if states[0] is None else [states[0]]:
@@ -31,6 +32,7 @@ def every_order(weight: np.ndarray, hole: np.ndarray | None) -> tuple[np.ndarray
                     continue
                 if i:
                     step = FOLLOWS if state == ahead else 0.0
+                    step *= math.exp(joined[i - 1]) if states[i - 1] is not None else 1.0
                     if hole is None:
                         step += jump / m
                     elif state > ahead:
@@ -54,8 +56,10 @@ def test_chances_are_those_of_all_orders(shape: tuple[int, int], rising: bool) -
     rng = np.random.default_rng(sum(shape))
     weight = rng.normal(size=shape) * 2
     hole = -rng.random(shape[1]) * 3 if rising else None
-    chance, likelihood, _ = unit_order._chances(weight, hole, FOLLOWS)  # pyright: ignore[reportPrivateUsage]
-    wanted, whole = every_order(weight, hole)
+    joined, leap = rng.normal(size=shape[0] - 1), 0.3
+    chance, likelihood, _ = unit_order._chances(  # pyright: ignore[reportPrivateUsage]
+        weight, hole, FOLLOWS, joined, leap)
+    wanted, whole = every_order(weight, hole, joined, leap)
     assert np.allclose(chance, wanted, atol=1e-9)
     assert math.isclose(likelihood, whole, abs_tol=1e-9)
 
@@ -70,6 +74,33 @@ def test_a_copy_with_units_left_out_is_found_between_its_pins() -> None:
         weight[i, place[i]] = 25.0
     found = order_units(weight, np.where(used, -12.0, -0.3))
     assert np.array_equal(found.place, place)
+
+
+def test_what_is_empty_lies_together() -> None:
+    """A rising order of which nobody knows what is used: one long gap is no reason to believe in none that rises."""
+    place = np.concatenate((np.arange(10, 30), np.arange(700, 720), np.arange(900, 920)))
+    weight = np.zeros((60, 1000))
+    for i in (0, 10, 30, 50, 59):
+        weight[i, place[i]] = 8.0
+    found = order_units(weight, np.zeros(1000))
+    assert found.follows > 0.8
+    near = np.concatenate((np.arange(0, 12), np.arange(50, 60)))
+    assert np.array_equal(found.place[near], place[near])
+
+
+def test_what_goes_on_holds_chunks_together() -> None:
+    """Chunks in any order, a pin in each: where the bytes go on from unit to unit says how far a chunk reaches."""
+    rng = np.random.default_rng(7)
+    chunks = rng.permutation(np.arange(120).reshape(20, 6))
+    place = chunks.ravel()
+    weight = np.zeros((120, 120))
+    for at in range(2, 120, 6):
+        weight[at, place[at]] = 25.0
+    joined = np.where(np.diff(place) == 1, 3.0, -1.2)
+    alone, helped = (order_units(weight, np.zeros(120), j).place for j in (None, joined))
+    assert (helped == place).mean() > 0.95
+    assert (alone == place).mean() < 0.9
+    assert (helped[helped >= 0] == place[helped >= 0]).all()
 
 
 def test_chunks_in_any_order_follow_their_pins() -> None:

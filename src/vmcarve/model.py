@@ -524,7 +524,11 @@ class HostVolume(Protocol):
     label: str
 
     def free(self) -> npt.NDArray[np.int64]:
-        """int64[n, 2]: image_offset, length of space that the file system holds free, rising."""
+        """int64[n, 2]: image_offset, length of space that the file system holds free, rising.
+
+        Who finds it by other means where its own map is lost has an attribute `derived`, which is true then: files that
+        are lost too have nothing there.
+        """
         ...
 
     def files(self) -> Iterator[HostFile]:

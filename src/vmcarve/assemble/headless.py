@@ -57,6 +57,8 @@ LEAST_TOLD = 60.0  # nats: more than two structures that state their place
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
 LEAST_TABLES = 0.9  # share of what units tell that tables must tell to be taken instead
 LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
+LEAST_IN_PHASE = 0.5  # share of the points that must lie at one place in both units
+ENOUGH = 0.75  # guest bytes for each of the file: nothing else is tried then
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
@@ -125,16 +127,23 @@ def _best(view: Reader, names: list[str]) -> tuple[Container, Int64s] | None:
     With it int64[n, 3]: its file offsets, those of `view` that they are, length.
     """
     best: tuple[float, Container] | None = None
-    for name in names:
-        stow = formats()[name].stow if name != "raw" else _plainly
-        for stowed in stow(view) if stow is not None else ():
-            found = _solved(view, name, stowed)
-            if found is not None and (best is None or found[0] > best[0]):
-                best = found
+    for name, stowed in _stowed(view, names):
+        found = _solved(view, name, stowed)
+        if found is not None and (best is None or found[0] > best[0]):
+            best = found
+            if best[0] >= ENOUGH * view.size:
+                break
     tables = _by_tables(view, names)
     if tables is not None and (best is None or _placed(tables.container) >= LEAST_TABLES * _placed(best[1])):
         return tables.container, tables.runs
     return None if best is None else (best[1], np.array([[0, 0, view.size]], np.int64))
+
+
+def _stowed(view: Reader, names: list[str]) -> Iterator[tuple[str, Stowed]]:
+    for name in names:
+        stow = formats()[name].stow if name != "raw" else _plainly
+        for stowed in stow(view) if stow is not None else ():
+            yield name, stowed
 
 
 def _by_tables(view: Reader, names: list[str]) -> Orphan | None:
@@ -163,7 +172,9 @@ def _plainly(view: Reader) -> Iterator[Stowed]:
 
 
 def _solved(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:
-    """How much speaks for it (nats; more than anything where one run agrees with all), and the container."""
+    """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
+    with all), and the container.
+    """
     units = ViewSource(VirtualDisk(view, stowed.map))
     batches: list[pa.RecordBatch] = []
     sweep_image(units, 0, batches.append, threads=1)
@@ -183,12 +194,16 @@ def _solved(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
     told = laid.told if few else _between_points(c)
     if not c.owned or not c.settled and (told < LEAST_TOLD or UNTRIED in c.map.rule):
         return None
+    share = laid.in_phase if few else 1.0
+    if not c.settled and share < LEAST_IN_PHASE:
+        return None
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
     guest = GuestDisk(size, composed(c.map, stowed.map))
     container = Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
-    return (np.inf if c.settled else told), container
+    # where the solver laid single blocks, what lies between no points counts for nothing
+    return (np.inf if c.settled else share * _placed(container) if few else told * BLOCK), container
 
 
 def _in_order(file_map: FileMap) -> float:

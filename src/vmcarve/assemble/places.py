@@ -341,12 +341,14 @@ def _cost(image: Reader, start: int, container: Container, g: int, delta: int, m
     return (1 - both / in_use if in_use else 1.0) + (1 - both / there if there else 1.0), volume.size
 
 
-def free_space(disk: Reader, g: int, size: int) -> tuple[Int64s, int] | None:
+def free_space(disk: Reader, g: int, size: int, *, own: bool = False) -> tuple[Int64s, int] | None:
     """Guest ranges int64[n, 2] that the file system at `g`, of `size` bytes at most, has free, and its size; None when
-    its maps are not readable here: when they call its own first block free they are not its maps.
+    its maps are not readable here: when they call its own first block free they are not its maps. own: nor what it
+    finds where its maps are lost.
     """
     def read() -> list[tuple[Int64s, int]]:
-        return [(v.free(), v.size) for v in open_volumes(disk, [(g, size)])[:1]]
+        found = [(v.free(), v.size, v) for v in open_volumes(disk, [(g, size)])[:1]]
+        return [(free, length) for free, length, v in found if not (own and getattr(v, "derived", False))]
 
     found = asked(read, [])
     return found[0] if found and len(found[0][0]) and int(found[0][0][0, 0]) > g else None

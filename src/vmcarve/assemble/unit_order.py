@@ -21,6 +21,7 @@ NEVER = -1e9  # log of a chance that is none
 FOLLOWS = 0.8  # chance that the next unit of the file is the guest's next; where the estimate begins
 LEAST_FOLLOWS, MOST_FOLLOWS = 0.05, 0.995
 NONE = 0.02  # chance that a unit of the file is none of the guest's, and that the next one is none too
+LEAST_STAY, MOST_STAY = 0.2, 0.99  # see _stay_out
 SURE = 0.9  # a place as likely as this is taken from all others
 LIKELY = 0.7  # and one as likely is given in the end: the rate comes from runs that were found, and is rather too long
 ROUNDS = 6
@@ -39,24 +40,34 @@ class Order:
     follows: float
 
 
-def order_units(weight: Floats, hole: Floats) -> Order:
+def order_units(weight: Floats, hole: Floats, joined: Floats | None = None) -> Order:
     """Of the two kinds of order, rising (some units are left out) or any, that under which the evidence is likelier.
 
     weight float64[n, m]: what speaks for unit i of the file being unit j of the guest (log of a likelihood ratio).
-    hole float64[m]: log of the chance that a file written from front to back leaves unit j out.
+    hole float64[m]: what speaks for a file written from front to back leaving unit j out. joined float64[n - 1]: what
+    speaks for unit i + 1 being the guest's next behind unit i, wherever that is. All of it as weight.
     """
-    rising, free = _settle(weight, hole), _settle(weight, None)
+    joined = np.zeros(max(0, len(weight) - 1)) if joined is None else joined
+    rising, free = _settle(weight, hole, joined), _settle(weight, None, joined)
     return rising if rising.likelihood > free.likelihood else free
 
 
-def _settle(weight: Floats, hole: Floats | None) -> Order:
+def _settle(weight: Floats, hole: Floats | None, joined: Floats) -> Order:
     """Places one after the other: those that are sure are taken from the other units, and the rest is weighed again."""
     n, m = weight.shape
     left = weight.copy()
     follows = FOLLOWS
     place = np.full(n, -1, np.int64)
+
+    def chances(weight: Floats, joined: Floats) -> tuple[Floats, float, float]:
+        if hole is None:
+            return _chances(weight, None, follows, joined)
+        stay = _stay_out(n, m, follows)
+        out = np.minimum(hole + np.log(stay), np.log(MOST_STAY))
+        return _chances(weight, out, follows, joined, float(np.log1p(-stay) - np.log(stay)))
+
     for number in range(ROUNDS):
-        chance, _, again = _chances(left, hole, follows)
+        chance, _, again = chances(left, joined)
         best = chance.argmax(axis=1)
         most = chance[np.arange(n), best]
         old, place = place, _given(best, most, SURE, m)
@@ -67,9 +78,9 @@ def _settle(weight: Floats, hole: Floats | None) -> Order:
         fixed = np.flatnonzero(place >= 0)
         left[:, place[fixed]] = NEVER
         left[fixed, place[fixed]] = weight[fixed, place[fixed]]
-    chance, _, _ = _chances(left, hole, follows)
+    chance, _, _ = chances(left, joined)
     best = chance.argmax(axis=1)
-    told = _chances(weight, hole, follows)[1] - _chances(np.zeros((n, m)), hole, follows)[1]
+    told = chances(weight, joined)[1] - chances(np.zeros((n, m)), np.zeros_like(joined))[1]
     return Order(_given(best, chance[np.arange(n), best], LIKELY, m), told, follows)
 
 
@@ -85,18 +96,28 @@ def _given(best: Int64s, most: Floats, least: float, m: int) -> Int64s:
     return out
 
 
-def _chances(weight: Floats, hole: Floats | None, follows: float) -> tuple[Floats, float, float]:
+def _stay_out(n: int, m: int, follows: float) -> float:
+    """Chance that behind a unit that a copy leaves out it leaves out the next one too: what is empty lies together.
+
+    m - n units are left out, in as many gaps as units do not follow each other.
+    """
+    gaps = max(1.0, n * (1.0 - follows))
+    return float(np.clip(1.0 - gaps / max(1.0, m - n), LEAST_STAY, MOST_STAY))
+
+
+def _chances(weight: Floats, hole: Floats | None, follows: float, joined: Floats, leap: float = 0.0
+             ) -> tuple[Floats, float, float]:
     """Chance float64[n, m] of each place, the log likelihood of all orders, and how often units follow each other."""
     n, m = weight.shape
     forward, none = np.empty((n, m)), np.empty((n, m + 1))  # none[i, j]: unit i is none, and j would be next
-    step, into = np.log(follows), np.log(NONE)
-    jump = np.log1p(-follows - NONE)
+    step, into = float(np.log(follows)), float(np.log(NONE))
+    jump = float(np.log1p(-follows - NONE)) + leap
     skipped = np.concatenate(([0.0], np.cumsum(hole))) if hole is not None else np.zeros(0)  # before unit j
     start = skipped[:-1] if hole is not None else np.full(m, -np.log(m))
     forward[0] = start + weight[0]
     none[0] = into + (skipped if hole is not None else np.append(start, NEVER))
     for i in range(1, n):
-        forward[i] = np.logaddexp(_onward(forward[i - 1], step), none[i - 1, :m] + step)
+        forward[i] = np.logaddexp(_onward(forward[i - 1], step + float(joined[i - 1])), none[i - 1, :m] + step)
         forward[i] = np.logaddexp(forward[i], _jumped(forward[i - 1], none[i - 1], skipped) + jump) + weight[i]
         none[i, 1:] = np.logaddexp(forward[i - 1], none[i - 1, 1:]) + into
         none[i, 0] = none[i - 1, 0] + into
@@ -108,13 +129,14 @@ def _chances(weight: Floats, hole: Floats | None, follows: float) -> tuple[Float
     followed = 0.0
     for i in range(n - 2, -1, -1):
         ahead = weight[i + 1] + back
-        from_place = np.append(ahead[1:], NEVER) + step  # place j goes on with j + 1
+        onward = step + float(joined[i])
+        from_place = np.append(ahead[1:], NEVER) + onward  # place j goes on with j + 1
         if n > 1:
-            followed += float(np.exp(np.minimum(forward[i, :-1] + step + ahead[1:] - total, 0.0)).sum())
-        leap = _leaps(ahead, skipped)
-        new = np.logaddexp(np.logaddexp(from_place, leap[1:] + jump), back_none[1:] + into)
+            followed += float(np.exp(np.minimum(forward[i, :-1] + onward + ahead[1:] - total, 0.0)).sum())
+        leaps = _leaps(ahead, skipped)
+        new = np.logaddexp(np.logaddexp(from_place, leaps[1:] + jump), back_none[1:] + into)
         stay = np.logaddexp(np.append(ahead, NEVER) + step, back_none + into)
-        back_none = np.logaddexp(stay, leap + jump)
+        back_none = np.logaddexp(stay, leaps + jump)
         back = new
         chance[i] = np.exp(np.minimum(forward[i] + back - total, 0.0))
     placed = float(chance[:-1].sum()) if n > 1 else 0.0

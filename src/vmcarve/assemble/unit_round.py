@@ -12,6 +12,7 @@ from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, SECTOR, Reader
 from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
+from .content.joins import REACH, Shares, before, behind, bits
 from .places import free_space
 from .segments import BLOCK, Points
 from .solve import Candidate
@@ -21,11 +22,14 @@ Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 COUNTED = 16  # blocks of a unit whose use counts: they are not independent
-# log of the chance that a copy leaves a unit out, by its use: what is used can be empty (journals, tables of inodes)
-LEFT_OUT = {USED: -4.0, UNKNOWN: -1.2, FREE: -0.35}
+# nats for a copy leaving a unit out, by its use: what is used can be empty (journals, tables of inodes)
+LEFT_OUT = {USED: -2.8, UNKNOWN: 0.0, FREE: 0.85}
 RULE = "units"
 BEGIN = "volume-begin"  # not the disk's own: from a copy
 STEP = 4 << 20
+MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
+INSIDE = 0.7  # share of the borders of units that lie inside a file
+MAX_JOINED = 1 << 14  # ours: units of which what goes on is asked
 
 
 @dataclass(slots=True)
@@ -37,6 +41,8 @@ class UnitRound:
     begins: Int64s  # int64[k, 2]: guest block and image block of what begins volumes
     full: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    joined: Floats | None = None  # see order_units
+    in_phase: float = 0.0  # share of the points that lie at one place in both units
     told: float = 0.0  # nats that speak for the places of the last round
 
     def __call__(self, image: Reader, c: Candidate, points: Points, _: Expectation
@@ -47,10 +53,13 @@ class UnitRound:
         if not len(self.full):
             self.full, self.known = _blocks(image, n * per)
         weight = spoken(points, c.start // BLOCK, per, n, m)
+        self.in_phase = in_phase(points, c.start // BLOCK, per, n)
         told = weight.copy()
         use = used(image, c, m * per)
         weight += fitting(use.reshape(m, per), _shaped(self.full, n, per), _shaped(self.known, n, per))
-        order = order_units(weight, left_out(use.reshape(m, per)))
+        if self.joined is None:
+            self.joined = joined(image, n, self.unit)
+        order = order_units(weight, left_out(use.reshape(m, per)), self.joined)
         rows: list[tuple[int, int, int, str, str]] = []
         runs: list[tuple[int, int, int, int]] = []
         at = 0
@@ -99,23 +108,26 @@ class _Filled:
         return bytes(out)
 
     def missing(self, offset: int, length: int) -> bool:
-        return self._inner.missing(offset, length)
+        return offset < 0 or offset + length > self.size  # or the volume would find what is free another way
 
 
 def used(image: Reader, c: Candidate, blocks: int) -> npt.NDArray[np.uint8]:
     """uint8[blocks]: what the guest's volumes say of the use of each block of the disk; UNKNOWN where they cannot.
 
     Where a part of a map is missing, only that is free which would be free were it full of ones, and only that is used
-    which would be used were it zeros. Where that makes no difference, the volume found another way, and nobody knows.
+    which would be used were it zeros. Where that makes no difference, the volume found another way; where files lie in
+    what the map has free, it is none. Then only the files tell what is used.
     """
     out = np.full(blocks, UNKNOWN, np.uint8)
+    named = np.zeros(blocks, np.bool_)
+    _mark(named, 0, c.files.run[:, 2:])
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
     for o in c.owned:
         free, _ = free_space(disk, o.guest_offset, o.size) or (None, 0)
         if free is None:
             continue
         filled = _Filled(disk)
-        sure, _ = free_space(filled, o.guest_offset, o.size) or (None, 0)
+        sure, _ = free_space(filled, o.guest_offset, o.size, own=True) or (None, 0)
         first, last = -(-o.guest_offset // BLOCK), min((o.guest_offset + o.size) // BLOCK, blocks)
         part = out[first:last]
         if sure is None or filled.met and np.array_equal(free, sure):
@@ -123,8 +135,12 @@ def used(image: Reader, c: Candidate, blocks: int) -> npt.NDArray[np.uint8]:
         could, whole = np.zeros(len(part), np.bool_), np.zeros(len(part), np.bool_)
         _mark(could, first, free, outside=True)
         _mark(whole, first, sure)
+        listed = named[first:last]
+        if np.count_nonzero(listed & whole) > MOST_WRONG * np.count_nonzero(listed):
+            continue  # what is read as the map is something else
         part[~could] = USED
         part[whole] = FREE
+    out[named & (out == UNKNOWN)] = USED
     return out
 
 
@@ -152,6 +168,13 @@ def spoken(points: Points, start: int, per: int, n: int, m: int) -> Floats:
     return weight
 
 
+def in_phase(points: Points, start: int, per: int, n: int) -> float:
+    """The share of the points that lie at one place in both units, as in `spoken`: of units of another size few do."""
+    p = points.file_block + points.delta + start
+    inside = (p >= 0) & (p < n * per)
+    return float((p[inside] % per == points.file_block[inside] % per).sum()) / max(1, np.count_nonzero(inside))
+
+
 def fitting(use: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> Floats:
     """float64[n, m], nats: how blocks that hold something (full, known bool[n, per]) fit the use uint8[m, per]."""
     counted = min(1.0, COUNTED / use.shape[1])
@@ -161,9 +184,28 @@ def fitting(use: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], known: npt.
 
 
 def left_out(use: npt.NDArray[np.uint8]) -> Floats:
-    """float64[m]: log of the chance that a copy from front to back leaves a unit out, as the guest uses its blocks."""
+    """float64[m], nats: what speaks for a copy from front to back leaving a unit out, as the guest uses its blocks."""
     return np.where((use == USED).any(axis=1), LEFT_OUT[USED],
                     np.where((use == FREE).all(axis=1), LEFT_OUT[FREE], LEFT_OUT[UNKNOWN]))
+
+
+def joined(image: Reader, n: int, unit: int) -> Floats:
+    """float64[n - 1], nats: what speaks for a unit being the guest's next behind the one before it, by what goes on.
+
+    Most borders of units lie inside files; at the others anything may follow.
+    """
+    out = np.zeros(max(0, n - 1))
+    if n > MAX_JOINED:
+        return out
+    reach = min(REACH, unit)
+    sides = [(before(image.read((i + 1) * unit - reach, reach).ljust(reach, b"\0")),
+              behind(image.read(i * unit, reach).ljust(reach, b"\0"))) for i in range(n)]
+    shares = Shares.of((b.kind, b.fill) for _, b in sides)
+    for i in range(n - 1):
+        if not image.missing((i + 1) * unit - reach, reach) and not image.missing((i + 1) * unit, reach):
+            odds = 2.0 ** bits(sides[i][0], sides[i + 1][1], shares)
+            out[i] = np.log(INSIDE * odds + 1.0 - INSIDE)
+    return out
 
 
 def _shaped(blocks: npt.NDArray[np.bool_], n: int, per: int) -> npt.NDArray[np.bool_]:

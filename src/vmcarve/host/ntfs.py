@@ -40,6 +40,7 @@ class NtfsVolume:
         self.size = boot.sectors * boot.sector
         self.block_size = boot.cluster
         self.uuid = f"{boot.serial:016x}"
+        self.derived = False  # what is free, without the bitmap
         self.label = self._label()
 
     def _label(self) -> str:
@@ -63,6 +64,7 @@ class NtfsVolume:
             else:
                 runs = zero_bits(bitmap.read(at, length), at * 8, count - at * 8)
                 collected.add(clipped(runs * cluster + [self.offset, 0], self.offset, end))
+        self.derived = bool(lost)
         claimed = self._claimed() if lost else None
         if claimed is not None:
             for start, length in merge(np.array(lost, np.int64)).tolist():

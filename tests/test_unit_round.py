@@ -1,0 +1,106 @@
+"""What a round of whole units asks of the guest: use, phase, what goes on from one unit to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import ext4_disk, run
+from tests.host.written import needs
+from vmcarve.assemble import headless
+from vmcarve.assemble.align import FREE, UNKNOWN, USED
+from vmcarve.assemble.content.files import Files
+from vmcarve.assemble.places import Owned, free_space
+from vmcarve.assemble.segments import Points
+from vmcarve.assemble.solve import Candidate
+from vmcarve.assemble.unit_round import in_phase, joined, used
+from vmcarve.filemap import FileMap
+from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Stowed
+from vmcarve.source import BytesReader
+
+MIB = 1 << 20
+UNIT = 64 << 10
+SIZE = 26 * MIB
+
+
+def candidate(runs: list[tuple[int, int]]) -> Candidate:
+    """A flat disk with one volume whose files take `runs`."""
+    flat = Container("raw", "", SIZE, [GuestDisk(SIZE, GuestMap.flat(SIZE))])
+    c = Candidate(0, flat, FileMap.build([(0, SIZE, 0, GUESSED, "")]), lambda file_map: flat, flat=True)
+    c.owned = [Owned(MIB, SIZE - 2 * MIB, 0, 0)]
+    c.files = Files(np.ones(len(runs), np.int64), np.array([(n, 0, g, k) for n, (g, k) in enumerate(runs)],
+                                                               np.int64).reshape(-1, 4))
+    return c
+
+
+def test_where_the_map_is_lost_the_files_tell_what_is_used() -> None:
+    """Of a volume that cannot be read only what its files take is known."""
+    told = used(BytesReader(bytes(SIZE)), candidate([(4 * MIB, MIB)]), SIZE // 4096)
+    assert (told == USED).sum() == MIB // 4096
+    assert (told[4 * MIB // 4096 : 5 * MIB // 4096] == USED).all()
+    assert (told == UNKNOWN).sum() == len(told) - MIB // 4096
+
+
+@needs("mkfs.ext4", "sfdisk")
+def test_a_map_that_has_files_free_is_none(tmp_path: Path) -> None:
+    """Another unit in the place of the map: it is not asked."""
+    disk = BytesReader(ext4_disk(tmp_path, 1, "gpt", SIZE, 1024, 20_000))
+    whole = used(disk, candidate([]), SIZE // 4096)
+    free = np.flatnonzero(whole == FREE)
+    assert (whole == USED).any()
+    told = used(disk, candidate([(int(free[0]) * 4096, 4096), (int(free[-1]) * 4096, 4096)]), SIZE // 4096)
+    assert np.flatnonzero(told == USED).tolist() == [int(free[0]), int(free[-1])]
+    assert not (told == FREE).any()
+
+
+@needs("mkntfs")
+def test_what_a_volume_finds_free_without_its_map_is_not_its_map(tmp_path: Path) -> None:
+    """NTFS whose record of $Bitmap is lost calls free what no record claims; files whose records are lost lie there."""
+    path = tmp_path / "volume"
+    path.write_bytes(bytes(16 * MIB))
+    run("mkntfs", "-q", "-Q", "-F", path)
+    data = bytearray(path.read_bytes())
+    assert free_space(BytesReader(bytes(data)), 0, len(data), own=True) is not None
+    table = int.from_bytes(data[48:56], "little") * data[13] * 512
+    data[table + 6 * 1024 : table + 7 * 1024] = bytes(1024)
+    assert free_space(BytesReader(bytes(data)), 0, len(data)) is not None
+    assert free_space(BytesReader(bytes(data)), 0, len(data), own=True) is None
+
+
+def test_points_of_units_of_another_size_are_out_of_phase() -> None:
+    """Points of a file in 64 KiB units all lie at one place in both; of one in 4 KiB units one in sixteen does."""
+    rng = np.random.default_rng(1)
+    place = rng.permutation(64)
+    p = np.arange(1024)
+    coarse = place[p // 16] * 16 + p % 16
+    fine = rng.permutation(1024)
+    for file_block, least, most in ((coarse, 1.0, 1.0), (fine, 0.0, 0.15)):
+        points = Points.of([(0, file_block, p - file_block, np.full(1024, 8.0))])
+        assert least <= in_phase(points, 0, 16, 64) <= most
+
+
+def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:
+    """Units of a text in their order, and the same units shuffled."""
+    words = " ".join(f"{n * n % 9973} bottles of {n} green {n % 7} walls" for n in range(80_000)).encode()
+    count = len(words) // UNIT
+    in_order = joined(BytesReader(words), count, UNIT)
+    order = np.random.default_rng(2).permutation(count)
+    mixed = joined(BytesReader(b"".join(words[n * UNIT : (n + 1) * UNIT] for n in order.tolist())), count, UNIT)
+    apart = np.diff(order) != 1
+    assert in_order.mean() > mixed[apart].mean() + 0.5
+    assert joined(BytesReader(b""), 0, UNIT).tolist() == []
+
+
+def test_the_units_that_lay_out_most_are_taken_and_no_others_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small units tell more by number; what counts is how much of the guest is laid out."""
+    flat = [Container("raw", str(n), n, [GuestDisk(MIB, GuestMap.flat(MIB))]) for n in range(4)]
+    worth = iter([(0.2 * MIB, flat[0]), None, (0.9 * MIB, flat[1]), (2.0 * MIB, flat[2])])
+    monkeypatch.setattr(headless, "_solved", lambda *_: next(worth))
+    monkeypatch.setattr(headless, "_stowed", lambda *_: iter([("raw", Stowed(4096, GuestMap.flat(MIB)))] * 4))
+    monkeypatch.setattr(headless, "_by_tables", lambda *_: None)
+    found = headless._best(BytesReader(bytes(MIB)), ["raw"])  # pyright: ignore[reportPrivateUsage]
+    assert found is not None
+    assert found[0] is flat[1]
+    assert next(worth) is not None
