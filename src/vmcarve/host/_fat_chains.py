@@ -18,6 +18,7 @@ from ._blocks import NO_RUNS, merge
 from ._space import NO_ROWS, PIECE, Runs, clipped, equal_runs, joined_rows
 
 FIRST = 2  # number of the first cluster
+LEAST_PIECE = 1024  # entries that are asked for by themselves where some of a table are lost
 END, BAD = -1, -2  # a segment's end: the chain's end; anything that is no cluster
 OUR_MAX_SEGMENTS = 1 << 22  # of one table (96 MiB); the clusters behind them count as lost
 
@@ -132,13 +133,14 @@ def _joined(segments: Runs) -> Runs:
 def read_table(reader: Reader, copies: list[int], bits: int, heap: Heap) -> Iterator[tuple[int, Entries | None]]:
     """The entries in pieces, from the first copy (image offsets); where that is unreadable or nonsense, the next one.
 
-    bits: 12, 16, 28 (FAT32, four bytes each) or 32 (exFAT).
+    A piece that is whole in no copy is asked for in halves. bits: 12, 16, 28 (FAT32, four bytes each) or 32 (exFAT).
     """
     total = FIRST + heap.count
     width = 32 if bits == 28 else bits
     step = total if bits == 12 else PIECE * 8 // width
-    for first in range(0, total, step):
-        count = min(step, total - first)
+    waiting = [(first, min(step, total - first)) for first in range(0, total, step)][::-1]
+    while waiting:
+        first, count = waiting.pop()
         best: Entries | None = None
         fewest = count + 1
         for copy in copies:
@@ -152,7 +154,11 @@ def read_table(reader: Reader, copies: list[int], bits: int, heap: Heap) -> Iter
                 best, fewest = entries, wrong
             if not wrong:
                 break
-        yield first, best
+        half = count // 2 // LEAST_PIECE * LEAST_PIECE
+        if fewest and half and bits != 12:
+            waiting += [(first + half, count - half), (first, half)]
+        else:
+            yield first, best
 
 
 def _decoded(data: bytes, bits: int, count: int) -> Entries:
