@@ -175,6 +175,8 @@ def _solved(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
     """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
     with all), and the container.
     """
+    if stowed.in_order:
+        return _stated(view, name, stowed)
     units = ViewSource(VirtualDisk(view, stowed.map))
     batches: list[pa.RecordBatch] = []
     sweep_image(units, 0, batches.append, threads=1)
@@ -199,11 +201,21 @@ def _solved(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
         return None
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
-    guest = GuestDisk(size, composed(c.map, stowed.map))
-    container = Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
+    container = _without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map)))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     # where the solver laid single blocks, what lies between no points counts for nothing
     return (np.inf if c.settled else share * _placed(container) if few else told * BLOCK), container
+
+
+def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:
+    """The container as its units state themselves, and the guest bytes that are in them."""
+    container = _without_tables(view, name, stowed, GuestDisk(stowed.size, stowed.map))
+    container.detail["header"] = "lost; the units say which they are"
+    return (float(_placed(container)), container) if _placed(container) else None
+
+
+def _without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
+    return Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
 
 
 def _in_order(file_map: FileMap) -> float:

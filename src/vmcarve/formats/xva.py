@@ -42,6 +42,7 @@ from ..model import (
 from . import _xmlrpc
 from ._tar import BLOCK, END_BLOCKS, parse_header
 from ._xva_gather import Layout, first_of, guest_map, lay_out, marks, refs_of, units_of
+from ._xva_stowed import stow
 from ._xva_walk import BAD, CHUNK, GOOD, HOST_BLOCK, Budget, Chunk, Walk, hash_before, is_chunk, join_across, walk
 
 FIRST_MEMBER = "ova.xml"
@@ -442,4 +443,4 @@ def _gathered(start: int, header: int, machine: _Machine, layout: Layout) -> Gat
 
 
 FORMAT = Format("xva", "xva", SIGNATURES, open_xva, confirm, salvage=salvage, marks=marks, gather=gather,
-                loose=loose)
+                loose=loose, stow=stow)
