@@ -8,11 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from vmcarve.assemble.hosts import CarvedVolume
+from vmcarve.assemble.state import HostView, State
 from vmcarve.codec import decode
-from vmcarve.model import DATA, EXTERNAL, HOLE, LOST, PLAIN, UNALLOCATED, Container, GuestMap, Reader
+from vmcarve.filemap import FileMap
+from vmcarve.model import (
+    DATA,
+    EXTERNAL,
+    HOLE,
+    LOST,
+    PLAIN,
+    RUN_DATA,
+    UNALLOCATED,
+    Container,
+    GuestMap,
+    HostFile,
+    Reader,
+)
+from vmcarve.source import open_image
+from vmcarve.sweeper import sweep_image
+from vmcarve.tables import EVIDENCE
 
 LIMIT_SECONDS = 120
+MIB = 1 << 20
 
 
 def run(*argv: str | Path, timeout: float = LIMIT_SECONDS, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -40,6 +60,25 @@ def ext4_disk(folder: Path, seed: int, label: str, size: int, block: int, most: 
     script.write_text(f"label: {label}\nstart=2048, size={(size - (2 << 20)) // 512}\n")
     run("sh", "-c", f"sfdisk -q --no-reread {raw} < {script}")
     return raw.read_bytes()
+
+
+def deleted(folder: Path, content: bytes, name: str) -> tuple[State, HostFile, FileMap, pa.Table]:
+    """`content` as a deleted file in three fragments of an image, out of order."""
+    third = len(content) // 3 // 4096 * 4096
+    cuts = [(0, third), (third, third), (2 * third, len(content) - 2 * third)]
+    at, runs, image = 5 * MIB, [], bytearray(5 * MIB)
+    for start, length in (cuts[1], cuts[2], cuts[0]):
+        runs.append((start, at, length, RUN_DATA))
+        image += content[start : start + length].ljust(-(-length // 4096) * 4096 + MIB, b"\0")
+        at = len(image)
+    (folder / "image").write_bytes(image)
+    source = open_image(folder / "image")
+    batches: list[pa.RecordBatch] = []
+    sweep_image(source, 0, batches.append, threads=1)
+    file = HostFile("mft 7", name, len(content), True, np.array(sorted(runs), np.int64), "test")
+    view = HostView(CarvedVolume("test", 0, len(image)), np.empty((0, 2), np.int64), [file])
+    return State(source, 0, [view]), file, FileMap.from_host_file(file, file.size), pa.Table.from_batches(
+        batches, EVIDENCE)
 
 
 def read_guest(reader: Reader, guest_map: GuestMap, parent: bytes | None = None) -> bytes:

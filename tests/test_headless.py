@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.helpers import ext4_disk, run
+from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import needs
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
-from vmcarve.assemble.headless import composed, headless
-from vmcarve.assemble.hosts import CarvedVolume
+from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.solve import Candidate
-from vmcarve.assemble.state import HostView, State
+from vmcarve.assemble.state import State
+from vmcarve.assemble.unit_lay import composed
 from vmcarve.assemble.unit_round import used
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
@@ -29,16 +29,14 @@ from vmcarve.model import (
     MISSING,
     PLAIN,
     PROVEN,
-    RUN_DATA,
     SUPPORTED,
     ZLIB,
     Container,
     GuestDisk,
     GuestMap,
-    HostFile,
 )
 from vmcarve.registry import guests, hosts
-from vmcarve.source import BytesReader, ViewSource, open_image
+from vmcarve.source import BytesReader, ViewSource
 from vmcarve.sweeper import sweep_image
 from vmcarve.tables import EVIDENCE
 
@@ -53,25 +51,6 @@ SIZE = 26 * MIB
 def disk(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A guest disk with an ext4 of small files at 1 MiB."""
     return ext4_disk(tmp_path_factory.mktemp("disk"), 1, "gpt", SIZE, 1024, 60_000)
-
-
-def deleted(folder: Path, content: bytes, name: str) -> tuple[State, HostFile, FileMap, pa.Table]:
-    """`content` as a deleted file in three fragments of an image, out of order."""
-    third = len(content) // 3 // 4096 * 4096
-    cuts = [(0, third), (third, third), (2 * third, len(content) - 2 * third)]
-    at, runs, image = 5 * MIB, [], bytearray(5 * MIB)
-    for start, length in (cuts[1], cuts[2], cuts[0]):
-        runs.append((start, at, length, RUN_DATA))
-        image += content[start : start + length].ljust(-(-length // 4096) * 4096 + MIB, b"\0")
-        at = len(image)
-    (folder / "image").write_bytes(image)
-    source = open_image(folder / "image")
-    batches: list[pa.RecordBatch] = []
-    sweep_image(source, 0, batches.append, threads=1)
-    file = HostFile("mft 7", name, len(content), True, np.array(sorted(runs), np.int64), "test")
-    view = HostView(CarvedVolume("test", 0, len(image)), np.empty((0, 2), np.int64), [file])
-    return State(source, 0, [view]), file, FileMap.from_host_file(file, file.size), pa.Table.from_batches(
-        batches, EVIDENCE)
 
 
 def read(state: State) -> tuple[bytes, np.ndarray]:

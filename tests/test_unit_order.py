@@ -14,7 +14,7 @@ from vmcarve.assemble.unit_order import NONE, order_units
 FOLLOWS = 0.7
 
 
-def every_order(weight: np.ndarray, hole: np.ndarray | None, joined: np.ndarray, leap: float
+def every_order(weight: np.ndarray, hole: np.ndarray | None, joined: np.ndarray, beside: np.ndarray, leap: float
                 ) -> tuple[np.ndarray, float]:
     """The chances by going through all orders one by one: a unit has a place, or none (what would be next stays)."""
     n, m = weight.shape
@@ -31,7 +31,7 @@ def every_order(weight: np.ndarray, hole: np.ndarray | None, joined: np.ndarray,
                     likely *= NONE
                     continue
                 if i:
-                    step = FOLLOWS if state == ahead else 0.0
+                    step = FOLLOWS if state == ahead and (state == 0 or beside[state - 1]) else 0.0
                     step *= math.exp(joined[i - 1]) if states[i - 1] is not None else 1.0
                     if hole is None:
                         step += jump / m
@@ -56,10 +56,10 @@ def test_chances_are_those_of_all_orders(shape: tuple[int, int], rising: bool) -
     rng = np.random.default_rng(sum(shape))
     weight = rng.normal(size=shape) * 2
     hole = -rng.random(shape[1]) * 3 if rising else None
-    joined, leap = rng.normal(size=shape[0] - 1), 0.3
+    joined, beside, leap = rng.normal(size=shape[0] - 1), np.arange(shape[1] - 1) != 1, 0.3
     chance, likelihood, _ = unit_order._chances(  # pyright: ignore[reportPrivateUsage]
-        weight, hole, FOLLOWS, joined, leap)
-    wanted, whole = every_order(weight, hole, joined, leap)
+        weight, hole, FOLLOWS, joined, beside, leap)
+    wanted, whole = every_order(weight, hole, joined, beside, leap)
     assert np.allclose(chance, wanted, atol=1e-9)
     assert math.isclose(likelihood, whole, abs_tol=1e-9)
 

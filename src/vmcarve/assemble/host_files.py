@@ -19,6 +19,7 @@ from ..filemap import FileMap, FileView
 from ..model import (
     DATA,
     EXTERNAL,
+    GUESSED,
     LOST,
     MISSING,
     RUN_CHECKED,
@@ -39,10 +40,12 @@ from ..source.bytes_reader import BytesReader
 from .chains import base_name
 from .cipher import without_opening
 from .doubt import contradicted, doubted
-from .headless import headless
+from .headless import guessed, headless, relaid
+from .partly import added, completed, lost
 from .raw import raw_container
 from .rivals import CONTESTED, REUSED, Rivals
 from .state import HostView, State
+from .unit_round import RULE
 
 
 def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64],
@@ -100,8 +103,26 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
         file_map, encrypted = without_opening(state.image, file_map)
         if encrypted or deleted and contradicted(state.image, container, file_map):
             file_map = doubted(file_map)
+        if deleted and file.complete and file.certain:
+            container, file_map = _with_lost(state, file, container, file_map)
         state.accept(container, file_map, deleted=state.deleted_at(file_map) if view.carved else file.deleted,
                      host=f"{view.label}: {file.origin}", names=[file.name])
+
+
+def _with_lost(state: State, file: HostFile, container: Container, file_map: FileMap) -> tuple[Container, FileMap]:
+    """A container and its map; what its own tables do not tell is looked for, where that is much."""
+    if not container.guests or not lost(container.guests[0].map):
+        return container, file_map
+    view = FileView(state.image, file_map)
+    anew = relaid(view, file, container)
+    if anew is not None:
+        container, file_map = anew[0], guessed(file_map, anew[1], anew[0].size)
+        view = FileView(state.image, file_map)
+    whole = completed(view, container)
+    if whole is None:
+        return container, file_map
+    ranges = added(container.guests[0].map, whole.guests[0].map)
+    return whole, file_map.graded((f, n, GUESSED, RULE) for f, n in ranges)
 
 
 def _in_metadata(state: State, *, deleted: bool) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 NEVER = -1e9  # log of a chance that is none
 FOLLOWS = 0.8  # chance that the next unit of the file is the guest's next; where the estimate begins
@@ -40,19 +41,22 @@ class Order:
     follows: float
 
 
-def order_units(weight: Floats, hole: Floats, joined: Floats | None = None) -> Order:
+def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, beside: Bools | None = None) -> Order:
     """Of the two kinds of order, rising (some units are left out) or any, that under which the evidence is likelier.
 
     weight float64[n, m]: what speaks for unit i of the file being unit j of the guest (log of a likelihood ratio).
     hole float64[m]: what speaks for a file written from front to back leaving unit j out. joined float64[n - 1]: what
-    speaks for unit i + 1 being the guest's next behind unit i, wherever that is. All of it as weight.
+    speaks for unit i + 1 being the guest's next behind unit i, wherever that is. All of it as weight. beside
+    bool[m - 1]: whether unit j + 1 follows unit j in the guest; None: always.
     """
-    joined = np.zeros(max(0, len(weight) - 1)) if joined is None else joined
-    rising, free = _settle(weight, hole, joined), _settle(weight, None, joined)
+    n, m = weight.shape
+    joined = np.zeros(max(0, n - 1)) if joined is None else joined
+    beside = np.ones(max(0, m - 1), np.bool_) if beside is None else beside
+    rising, free = _settle(weight, hole, joined, beside), _settle(weight, None, joined, beside)
     return rising if rising.likelihood > free.likelihood else free
 
 
-def _settle(weight: Floats, hole: Floats | None, joined: Floats) -> Order:
+def _settle(weight: Floats, hole: Floats | None, joined: Floats, beside: Bools) -> Order:
     """Places one after the other: those that are sure are taken from the other units, and the rest is weighed again."""
     n, m = weight.shape
     left = weight.copy()
@@ -61,10 +65,10 @@ def _settle(weight: Floats, hole: Floats | None, joined: Floats) -> Order:
 
     def chances(weight: Floats, joined: Floats) -> tuple[Floats, float, float]:
         if hole is None:
-            return _chances(weight, None, follows, joined)
+            return _chances(weight, None, follows, joined, beside)
         stay = _stay_out(n, m, follows)
         out = np.minimum(hole + np.log(stay), np.log(MOST_STAY))
-        return _chances(weight, out, follows, joined, float(np.log1p(-stay) - np.log(stay)))
+        return _chances(weight, out, follows, joined, beside, float(np.log1p(-stay) - np.log(stay)))
 
     for number in range(ROUNDS):
         chance, _, again = chances(left, joined)
@@ -105,47 +109,42 @@ def _stay_out(n: int, m: int, follows: float) -> float:
     return float(np.clip(1.0 - gaps / max(1.0, m - n), LEAST_STAY, MOST_STAY))
 
 
-def _chances(weight: Floats, hole: Floats | None, follows: float, joined: Floats, leap: float = 0.0
+def _chances(weight: Floats, hole: Floats | None, follows: float, joined: Floats, beside: Bools, leap: float = 0.0
              ) -> tuple[Floats, float, float]:
     """Chance float64[n, m] of each place, the log likelihood of all orders, and how often units follow each other."""
     n, m = weight.shape
-    forward, none = np.empty((n, m)), np.empty((n, m + 1))  # none[i, j]: unit i is none, and j would be next
-    step, into = float(np.log(follows)), float(np.log(NONE))
-    jump = float(np.log1p(-follows - NONE)) + leap
+    forward = np.empty((n, m))
+    into, jump = float(np.log(NONE)), float(np.log1p(-follows - NONE)) + leap
+    after = np.full(m, np.log(follows))  # unit j comes after the one before it
+    after[1:][~beside] = NEVER
     skipped = np.concatenate(([0.0], np.cumsum(hole))) if hole is not None else np.zeros(0)  # before unit j
     start = skipped[:-1] if hole is not None else np.full(m, -np.log(m))
     forward[0] = start + weight[0]
-    none[0] = into + (skipped if hole is not None else np.append(start, NEVER))
+    none = into + (skipped if hole is not None else np.append(start, NEVER))  # unit i is none, by what would be next
     for i in range(1, n):
-        forward[i] = np.logaddexp(_onward(forward[i - 1], step + float(joined[i - 1])), none[i - 1, :m] + step)
-        forward[i] = np.logaddexp(forward[i], _jumped(forward[i - 1], none[i - 1], skipped) + jump) + weight[i]
-        none[i, 1:] = np.logaddexp(forward[i - 1], none[i - 1, 1:]) + into
-        none[i, 0] = none[i - 1, 0] + into
+        forward[i] = np.logaddexp(np.append(NEVER, forward[i - 1, :-1] + joined[i - 1]), none[:m]) + after
+        forward[i] = np.logaddexp(forward[i], _jumped(forward[i - 1], none, skipped) + jump) + weight[i]
+        none[1:] = np.logaddexp(forward[i - 1], none[1:]) + into
+        none[0] += into
     ends = skipped[-1] - skipped if hole is not None else np.zeros(m + 1)
     back, back_none = ends[1:].copy(), ends.copy()
-    total = float(np.logaddexp.reduce(np.append(forward[-1] + back, none[-1] + back_none)))
-    chance = np.empty((n, m))
+    total = float(np.logaddexp.reduce(np.append(forward[-1] + back, none + back_none)))
+    chance = forward  # a row is not asked again once its chances are known
     chance[-1] = np.exp(np.minimum(forward[-1] + back - total, 0.0))
     followed = 0.0
     for i in range(n - 2, -1, -1):
         ahead = weight[i + 1] + back
-        onward = step + float(joined[i])
-        from_place = np.append(ahead[1:], NEVER) + onward  # place j goes on with j + 1
-        if n > 1:
-            followed += float(np.exp(np.minimum(forward[i, :-1] + onward + ahead[1:] - total, 0.0)).sum())
+        onward = ahead[1:] + after[1:] + joined[i]  # place j goes on with j + 1
+        followed += float(np.exp(np.minimum(forward[i, :-1] + onward - total, 0.0)).sum())
         leaps = _leaps(ahead, skipped)
-        new = np.logaddexp(np.logaddexp(from_place, leaps[1:] + jump), back_none[1:] + into)
-        stay = np.logaddexp(np.append(ahead, NEVER) + step, back_none + into)
+        new = np.logaddexp(np.logaddexp(np.append(onward, NEVER), leaps[1:] + jump), back_none[1:] + into)
+        stay = np.logaddexp(np.append(ahead + after, NEVER), back_none + into)
         back_none = np.logaddexp(stay, leaps + jump)
         back = new
         chance[i] = np.exp(np.minimum(forward[i] + back - total, 0.0))
     placed = float(chance[:-1].sum()) if n > 1 else 0.0
     share = (followed + FOLLOWS) / (placed + 1.0)
     return chance, total, float(np.clip(share, LEAST_FOLLOWS, MOST_FOLLOWS - NONE))
-
-
-def _onward(row: Floats, step: float) -> Floats:
-    return np.append(NEVER, row[:-1]) + step
 
 
 def _jumped(row: Floats, none: Floats, skipped: Floats) -> Floats:

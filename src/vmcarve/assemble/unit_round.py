@@ -16,7 +16,7 @@ from .content.joins import REACH, Shares, before, behind, bits
 from .places import free_space
 from .segments import BLOCK, Points
 from .solve import Candidate
-from .unit_order import order_units
+from .unit_order import NEVER, order_units
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -30,6 +30,68 @@ STEP = 4 << 20
 MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
 INSIDE = 0.7  # share of the borders of units that lie inside a file
 MAX_JOINED = 1 << 14  # ours: units of which what goes on is asked
+UNTOLD, NO_UNIT = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Units whose place no table tells, and the places that are left for them; beside both the units that are told next
+    to them, which hold the order.
+
+    units, places int64, rising: their numbers. told int64: of each of `units` the index in `places`, or -1.
+    """
+
+    units: Int64s
+    places: Int64s
+    told: Int64s
+
+    @classmethod
+    def parts(cls, told: Int64s, count: int) -> list[Open]:
+        """What can be laid each for itself: where all that is told rises, what lies between two units that are.
+
+        told int64[n]: the place of each unit, UNTOLD, or NO_UNIT: one that is none. count: of places.
+        """
+        unit = np.flatnonzero((told != NO_UNIT) & (told < count))
+        place = told[unit]
+        kept = np.flatnonzero(place >= 0)
+        if not (np.diff(place[kept]) > 0).all():
+            return [cls._all(unit, place, count)]
+        edge = np.concatenate(([-1], kept, [len(unit)]))
+        bound = np.concatenate(([-1], place[kept], [count]))
+        out: list[Open] = []
+        for k in np.flatnonzero((np.diff(edge) > 1) & (np.diff(bound) > 1)).tolist():
+            first, last = max(int(edge[k]), 0), min(int(edge[k + 1]), len(unit) - 1)
+            low, high = max(int(bound[k]), 0), min(int(bound[k + 1]), count - 1)
+            mine = place[first : last + 1]
+            out.append(cls(unit[first : last + 1], np.arange(low, high + 1), np.where(mine >= 0, mine - low, -1)))
+        return out
+
+    @classmethod
+    def _all(cls, unit: Int64s, place: Int64s, count: int) -> Open:
+        untold = place < 0
+        beside = np.append(untold[1:], False) | np.append(False, untold[:-1])
+        some = np.flatnonzero(untold | beside)
+        left = np.ones(count, np.bool_)
+        left[place[~untold]] = False
+        mine = place[some]
+        left[mine[mine >= 0]] = True
+        places = np.flatnonzero(left)
+        return cls(unit[some], places, np.where(mine >= 0, np.searchsorted(places, np.maximum(mine, 0)), -1))
+
+    @property
+    def cells(self) -> int:
+        return len(self.units) * len(self.places)
+
+    @property
+    def untold(self) -> npt.NDArray[np.bool_]:
+        return self.told < 0
+
+    def hold(self, weight: Floats) -> None:
+        """Leaves the units that are told, and their places, nothing else."""
+        fixed = np.flatnonzero(self.told >= 0)
+        weight[fixed] = NEVER
+        weight[:, self.told[fixed]] = NEVER
+        weight[fixed, self.told[fixed]] = 0.0
 
 
 @dataclass(slots=True)
@@ -39,11 +101,12 @@ class UnitRound:
     unit: int
     count: int  # of them; what is behind them in the image begins volumes
     begins: Int64s  # int64[k, 2]: guest block and image block of what begins volumes
+    told: Int64s = field(default_factory=lambda: np.empty(0, np.int64))  # see Open; empty: nothing is told
     full: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     joined: Floats | None = None  # see order_units
     in_phase: float = 0.0  # share of the points that lie at one place in both units
-    told: float = 0.0  # nats that speak for the places of the last round
+    sure: float = 0.0  # nats that speak for the places of the last round
 
     def __call__(self, image: Reader, c: Candidate, points: Points, _: Expectation
                  ) -> list[tuple[int, int, int, int]]:
@@ -52,28 +115,44 @@ class UnitRound:
         n, m = self.count, -(-c.container.size // self.unit)
         if not len(self.full):
             self.full, self.known = _blocks(image, n * per)
-        weight = spoken(points, c.start // BLOCK, per, n, m)
-        self.in_phase = in_phase(points, c.start // BLOCK, per, n)
-        told = weight.copy()
-        use = used(image, c, m * per)
-        weight += fitting(use.reshape(m, per), _shaped(self.full, n, per), _shaped(self.known, n, per))
         if self.joined is None:
             self.joined = joined(image, n, self.unit)
-        order = order_units(weight, left_out(use.reshape(m, per)), self.joined)
-        rows: list[tuple[int, int, int, str, str]] = []
-        runs: list[tuple[int, int, int, int]] = []
-        at = 0
-        for i in sorted(np.flatnonzero(order.place >= 0).tolist(), key=lambda i: int(order.place[i])):
-            f, p = int(order.place[i]) * self.unit, i * self.unit
-            length = min(self.unit, c.container.size - f)
-            rows += [(at, f - at, -1, MISSING, "not-found"), (f, length, p, GUESSED, RULE)]
-            at = f + length
-            runs.append((0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK))
-        placed = np.flatnonzero(order.place >= 0)
-        self.told = float(told[placed, order.place[placed]].sum())
+        self.in_phase = in_phase(points, c.start // BLOCK, per, n)
+        use = used(image, c, m * per)
+        place = np.maximum(self.told, -1) if len(self.told) else np.full(n, -1, np.int64)
+        self.sure = 0.0
+        for part in Open.parts(self.told if len(self.told) else np.full(n, UNTOLD), m):
+            self._lay(part, place, spoken(points, c.start // BLOCK, per, part), use.reshape(m, per))
+        rows = self.rows(place, c.container.size)
+        runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
+                for f, length, p, *_ in rows if p >= 0]
         c.map = self.with_begins(FileMap.build(rows).resized(c.container.size))
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
+
+    def _lay(self, part: Open, place: Int64s, told: Floats, use: npt.NDArray[np.uint8]) -> None:
+        """Sets the places of the units of a part."""
+        n, per = self.count, self.unit // BLOCK
+        weight = told + fitting(use[part.places], _shaped(self.full, n, per)[part.units],
+                                _shaped(self.known, n, per)[part.units])
+        part.hold(weight)
+        follow = np.diff(part.units) == 1
+        goes_on = np.where(follow, self.joined[part.units[:-1]], 0.0) if self.joined is not None else None
+        order = order_units(weight, left_out(use)[part.places], goes_on, np.diff(part.places) == 1)
+        placed = np.flatnonzero((order.place >= 0) & part.untold)
+        self.sure += float(told[placed, order.place[placed]].sum())
+        place[part.units[placed]] = part.places[order.place[placed]]
+
+    def rows(self, place: Int64s, size: int) -> list[tuple[int, int, int, str, str]]:
+        """Rows of a FileMap. place int64[n]: of each unit, below 0 none."""
+        rows: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        for i in sorted(np.flatnonzero(place >= 0).tolist(), key=lambda i: int(place[i])):
+            f, p = int(place[i]) * self.unit, i * self.unit
+            length = min(self.unit, size - f)
+            rows += [(at, f - at, -1, MISSING, "not-found"), (f, length, p, GUESSED, RULE)]
+            at = f + length
+        return rows
 
     def with_begins(self, file_map: FileMap) -> FileMap:
         """The map with what begins volumes in its place."""
@@ -152,20 +231,33 @@ def _mark(blocks: npt.NDArray[np.bool_], first: int, runs: Int64s, *, outside: b
         blocks[max(0, low - first) : max(0, high - first)] = True
 
 
-def spoken(points: Points, start: int, per: int, n: int, m: int) -> Floats:
-    """float64[n, m], nats: the points that lie at one place in both units, of `per` blocks. start: see Candidate.
+def spoken(points: Points, start: int, per: int, todo: Open) -> Floats:
+    """float64[n, m], nats, for the units and places that are open: the points that lie at one place in both, of `per`
+    blocks. start: see Candidate.
 
     A block that has fewer places in such a pair than on the whole image is worth the more.
     """
-    weight = np.zeros((n, m))
+    weight = np.zeros((len(todo.units), len(todo.places)))
     p = points.file_block + points.delta + start
-    good = (p >= 0) & (p < n * per) & (points.file_block < m * per) & (p % per == points.file_block % per)
+    good = (p >= 0) & (p % per == points.file_block % per)
+    row, there = _among(todo.units, p // per)
+    column, wanted = _among(todo.places, points.file_block // per)
+    good &= there & wanted
     block = points.file_block[good]
-    every = np.bincount(points.file_block, minlength=m * per)[block]
-    here = np.bincount(block, minlength=m * per)[block]
+    most = int(points.file_block.max(initial=0)) + 1
+    every = np.bincount(points.file_block, minlength=most)[block]
+    here = np.bincount(block, minlength=most)[block]
     bits = np.minimum(points.bits[good], 40.0) + np.log2(every / np.maximum(here, 1)) - np.log2(per)
-    np.add.at(weight, (p[good] // per, block // per), np.maximum(bits, 0.0) * np.log(2.0))
+    np.add.at(weight, (row[good], column[good]), np.maximum(bits, 0.0) * np.log(2.0))
     return weight
+
+
+def _among(rising: Int64s, number: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    """The index of each number in `rising`, and whether it is there."""
+    if not len(rising):
+        return np.zeros(len(number), np.int64), np.zeros(len(number), np.bool_)
+    i = np.minimum(np.searchsorted(rising, number), len(rising) - 1)
+    return i, rising[i] == number
 
 
 def in_phase(points: Points, start: int, per: int, n: int) -> float:

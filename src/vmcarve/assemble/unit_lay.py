@@ -1,0 +1,145 @@
+"""A guest laid out from the units of a container whose tables are lost, wholly or in part.
+
+The units are looked through like an image, as which the solver reads them, and laid in the likeliest order
+(`unit_round`), or as runs where there are too many of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..disk import VirtualDisk
+from ..filemap import FileMap
+from ..model import DATA, GUESSED, LOST, MISSING, PLAIN, SECTOR, Container, GuestDisk, GuestMap, Reader, Stowed
+from ..source import ViewSource
+from ..sweeper import sweep_image
+from ..tables import EVIDENCE
+from .begins import begun
+from .segments import BLOCK
+from .solve import Candidate, solve
+from .unit_round import RULE, UNTOLD, Open, UnitRound
+
+Int64s = npt.NDArray[np.int64]
+
+MAX_CELLS = 1 << 21  # ours: units of a file times units of its guest; four arrays of 8 bytes each
+LEAST_TOLD = 60.0  # nats: more than two structures that state their place
+MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
+LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
+LEAST_IN_PHASE = 0.5  # share of the points that must lie at one place in both units
+UNTRIED = "one-run"  # the rule of the map that the solver begins with
+
+
+def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None) -> tuple[float, Container] | None:
+    """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
+    with all), and the container.
+
+    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none.
+    """
+    if stowed.in_order and told is None:
+        return _stated(view, name, stowed)
+    units = ViewSource(VirtualDisk(view, stowed.map))
+    batches: list[pa.RecordBatch] = []
+    sweep_image(units, 0, batches.append, threads=1)
+    if not batches and told is None:
+        return None
+    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE))
+    size = stowed.size or found.size
+    if size <= SECTOR:
+        return None
+    flat = Container("raw", "", size, [GuestDisk(size, GuestMap.flat(size))])
+    count, places = -(-units.size // stowed.unit), -(-size // stowed.unit)
+    laid = UnitRound(stowed.unit, count, found.blocks)
+    rows = [(0, min(size, units.size), 0, GUESSED, UNTRIED)]
+    if told is not None:
+        laid.told = told
+        rows = laid.rows(told, size)
+    parts = Open.parts(told if told is not None else np.full(count, UNTOLD), places)
+    few = max((part.cells for part in parts), default=0) <= MAX_CELLS
+    first = laid.with_begins(FileMap.build(rows).resized(size))
+    c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True, open=told is not None,
+                  scattered=None if name == "raw" else found.table)
+    if told is not None:
+        c.proved = [(f // BLOCK, n // BLOCK, (p - f) // BLOCK) for f, n, p, *_ in first.rows() if p >= 0]
+    solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)
+    sure = laid.sure if few else _between_points(c)
+    if told is not None and not few:
+        c.map = _only_between_points(c)
+    if told is None and (not c.owned or not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
+        return None
+    share = laid.in_phase if few else 1.0
+    if told is None and not c.settled and share < LEAST_IN_PHASE:
+        return None
+    if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
+        return None
+    container = _without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map)))
+    container.detail["header"] = "lost; the guest is laid out by what it says of itself"
+    # where the solver laid single blocks, what lies between no points counts for nothing
+    return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container
+
+
+def placed(container: Container) -> int:
+    """Guest bytes that lie in the container."""
+    m = container.guests[0].map
+    return int(m.length[m.state == DATA].sum())
+
+
+def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:
+    """The container as its units state themselves, and the guest bytes that are in them."""
+    container = _without_tables(view, name, stowed, GuestDisk(stowed.size, stowed.map))
+    container.detail["header"] = "lost; the units say which they are"
+    return (float(placed(container)), container) if placed(container) else None
+
+
+def _without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
+    return Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
+
+
+def _in_order(file_map: FileMap) -> float:
+    """The share of what a map places that lies where the file has it."""
+    rows = [(f == p, n) for f, n, p, _, why in file_map.rows() if p >= 0 and why == RULE]
+    return sum(n for same, n in rows if same) / max(1, sum(n for _, n in rows))
+
+
+def _between_points(c: Candidate) -> float:
+    """Blocks that lie between points of one run, none where most of the map lies between none."""
+    sure = float((c.sure[:, 1] - c.sure[:, 0]).sum())
+    placed = sum(n for _, n, p, _, _ in c.map.rows() if p >= 0) / BLOCK
+    return sure if sure >= MOST_SURE * placed else 0.0
+
+
+def _only_between_points(c: Candidate) -> FileMap:
+    """The map without what no run between points holds."""
+    rows: list[tuple[int, int, int, str, str]] = []
+    at = 0
+    for first, end, _ in sorted((c.sure * [BLOCK, BLOCK, 1]).tolist()):
+        low, high = max(first, at), max(min(end, c.map.size), at)
+        rows += [(at, low - at, -1, MISSING, "not-found"), *c.map.cut(low, high - low)]
+        at = high
+    return FileMap.build([*rows, (at, c.map.size - at, -1, MISSING, "not-found")])
+
+
+def composed(outer: FileMap, inner: GuestMap) -> GuestMap:
+    """Guest -> file, from guest -> units and units -> file; what is in no unit, or in none that holds data, is LOST.
+
+    Encoded units are given as wholes.
+    """
+    rows: list[tuple[int, int, int, int, int, int]] = []  # the columns of a GuestMap
+    end = inner.guest_offset + inner.length
+    for f, n, p, *_ in outer.rows():
+        at = p
+        first, last = np.searchsorted(end, p, "right"), np.searchsorted(inner.guest_offset, p + n, "left")
+        for i in range(int(first), int(last)) if p >= 0 else ():
+            low, high = max(p, int(inner.guest_offset[i])), min(p + n, int(end[i]))
+            inside, encoding = low - int(inner.guest_offset[i]), int(inner.encoding[i])
+            if inner.state[i] != DATA or low >= high or encoding != PLAIN and high - low != int(inner.length[i]):
+                continue
+            rows.append((f + at - p, low - at, LOST, -1, PLAIN, low - at))
+            stored = high - low if encoding == PLAIN else int(inner.stored[i])
+            rows.append((f + low - p, high - low, DATA, int(inner.file_offset[i]) + inside, encoding, stored))
+            at = high
+        done = at - p if p >= 0 else 0
+        rows.append((f + done, n - done, LOST, -1, PLAIN, n - done))
+    g, n, s, f, e, k = zip(*rows, strict=True)
+    return GuestMap.build(g, n, s, f, e, k)
