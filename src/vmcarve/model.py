@@ -450,13 +450,17 @@ class Begin:
 
     data: the bytes from the volume's start on. before: bytes of the disk before the volume, -1 not stated. copy: where
     in the volume the copy lies when nothing beside it tells, -1 where the evidence states it. also: (kind, value,
-    places in the volume) of other evidence, which lies at one of these places.
+    places in the volume) of other evidence, which lies at one of these places. size, identity: of the volume, where no
+    evidence of it says so. stated: (image offset, place in the volume) of structures that tell where they lie.
     """
 
     data: bytes
     before: int = -1
     copy: int = -1
     also: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    size: int = 0
+    identity: str = ""
+    stated: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,6 +595,7 @@ class HostKind:
     sums(reader, offset, limit): what the volume at `offset` states of its data, None without a volume.
     fills(reader, offset, limit): int64[n, 3] of offset, length and byte: parts of the volume's own files that hold
     nothing but that byte unless somebody wrote there since.
+    begins(reader, evidence): what volumes begin with of which only loose metadata is left, no copy of what begins them.
     """
 
     name: str
@@ -604,6 +609,7 @@ class HostKind:
     placer: Callable[[Reader, int, int], Placer | None] | None = None
     sums: Callable[[Reader, int, int], DataSums | None] | None = None
     fills: Callable[[Reader, int, int], npt.NDArray[np.int64]] | None = None
+    begins: Callable[[Reader, Sequence[Evidence]], Iterable[Begin]] | None = None
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

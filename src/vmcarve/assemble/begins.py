@@ -7,15 +7,15 @@ where only one place of the volume can lie, tells where the volume begins on the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..model import SECTOR, Begin, Reader
-from ..registry import guests
+from ..model import SECTOR, Begin, Evidence, Reader
+from ..registry import guests, hosts
 from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY
@@ -86,11 +86,13 @@ def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
     also: list[tuple[int, int, str, str]] = []
     blocks: list[tuple[int, int]] = []
     begins: list[tuple[int, int]] = []
-    for (module, identity), mine in _volumes(places).items():
-        made = next((b for i in mine if (b := _begin(units, places, i)) is not None), None)
-        if made is None:
-            continue
-        length = max(int(places.value[i]) for i in mine)
+    known = _volumes(places)
+    found = [(key, mine, made) for key, mine in known.items()
+             if (made := next((b for i in mine if (b := _begin(units, places, i)) is not None), None)) is not None]
+    found += [((name, made.identity), [], made) for name, made in _by_metadata(units, evidence)
+              if (name, made.identity) not in known]
+    for (module, identity), mine, made in found:
+        length = made.size or max(int(places.value[i]) for i in mine)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
         starts = [at for at, room in parts if fills(length, room)] or starts
         start = _settle(places, mine, made, starts, unit)
@@ -98,6 +100,7 @@ def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
         if not tables:
             size = max(size, start + length + min(start, USUAL[0]))
         also += [(*row, module, identity) for row in _also(rows, made, start, unit)]
+        also += [(p, v, module, identity) for p, v in made.stated if (start + v - p) % unit == 0]
         if any(places.volume_offset[i] == 0 for i in mine):
             continue
         data = (bytes(start % BLOCK) + made.data)[:MAX_BEGIN]
@@ -148,6 +151,16 @@ def _begin(units: Reader, places: Places, i: int) -> Begin | None:
     return make(units, int(places.image_offset[i])) if make is not None else None
 
 
+def _by_metadata(units: Reader, evidence: pa.Table) -> Iterator[tuple[str, Begin]]:
+    """(module, begin) of volumes of which only loose metadata is left."""
+    for kind in hosts().values():
+        if kind.begins is None:
+            continue
+        rows = evidence.filter(pc.is_in(evidence["kind"], value_set=pa.array([s.kind for s in kind.signatures])))
+        read = [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")}) for r in rows.to_pylist()]
+        yield from ((kind.name, made) for made in kind.begins(units, read)) if read else ()
+
+
 def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int) -> int:
     """Where the volume begins; rows that state no place get theirs, where only one is possible."""
     def fits(i: int, start: int, inside: int) -> bool:
@@ -155,6 +168,8 @@ def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int],
 
     stated = [i for i in mine if places.volume_offset[i] >= 0]
     start = next((s for s in starts if all(fits(i, s, int(places.volume_offset[i])) for i in stated)), starts[0])
+    if made.stated:
+        start = max(starts, key=lambda s: sum((s + v - p) % unit == 0 for p, v in made.stated))
     for i in mine:
         if places.volume_offset[i] < 0:
             could = [v for v in (0, made.copy) if v >= 0 and fits(i, start, v)]

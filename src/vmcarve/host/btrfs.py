@@ -14,6 +14,7 @@ import numpy as np
 
 from ..model import RUN_HOLE, HostFile, HostKind, HostVolume, Reader
 from ._blocks import NO_RUNS, merge, subtract
+from ._btrfs_begin import begins
 from ._btrfs_carve import SIGNATURE, carve, confirm_batch
 from ._btrfs_deleted import Deleted
 from ._btrfs_disk import (
@@ -146,4 +147,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
 
 
 HOST = HostKind("btrfs", open_volume, carve, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer,
-                sums=data_sums)
+                sums=data_sums, begins=begins)
