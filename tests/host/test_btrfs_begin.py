@@ -87,3 +87,19 @@ def test_nodes_without_a_root_tell_nothing(volume: bytes) -> None:
     others = [e for e in evidence(content) if e.value != 1]
     assert list(begins(BytesReader(content), others)) == []
     assert list(begins(BytesReader(bytes(8192)), [Evidence(KIND, 0, 4096, value=1, identity="00" * 16)])) == []
+
+
+def test_block_groups_stand_in_for_the_chunks_where_none_is_doubled(volume: bytes) -> None:
+    """Without the chunk tree and the device's: first chunks lie at their own addresses, where there is one copy each."""
+    content = without_superblocks(volume, MIB)
+    others = [e for e in evidence(content) if e.value not in (3, 4)]
+    found = list(begins(BytesReader(content), others))
+    right = open_volume(BytesReader(volume), 0, len(volume))
+    assert right is not None
+    names = {f.name: f.runs.tolist() for f in right.live()}
+    doubled = any(len(c.copies) > 1 for c in right._chunks.all)  # type: ignore[attr-defined]
+    assert len(found) == (0 if doubled else 1)
+    for made in found:
+        whole = open_volume(BytesReader(made.data + content[len(made.data) :]), 0, len(content))
+        assert whole is not None
+        assert {f.name: f.runs.tolist() for f in whole.live()} == names

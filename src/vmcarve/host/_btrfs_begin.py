@@ -25,6 +25,7 @@ GROUP_ITEM, DEVICE_EXTENT, DEVICE_ITEM = 192, 204, 216
 FIRST_CHUNK_TREE, ROOT_DIRECTORY = 256, 6
 MIXED_GROUPS, DEFAULT_FEATURES = 1 << 2, 0x341  # mixed back references, big metadata, extent references, no holes
 ARRAY_AT, ARRAY_BYTES = 0x32B, 2048
+PROFILES = ~(disk.DATA | disk.SYSTEM | disk.METADATA)  # how a chunk is spread over devices, or doubled
 DISK_KEY = struct.Struct("<QBQ")
 SECTOR = 4096  # of data: what mkfs.btrfs makes unless told otherwise
 OUR_MAX_NODES = 1 << 14  # nodes of one volume that are read
@@ -68,10 +69,8 @@ def _begin(reader: Reader, identity: bytes, size: int, places: list[tuple[int, i
 
 def _chunks(leaves: list[disk.Node]) -> tuple[int, disk.Chunks]:
     """(device, chunks) by the leaves of the chunk tree and of the tree of device extents, newest first."""
-    kinds: dict[int, int] = {}
-    for leaf in leaves:
-        for i in np.flatnonzero(leaf.items["type"] == GROUP_ITEM).tolist():
-            kinds.setdefault(int(leaf.items["id"][i]), int.from_bytes(leaf.item(i)[16:24], "little"))
+    groups = _groups(leaves)
+    kinds = {logical: kind for logical, (_, kind) in groups.items()}
     rows: dict[int, tuple[int, int, int]] = {}  # physical address -> device, logical address, length
     for leaf in leaves:
         for i in np.flatnonzero(leaf.items["type"] == DEVICE_EXTENT).tolist() if leaf.owner == DEVICE_TREE else ():
@@ -90,7 +89,22 @@ def _chunks(leaves: list[disk.Node]) -> tuple[int, disk.Chunks]:
     extents = [disk.Chunk(logical, length, kind := kinds.get(logical, usual), () if kind & split else tuple(at))
                for (logical, length), at in copies.items()]
     items = [c for logical, item in told if (c := disk.parse_chunk(logical, item, device, 1 << 62)) is not None]
+    if not items and not extents and not any(kind & PROFILES for kind in kinds.values()):
+        # a guess that the guest's own trees have to bear out: one device, and chunks where mkfs.btrfs puts the first
+        extents = [disk.Chunk(logical, length, kind, (logical,)) for logical, (length, kind) in groups.items()]
+        device = 1
     return device, disk.Chunks().with_more([*items, *extents])[0]
+
+
+def _groups(leaves: list[disk.Node]) -> dict[int, tuple[int, int]]:
+    """Block groups by logical address: length, and what they hold and how; of the newest leaf that tells of each."""
+    out: dict[int, tuple[int, int]] = {}
+    for leaf in leaves:
+        for i in np.flatnonzero(leaf.items["type"] == GROUP_ITEM).tolist():
+            logical, length = int(leaf.items["id"][i]), int(leaf.items["offset"][i])
+            if logical < 1 << 62 and 0 < length < 1 << 56:
+                out.setdefault(logical, (length, int.from_bytes(leaf.item(i)[16:24], "little")))
+    return out
 
 
 def _device_size(nodes: list[disk.Node], device: int) -> int:
