@@ -595,6 +595,7 @@ class HostKind:
     sums(reader, offset, limit): what the volume at `offset` states of its data, None without a volume.
     fills(reader, offset, limit): int64[n, 3] of offset, length and byte: parts of the volume's own files that hold
     nothing but that byte unless somebody wrote there since.
+    logged(data uint8[n], at int64[k]): which of these positions in data hold copies in a log of what belongs elsewhere.
     begins(reader, evidence): what volumes begin with of which only loose metadata is left, no copy of what begins them.
     """
 
@@ -609,6 +610,7 @@ class HostKind:
     placer: Callable[[Reader, int, int], Placer | None] | None = None
     sums: Callable[[Reader, int, int], DataSums | None] | None = None
     fills: Callable[[Reader, int, int], npt.NDArray[np.int64]] | None = None
+    logged: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.bool_]] | None = None
     begins: Callable[[Reader, Sequence[Evidence]], Iterable[Begin]] | None = None
 
 

@@ -90,7 +90,7 @@ def test_nodes_without_a_root_tell_nothing(volume: bytes) -> None:
 
 
 def test_block_groups_stand_in_for_the_chunks_where_none_is_doubled(volume: bytes) -> None:
-    """Without the chunk tree and the device's: first chunks lie at their own addresses, where there is one copy each."""
+    """Without the trees that map addresses: first chunks lie at their own ones, where there is one copy of each."""
     content = without_superblocks(volume, MIB)
     others = [e for e in evidence(content) if e.value not in (3, 4)]
     found = list(begins(BytesReader(content), others))

@@ -25,6 +25,7 @@ Int64s = npt.NDArray[np.int64]
 
 MAX_CELLS = 1 << 21  # ours: units of a file times units of its guest; four arrays of 8 bytes each
 LEAST_TOLD = 60.0  # nats: more than two structures that state their place
+LEAST_SPOKEN = 3  # units with such: two at one distance may be chance, and all between them is laid by that
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
 LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
 LEAST_IN_PHASE = 0.5  # share of the points that must lie at one place in both units
@@ -67,6 +68,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None) 
     if told is not None and not few:
         c.map = _only_between_points(c)
     if told is None and (not c.owned or not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
+        return None
+    if told is None and few and not c.settled and laid.spoken < min(LEAST_SPOKEN, count):
         return None
     share = laid.in_phase if few else 1.0
     if told is None and not c.settled and share < LEAST_IN_PHASE:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, SECTOR, Reader
+from ..registry import hosts
 from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
 from .content.joins import REACH, Shares, before, behind, bits
@@ -30,6 +31,7 @@ STEP = 4 << 20
 MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
 INSIDE = 0.7  # share of the borders of units that lie inside a file
 MAX_JOINED = 1 << 14  # ours: units of which what goes on is asked
+LOGGED = 1 << 10  # bytes of the smallest block of a log
 UNTOLD, NO_UNIT = -1, -2
 
 
@@ -106,7 +108,9 @@ class UnitRound:
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     joined: Floats | None = None  # see order_units
     in_phase: float = 0.0  # share of the points that lie at one place in both units
+    copies: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # in logs, of other blocks
     sure: float = 0.0  # nats that speak for the places of the last round
+    spoken: int = 0  # units of it for whose place something speaks, beside the order
 
     def __call__(self, image: Reader, c: Candidate, points: Points, _: Expectation
                  ) -> list[tuple[int, int, int, int]]:
@@ -114,15 +118,15 @@ class UnitRound:
         per = self.unit // BLOCK
         n, m = self.count, -(-c.container.size // self.unit)
         if not len(self.full):
-            self.full, self.known = _blocks(image, n * per)
+            self.full, self.known, self.copies = _blocks(image, n * per)
         if self.joined is None:
             self.joined = joined(image, n, self.unit)
         self.in_phase = in_phase(points, c.start // BLOCK, per, n)
         use = used(image, c, m * per)
         place = np.maximum(self.told, -1) if len(self.told) else np.full(n, -1, np.int64)
-        self.sure = 0.0
+        self.sure, self.spoken = 0.0, 0
         for part in Open.parts(self.told if len(self.told) else np.full(n, UNTOLD), m):
-            self._lay(part, place, spoken(points, c.start // BLOCK, per, part), use.reshape(m, per))
+            self._lay(part, place, spoken(points, c.start // BLOCK, per, part, self.copies), use.reshape(m, per))
         rows = self.rows(place, c.container.size)
         runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
                 for f, length, p, *_ in rows if p >= 0]
@@ -141,6 +145,7 @@ class UnitRound:
         order = order_units(weight, left_out(use)[part.places], goes_on, np.diff(part.places) == 1)
         placed = np.flatnonzero((order.place >= 0) & part.untold)
         self.sure += float(told[placed, order.place[placed]].sum())
+        self.spoken += int(np.count_nonzero(told[placed, order.place[placed]]))
         place[part.units[placed]] = part.places[order.place[placed]]
 
     def rows(self, place: Int64s, size: int) -> list[tuple[int, int, int, str, str]]:
@@ -231,9 +236,9 @@ def _mark(blocks: npt.NDArray[np.bool_], first: int, runs: Int64s, *, outside: b
         blocks[max(0, low - first) : max(0, high - first)] = True
 
 
-def spoken(points: Points, start: int, per: int, todo: Open) -> Floats:
+def spoken(points: Points, start: int, per: int, todo: Open, copies: npt.NDArray[np.bool_]) -> Floats:
     """float64[n, m], nats, for the units and places that are open: the points that lie at one place in both, of `per`
-    blocks. start: see Candidate.
+    blocks. start: see Candidate. copies bool[blocks of all units]: which say nothing of where they lie.
 
     A block that has fewer places in such a pair than on the whole image is worth the more.
     """
@@ -243,6 +248,7 @@ def spoken(points: Points, start: int, per: int, todo: Open) -> Floats:
     row, there = _among(todo.units, p // per)
     column, wanted = _among(todo.places, points.file_block // per)
     good &= there & wanted
+    good[good] = ~copies[p[good]]
     block = points.file_block[good]
     most = int(points.file_block.max(initial=0)) + 1
     every = np.bincount(points.file_block, minlength=most)[block]
@@ -306,13 +312,19 @@ def _shaped(blocks: npt.NDArray[np.bool_], n: int, per: int) -> npt.NDArray[np.b
     return out.reshape(n, per)
 
 
-def _blocks(image: Reader, count: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Of the first `count` blocks: whether each holds anything, and whether it is there."""
-    full, known = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+def _blocks(image: Reader, count: int
+            ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Of the first `count` blocks: whether each holds anything, whether it is there, and whether a log has it."""
+    full, known, copies = np.zeros(count, np.bool_), np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    logs = [kind.logged for kind in hosts().values() if kind.logged is not None]
     for at in range(0, count * BLOCK, STEP):
         data = np.frombuffer(image.read(at, min(STEP, count * BLOCK - at)), np.uint8)
-        data = np.pad(data, (0, -len(data) % BLOCK)).reshape(-1, BLOCK)
-        full[at // BLOCK :][: len(data)] = data.any(axis=1)
+        data = np.pad(data, (0, -len(data) % BLOCK))
+        rows = data.reshape(-1, BLOCK)
+        full[at // BLOCK :][: len(rows)] = rows.any(axis=1)
+        places = np.arange(0, len(data), LOGGED)
+        for logged in logs:
+            copies[at // BLOCK :][: len(rows)] |= logged(data, places).reshape(len(rows), -1).any(axis=1)
     for i in range(len(known)):
         known[i] = full[i] or not image.missing(i * BLOCK, BLOCK)
-    return full, known
+    return full, known, copies

@@ -21,8 +21,24 @@ MAGIC = 0xC03B3998
 DESCRIPTOR, COMMIT, SUPER_V1, SUPER_V2, REVOKE = 1, 2, 3, 4, 5
 FLAG_ESCAPED, FLAG_SAME_UUID, FLAG_LAST = 1, 2, 8
 INCOMPAT_64BIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT = 0x2, 0x8, 0x10, 0x20
+SECTOR = 512
+OUR_MAX_LOGGED = 1 << 20  # bytes behind one descriptor: 254 tags of 4 KiB blocks and less
 DEFAULT_FAST_COMMIT_BLOCKS = 256  # JBD2_DEFAULT_FAST_COMMIT_BLOCKS
 OUR_MAX_LOG_BLOCKS = 1 << 22  # 16 GiB at 4 KiB: mke2fs makes logs of at most 1 GiB unless told otherwise
+
+
+def logged(data: npt.NDArray[np.uint8], at: I64) -> npt.NDArray[np.bool_]:
+    """Which of some positions in data uint8[n] lie in a transaction of a journal: copies, which belong elsewhere.
+
+    They lie behind a block that describes them, up to the next of the journal's own blocks, or not far.
+    """
+    words = data[: len(data) // SECTOR * SECTOR].view(">u4").reshape(-1, SECTOR // 4)[:, :2]
+    own = np.flatnonzero(words[:, 0] == MAGIC).astype(np.int64)
+    if not len(own) or not len(at):
+        return np.zeros(len(at), np.bool_)
+    describes = words[own, 1] == DESCRIPTOR
+    i = np.searchsorted(own * SECTOR, at, side="right") - 1
+    return (i >= 0) & describes[i] & (at - own[i] * SECTOR < OUR_MAX_LOGGED)
 
 
 @dataclass(frozen=True, slots=True)

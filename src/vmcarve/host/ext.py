@@ -575,5 +575,5 @@ def tell(volume: HostVolume, image_offset: npt.NDArray[np.int64]) -> None:
 
 
 HOST = HostKind(name="ext4", open=open_volume, carve=leaf.carve, former=former_volume, signatures=(leaf.SIGNATURE,),
-                confirm_batch=leaf.confirm_batch, placer=placer, tell=tell)
+                confirm_batch=leaf.confirm_batch, logged=journal.logged, placer=placer, tell=tell)
 __all__ = ["HOST", "ExtVolume", "open_volume"]
