@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from vmcarve.assemble import Assembled
 from vmcarve.filemap import FileMap
-from vmcarve.model import Check, Container, GuestDisk, GuestMap
+from vmcarve.model import DATA, ZLIB, Check, Container, GuestDisk, GuestMap
 from vmcarve.source import BytesReader
 from vmcarve.verify import verify
 
@@ -47,3 +49,14 @@ def test_the_guest_is_never_surer_than_its_container(grade: str) -> None:
                      FileMap.build([(0, 4096, place, grade, "test")]))
     (found,) = verify([BytesReader(IMAGE)], item)
     assert {r[6] for r in found.guest_rows} == {grade}
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+def test_a_stream_in_a_unit_of_unknown_place_proves_nothing(guessed: bool) -> None:
+    """It decodes, and which part of the disk it is no table says."""
+    packed = zlib.compress(bytes(range(256)) * 16)
+    guest = GuestDisk(4096, GuestMap.build([0], [4096], [DATA], [0], [ZLIB], [len(packed)]), guessed=guessed)
+    file_map = FileMap.build([(0, len(packed), 0, "guessed", "units")])
+    item = Assembled("x-0", 0, Container("qcow2", "test", len(packed), [guest], rebuild=False), file_map)
+    (found,) = verify([BytesReader(packed)], item)
+    assert {r[6] for r in found.guest_rows} == {"guessed" if guessed else "proven"}

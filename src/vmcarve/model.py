@@ -183,13 +183,17 @@ class Region:
 
 @dataclass(slots=True)
 class GuestDisk:
-    """One disk that a container holds: kind "active" (the current state), "snapshot" or "member" (of an archive)."""
+    """One disk that a container holds: kind "active" (the current state), "snapshot" or "member" (of an archive).
+
+    guessed: no table says which part of the disk is which of the file, so a stream that decodes proves no place.
+    """
 
     virtual_size: int
     map: GuestMap
     kind: str = "active"
     label: str = ""
     created: float | None = None  # Unix seconds UTC
+    guessed: bool = False
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..model import DATA, LOST, PLAIN, Container, GuestDisk, GuestMap, Reader, Stowed
+from ..model import DATA, LOST, PLAIN, Container, GuestMap, Reader, Stowed
 from ..registry import formats
 from .segments import BLOCK
 from .unit_lay import solved
@@ -57,7 +57,7 @@ def completed(view: Reader, container: Container) -> Container | None:
     if lost(both) >= lost(guest.map):
         return None
     detail = dict(container.detail, tables="lost in part; what they named is laid out by what the guest says of itself")
-    return replace(container, guests=[GuestDisk(guest.virtual_size, both)], rebuild=False, patches=[], detail=detail)
+    return replace(container, guests=[replace(guest, map=both)], rebuild=False, patches=[], detail=detail)
 
 
 def lost(guest_map: GuestMap) -> int:

@@ -76,7 +76,7 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None) 
         return None
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
-    container = _without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map)))
+    container = _without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map), guessed=True))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     # where the solver laid single blocks, what lies between no points counts for nothing
     return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container

@@ -133,6 +133,8 @@ def _settle(image: Reader, item: Assembled, failed: list[str]) -> tuple[FileMap,
             f = int(m.file_offset[i])
             if used < 0:
                 broken += 1
+            elif guest.guessed:
+                continue
             elif m.encoding[i] == ZLIB or _one_run(item.map, f, used):  # else nothing but a checksum proves the join
                 ranges[f] = (max(used, ranges.get(f, (0, ""))[0]), f"decoded.{ENCODING_NAMES[m.encoding[i]]}")
     if broken:
