@@ -44,6 +44,8 @@ def completed(view: Reader, container: Container) -> Container | None:
         agreeing, told = _told(stowed, guest.map, container)
         if agreeing >= LEAST_AGREEING and (best is None or stowed.unit > best[0]):
             best = stowed.unit, stowed, told
+        if agreeing >= LEAST_AGREEING and stowed.unit == container.cluster:
+            break  # what the format would say of a file without tables is not asked
     if best is None:
         return None
     unit, stowed, told = best
@@ -72,21 +74,20 @@ def added(before: GuestMap, after: GuestMap) -> Iterator[tuple[int, int]]:
 
 
 def _rows_of_units(view: Reader, container: Container) -> Iterator[Stowed]:
-    """How the units of the file may follow each other: as the format says, and as the container's own do."""
+    """How the units of the file may follow each other: as the container's own do, and as the format says."""
+    m, unit = container.guests[0].map, container.cluster
+    named = np.flatnonzero((m.state == DATA) & (m.guest_offset % max(unit, 1) == 0))
+    if unit >= BLOCK and unit % BLOCK == 0 and len(named):
+        rest, count = np.unique(m.file_offset[named] % unit, return_counts=True)
+        first = int(rest[int(count.argmax())])
+        number = (view.size - first) // unit
+        if 0 < number <= MAX_UNITS:
+            yield Stowed(unit, GuestMap.flat(number * unit, first))
     stow = formats()[container.format].stow
     for stowed in stow(view) if stow is not None else ():
         length = np.unique(stowed.map.length % stowed.unit)
         if stowed.unit >= BLOCK and not length.any():  # else units are of several parts
             yield stowed
-    m, unit = container.guests[0].map, container.cluster
-    named = np.flatnonzero((m.state == DATA) & (m.guest_offset % max(unit, 1) == 0))
-    if unit < BLOCK or unit % BLOCK or not len(named):
-        return
-    rest, count = np.unique(m.file_offset[named] % unit, return_counts=True)
-    first = int(rest[int(count.argmax())])
-    number = (view.size - first) // unit
-    if 0 < number <= MAX_UNITS:
-        yield Stowed(unit, GuestMap.flat(number * unit, first))
 
 
 def _told(stowed: Stowed, m: GuestMap, container: Container) -> tuple[float, Int64s]:
