@@ -56,7 +56,6 @@ def test_chunks_of_an_xva_say_which_they_are_though_none_is_whole(silence: tuple
     content = bytearray(out.read_bytes())
     stow = formats()["xva"].stow
     assert stow is not None
-    assert list(stow(BytesReader(bytes(content)))) == []  # the hashes tell more
     left = np.ones(len(content), np.bool_)
     for at in range(0, len(content), 3 * 65536):
         content[at : at + 65536] = rng.integers(0, 256, len(content[at : at + 65536]), np.uint8).tobytes()

@@ -129,7 +129,7 @@ def units_of(layout: Layout) -> Units:
     keys = key.tolist()
 
     def check(i: int, data: bytes) -> int:
-        return int(stored[i]) if len(data) >= stored[i] and chunk_agrees(data, keys[i]) else 0
+        return int(stored[i]) if len(data) >= stored[i] and _agrees(data, keys[i]) else 0
 
     return Units(f, stored, stored - 1, size, np.full(len(f), PLAIN, np.uint8), key, 0, check,
                  np.where(key >= 0, key | 1 << 62, -1), f + stored - HASH)
@@ -149,8 +149,8 @@ class _Bytes:
         return offset + length > self.size
 
 
-def chunk_agrees(data: bytes, key: int) -> bool:
-    """Whether a chunk's header, data and hash agree with each other and with the key, where that is known (not -1)."""
+def _agrees(data: bytes, key: int) -> bool:
+    """Whether a chunk's header, data and hash agree with each other and with the key."""
     header = parse_header(data[:BLOCK])
     name = is_chunk(header)
     if header is None or name is None or name[2] or key >= 0 and key_of(name[0], name[1]) != key:

@@ -1,4 +1,4 @@
-"""Chunks of an XVA whose file is known but for parts that are overwritten here and there, so that few hashes agree.
+"""Chunks of an XVA whose file is known but for parts that are overwritten, so that some or all hashes do not agree.
 
 Each header states its chunk's number, and so does that of the hash behind it: one of the two that is left says what
 the chunk is. Between two that are left lie as many chunks as there is room for; where that is as many as numbers, none
@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from ..model import DATA, LOST, GuestMap, Marks, Reader, Stowed
 from ._tar import BLOCK
-from ._xva_gather import HASH, REF_BITS, SPAN, chunk_agrees, marks
+from ._xva_gather import HASH, REF_BITS, SPAN, marks
 from ._xva_walk import CHUNK
 
 Int64s = npt.NDArray[np.int64]
 
 STEP = 1 << 20
 LEAST = 4  # headers
-MOST_WHOLE = 0.5  # share of the chunks whose hash agrees, beyond which these tell more
 MOST_BEFORE = 1 << 20  # bytes of ova.xml
 
 
@@ -41,7 +40,7 @@ def stow(reader: Reader) -> Iterable[Stowed]:
     keep = (place >= 0) & (size == CHUNK) & ~np.isin(number, empty)
     rows = np.unique(np.stack((number[keep], place[keep]), axis=1), axis=0)
     rows = rows[np.concatenate(([True], np.diff(rows[:, 0]) > 0))] if len(rows) else rows
-    if len(rows) < LEAST or _whole(reader, rows) > MOST_WHOLE * len(rows):
+    if len(rows) < LEAST:
         return
     at = _between(_shifted(rows, empty))
     n = int(at[-1, 0]) + 1
@@ -77,11 +76,6 @@ def _between(rows: Int64s) -> Int64s:
             out.append(np.stack((a + more, p + more * SPAN), axis=1))
     every = np.concatenate(out)
     return every[np.argsort(every[:, 0], kind="stable")]
-
-
-def _whole(reader: Reader, rows: Int64s) -> int:
-    """How many of the chunks agree with their hashes."""
-    return sum(chunk_agrees(reader.read(at, SPAN), -1) for at in rows[:, 1].tolist())
 
 
 def _marks(reader: Reader) -> Marks:
