@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import run
 from tests.host.written import needs
-from tests.makers import vhd, xva
+from tests.makers import vhd, vma, xva
 from vmcarve.disk import VirtualDisk
 from vmcarve.model import DATA, Reader
 from vmcarve.registry import formats
@@ -73,6 +73,36 @@ def test_chunks_of_an_xva_say_which_they_are_though_none_is_whole(silence: tuple
             wrong += int((~same & left[f : f + n]).sum())
     assert wrong == 0
     assert known > 0.8 * 21 * MIB * 2 / 3
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_extents_of_a_vma_tell_their_blocks_without_the_header(in_order: bool, tmp_path: Path) -> None:
+    """The first MiB and the header of an extent are lost: what others name is told, and where clusters run through the
+    disk, as a backup writes them, so is what lies between two that are left.
+    """
+    rng = np.random.default_rng(1)
+    guest = rng.integers(0, 256, 24 * MIB, np.uint8).tobytes()
+    clusters = [(1, n, guest[n * 65536 : (n + 1) * 65536]) for n in range(len(guest) // 65536)]
+    if not in_order:
+        clusters = [clusters[n] for n in rng.permutation(len(clusters)).tolist()]
+    parts = [vma.extent(bytes(16), clusters[at : at + 59]) for at in range(0, len(clusters), 59)]
+    content = bytearray(bytes(12800) + b"".join(parts))
+    lost = 12800 + sum(map(len, parts[:3]))
+    for at, length in ((0, MIB), (lost, 512)):
+        content[at : at + length] = rng.integers(0, 256, length, np.uint8).tobytes()
+    stow = formats()["vma"].stow
+    assert stow is not None
+    (stowed,) = stow(BytesReader(bytes(content)))
+    m = stowed.map
+    known = 0
+    for g, n, f, state in zip(m.guest_offset.tolist(), m.length.tolist(), m.file_offset.tolist(), m.state.tolist(),
+                              strict=True):
+        skip = max(0, MIB - f)
+        if state == DATA and skip < n:
+            assert content[f + skip : f + n] == guest[g + skip : g + n]
+            known += n - skip
+    assert stowed.in_order
+    assert known >= len(guest) - (MIB if in_order else 2 * 59 * 65536)
 
 
 @pytest.mark.parametrize("options", ["compression_type=zlib", "compression_type=zstd",

@@ -41,6 +41,7 @@ from ..model import (
     Signature,
 )
 from ._vma_gather import Extent, lay_out
+from ._vma_stowed import stow
 
 MAGIC, EXTENT_MAGIC = b"VMA\0\0\0\0\x01", b"VMAE\0\0"  # the header's with its version
 HEADER_KIND, EXTENT_KIND = "vma.header", "vma.extent"
@@ -506,5 +507,9 @@ def _gathered(start: int, uuid: str, header: _Header | None, order: list[tuple[i
     return Gathered(out, None, np.array(pins, np.int64), start)
 
 
+def _rows(data: bytes) -> npt.NDArray[np.void] | None:
+    return None if _extent(data) is None else np.frombuffer(data, ROW, ROWS, 40)
+
+
 FORMAT = Format("vma", "vma", SIGNATURES, open_vma, confirm, salvage=salvage, marks=marks, gather=gather,
-                loose=loose)
+                loose=loose, stow=lambda reader: stow(reader, _rows))
