@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import ext4_disk, run
 from tests.host.written import needs
-from vmcarve.assemble import headless
+from vmcarve.assemble import headless, unit_lay
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.places import Owned, free_space
@@ -76,9 +76,10 @@ def test_points_of_units_of_another_size_are_out_of_phase() -> None:
     p = np.arange(1024)
     coarse = place[p // 16] * 16 + p % 16
     fine = rng.permutation(1024)
-    for file_block, least, most in ((coarse, 1.0, 1.0), (fine, 0.0, 0.15)):
+    for file_block, is_so in ((coarse, True), (fine, False)):
         points = Points.of([(0, file_block, p - file_block, np.full(1024, 8.0))])
-        assert least <= in_phase(points, 0, 16, 64) <= most
+        assert (in_phase(points, 0, 16, 64) > unit_lay.least_in_phase(UNIT)) == is_so
+    assert unit_lay.least_in_phase(2 * MIB) < 0.25 < unit_lay.least_in_phase(16384)
 
 
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:

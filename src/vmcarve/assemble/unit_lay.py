@@ -28,7 +28,6 @@ LEAST_TOLD = 60.0  # nats: more than two structures that state their place
 LEAST_SPOKEN = 3  # units with such: two at one distance may be chance, and all between them is laid by that
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
 LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
-LEAST_IN_PHASE = 0.5  # share of the points that must lie at one place in both units
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
@@ -72,7 +71,7 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None) 
     if told is None and few and not c.settled and laid.spoken < min(LEAST_SPOKEN, count):
         return None
     share = laid.in_phase if few else 1.0
-    if told is None and not c.settled and share < LEAST_IN_PHASE:
+    if told is None and not c.settled and share < least_in_phase(stowed.unit):
         return None
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
@@ -86,6 +85,14 @@ def placed(container: Container) -> int:
     """Guest bytes that lie in the container."""
     m = container.guests[0].map
     return int(m.length[m.state == DATA].sum())
+
+
+def least_in_phase(unit: int) -> float:
+    """The share of the points that must lie at one place in both units: half of them for 64 KiB.
+
+    Of larger units fewer do by chance, or because smaller ones lie together, and more of the points are wrong ones.
+    """
+    return float((unit / BLOCK) ** -0.25)
 
 
 def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:
