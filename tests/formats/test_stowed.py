@@ -75,6 +75,29 @@ def test_chunks_of_an_xva_say_which_they_are_though_none_is_whole(silence: tuple
     assert known > 0.8 * 21 * MIB * 2 / 3
 
 
+def test_grains_of_a_stream_say_which_they_are(tmp_path: Path) -> None:
+    """Every third 64 KiB of a stream-optimized VMDK are encrypted: whole grains are told, and nothing else."""
+    rng = np.random.default_rng(1)
+    guest = rng.integers(0, 4, SIZE, np.uint8).tobytes()
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.write_bytes(guest)
+    run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, out)
+    content = bytearray(out.read_bytes())
+    for at in range(0, len(content), 3 * 65536):
+        content[at : at + 65536] = rng.integers(0, 256, len(content[at : at + 65536]), np.uint8).tobytes()
+    stow = formats()["vmdk"].stow
+    assert stow is not None
+    first = next(iter(stow(BytesReader(bytes(content)))))
+    assert first.in_order
+    units = VirtualDisk(BytesReader(bytes(content)), first.map)
+    known = 0
+    for at in range(0, units.size, 65536):
+        if not units.missing(at, 65536):
+            assert units.read(at, 65536) == guest[at : at + 65536]
+            known += 65536
+    assert known > SIZE // 3
+
+
 @pytest.mark.parametrize("in_order", [True, False])
 def test_extents_of_a_vma_tell_their_blocks_without_the_header(in_order: bool, tmp_path: Path) -> None:
     """The first MiB and the header of an extent are lost: what others name is told, and where clusters run through the

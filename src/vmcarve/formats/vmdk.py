@@ -46,6 +46,7 @@ from ._stowed import in_row
 from ._vmdk_gather import gather, loose
 from ._vmdk_header import NO_OFFSET, Header
 from ._vmdk_rebuild import find_header, redundant_directory, stream_table
+from ._vmdk_stowed import stow_stream
 from ._vmdk_tables import (
     PER_SECTOR,
     Directory,
@@ -401,7 +402,7 @@ FORMAT = Format(
     rebuild=lambda reader, clue: (grains if clue.pieces.kind == grains.KIND else shapes).rebuild(
         reader, clue, open_extent),
     units=grains.units,
-    stow=lambda reader: in_row(0, reader.size, shapes.UNIT),
+    stow=lambda reader: [*stow_stream(reader), *in_row(0, reader.size, shapes.UNIT)],
     marks=grains.marks,
     gather=gather,
     loose=lambda image, marks: loose(image, marks, open_extent),
