@@ -92,6 +92,8 @@ def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:
     apart = np.diff(order) != 1
     assert in_order.mean() > mixed[apart].mean() + 0.5
     assert joined(BytesReader(b""), 0, UNIT).tolist() == []
+    noise = np.random.default_rng(3).integers(0, 256, 8 * UNIT, np.uint8).tobytes()
+    assert not joined(BytesReader(noise + words[: 8 * UNIT]), 9, UNIT).any()
 
 
 def test_the_units_that_lay_out_most_are_taken_and_no_others_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ..model import GUESSED, MISSING, SECTOR, Reader
 from ..registry import hosts
 from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
-from .content.joins import REACH, Shares, before, behind, bits
+from .content.joins import REACH, Kind, Shares, before, behind, bits
 from .places import free_space
 from .segments import BLOCK, Points
 from .solve import Candidate
@@ -290,7 +290,8 @@ def left_out(use: npt.NDArray[np.uint8]) -> Floats:
 def joined(image: Reader, n: int, unit: int) -> Floats:
     """float64[n - 1], nats: what speaks for a unit being the guest's next behind the one before it, by what goes on.
 
-    Most borders of units lie inside files; at the others anything may follow.
+    Most borders of units lie inside files; at the others anything may follow. Where a side is as even as ciphertext it
+    may be that, and says nothing.
     """
     out = np.zeros(max(0, n - 1))
     if n > MAX_JOINED:
@@ -300,7 +301,8 @@ def joined(image: Reader, n: int, unit: int) -> Floats:
               behind(image.read(i * unit, reach).ljust(reach, b"\0"))) for i in range(n)]
     shares = Shares.of((b.kind, b.fill) for _, b in sides)
     for i in range(n - 1):
-        if not image.missing((i + 1) * unit - reach, reach) and not image.missing((i + 1) * unit, reach):
+        even = Kind.DENSE in (sides[i][0].kind, sides[i + 1][1].kind)
+        if not even and not image.missing((i + 1) * unit - reach, reach) and not image.missing((i + 1) * unit, reach):
             odds = 2.0 ** bits(sides[i][0], sides[i + 1][1], shares)
             out[i] = np.log(INSIDE * odds + 1.0 - INSIDE)
     return out
