@@ -76,6 +76,22 @@ def test_a_database_is_known_by_the_size_that_its_first_page_states(made: tuple[
     assert good[found.bits == found.bits.max()].mean() > 0.99
 
 
+def test_an_interior_page_goes_on_from_its_neighbours_rows() -> None:
+    """Two databases count their rows alike. The page that is wanted has its first leaf just behind the rows before, and
+    its last just before where its parent says; the other's may lie within some rows of both."""
+    spans = np.array([[7, 3030], [6, 3023], [3043, 6064], [3038, 6043]], np.int64)
+    own = [(3037, 3043), (6065, 6071), (1, 7), (3031, 3036)]
+    others = [(3032, 3038), (6044, 6049), (1, 6), (3024, 3031)]
+    rows = np.array([(0, *row) for row in own + others], np.int64)
+    rows = rows[np.argsort(rows[:, 2], kind="stable")]
+    spanning = sqlite._spanning  # pyright: ignore[reportPrivateUsage]
+    assert spanning(spans, rows, -1, 3036) == 0 and spanning(spans, rows, -1, 3031) == 1
+    assert spanning(spans, rows, 3036, 6071) == 2 and spanning(spans, rows, 3031, 6049) == 3
+    assert spanning(spans, rows, 3036, 0) == 2, "the last child, whose rows have no end"
+    alone = spans[3:]
+    assert spanning(alone, rows, 3036, 6071) == -1, "the other's is not taken where the own page is lost"
+
+
 def test_noise_is_no_page() -> None:
     """Random blocks that begin as a leaf or an interior page does."""
     rows = np.frombuffer(random.Random(8).randbytes(400 * BLOCK), np.uint8).reshape(-1, BLOCK).copy()

@@ -4,8 +4,8 @@ Source: https://www.sqlite.org/fileformat.html, 1.6 (b-tree pages; big-endian). 
 read where the map so far has it inside a database, or where it lies behind the only first page on the image that states
 the size of a file: then what it names must show whether it is that one. A leaf (type 13) is known again on the image
 by its first and last row numbers. Interior pages further down are known likewise, by the span of their row numbers, and
-asked in turn. Pages of 4 KiB and more; of indices nothing is asked. Databases of one image count their rows alike, so a
-page has rivals; they are counted.
+asked in turn; of several the one whose first and last leaves go on from its neighbours' rows. Pages of 4 KiB and more;
+of indices nothing is asked. Databases of one image count their rows alike, so a page has rivals; they are counted.
 Memory: 24 bytes for each leaf on the image, a page for each interior one.
 """
 
@@ -36,6 +36,7 @@ MAX_DATABASES = 4096  # ours: of one guest
 MAX_BYTES = 1 << 36  # ours: of one database that are looked through
 STEP = 4 << 20
 NEAR = 64  # rows by which the span of an interior page may differ from what its parent says (deleted ones)
+LEFT_OUT = 4  # rows that may be deleted between two leaves of one table
 NUMBER_BYTES = 9  # a varint's most
 
 
@@ -143,7 +144,8 @@ class Pages:
         rows, bits = [np.empty((0, 3), np.int64)], [np.empty(0)]
         waiting, seen = list(database.interior), set(database.interior)
         while waiting:
-            child = _children(waiting.pop())
+            parent = waiting.pop()
+            child = _children(parent)
             child = child[(child[:, 0] > 0) & ((child[:, 0] - 1) * database.page < guest.files.size[database.file])]
             if not len(child):
                 continue
@@ -155,22 +157,61 @@ class Pages:
             index = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
             fits = (leaves[index, 1] > before[which]) & ((which == 0) | (leaves[index, 1] <= before[which] + NEAR))
             which, index = which[fits], index[fits]
+            no_leaf = np.bincount(which, minlength=len(child)) == 0
+            deep = bool(no_leaf[-1:].all() and no_leaf[1:].all())  # its children are interior pages, all of them
+            if deep:  # what ends with the first one's last row is that one's last leaf
+                which, index, no_leaf = which[:0], index[:0], no_leaf | True
             rivals = np.bincount(which, minlength=len(child))[which]
             rows.append(np.column_stack((np.full(len(which), database.file), (child[which, 0] - 1) * database.page,
                                          leaves[index, 0])))
             bits.append(np.clip(np.log2(max(self._blocks, 2) / np.maximum(rivals, 1)), 0.0, MAX_BITS))
-            no_leaf = np.bincount(which, minlength=len(child)) == 0
-            for i in np.flatnonzero(no_leaf).tolist() if len(spans) else ():
-                same = np.flatnonzero((spans[:, 0] > before[i]) & ((spans[:, 0] <= before[i] + NEAR) | (i == 0))
-                                      & (spans[:, 1] <= child[i, 1]) & (spans[:, 1] > child[i, 1] - NEAR))
-                if len(same) == 1:
-                    place, page = self._interior[int(same[0])]
-                    rows.append(np.array([[database.file, (child[i, 0] - 1) * database.page, place]], np.int64))
+            below = [(int(child[i, 0]), int(before[i]), int(child[i, 1])) for i in np.flatnonzero(no_leaf).tolist()]
+            if deep:  # the last one's rows have no end
+                below.append((_last_child(parent), int(child[-1, 1]), 0))
+            for number, behind, last in below if len(spans) else ():
+                same = _spanning(spans, leaves, behind, last)
+                if same >= 0 and 0 < (number - 1) * database.page < guest.files.size[database.file]:
+                    place, page = self._interior[same]
+                    rows.append(np.array([[database.file, (number - 1) * database.page, place]], np.int64))
                     bits.append(np.array([MAX_BITS]))
                     if page not in seen:
                         seen.add(page)
                         waiting.append(page)
         return np.concatenate(rows), np.concatenate(bits)
+
+
+def _spanning(spans: Int64s, leaves: Int64s, behind: int, last: int) -> int:
+    """The one interior page whose rows begin behind row `behind` and end with row `last` (0: unknown), -1 where it
+    cannot be told: its first and last leaf are on the image, and leave out but some rows (deleted ones) from there, and
+    up to there. Databases of one image count their rows alike: its span alone may be another's.
+
+    spans, leaves int64[n, 2] and [n, 3]: see Pages; the greatest row of a page's last leaf is not in its span.
+    """
+    good = (spans[:, 0] > behind) & ((spans[:, 0] <= behind + NEAR) | (behind < 0))
+    if last:
+        good &= (spans[:, 1] <= last) & (spans[:, 1] > last - NEAR)
+    ends = _first_rows(leaves, last) if last else None
+    whole = [i for i in np.flatnonzero(good).tolist()
+             if (behind < 0 or _follows(_first_rows(leaves, int(spans[i, 0])), behind))
+             and (ends is None or _follows(ends, int(spans[i, 1])))]
+    return whole[0] if len(whole) == 1 else -1
+
+
+def _follows(first: Int64s, behind: int) -> bool:
+    """Whether a leaf begins behind row `behind`, with few rows left out."""
+    return bool(((first > behind) & (first <= behind + LEFT_OUT)).any())
+
+
+def _first_rows(leaves: Int64s, last: int) -> Int64s:
+    """The first rows of leaves that end with row `last`, or did before it was deleted; leaves rise by their last ones.
+    """
+    low, high = np.searchsorted(leaves[:, 2], [last - LEFT_OUT, last], side="right")
+    return leaves[low:high, 1]
+
+
+def _last_child(page: bytes) -> int:
+    """The number of the child of an interior page that has the rows behind all others."""
+    return int.from_bytes(page[8:12], "big")
 
 
 def _databases(guest: Guest) -> list[Database]:
