@@ -2,8 +2,9 @@
 
 ELF: the section headers come last (ELF-64 and ELF-32, little-endian; System V ABI, "ELF header"). SQLite: page size
 times pages (https://www.sqlite.org/fileformat.html, 1.3). RIFF: the length behind its magic. Debian packages: an `ar`
-of three members whose headers name their sizes (deb(5)). An equal size is worth the size's own bits, for files of all
-sizes up to it are about equally many, less what rivals there are: begins of that size on the image, and in all guests.
+of three members whose headers name their sizes (deb(5)). An equal size is worth the size's own bits (in pages where it
+is whole pages), for files of all sizes up to it are about equally many, less what rivals there are: begins of that size
+on the image, and in all guests. That a block begins such a file at all is worth the more, the fewer blocks do.
 Memory: 16 bytes for each such begin on the image, and for each file of a guest.
 """
 
@@ -32,6 +33,7 @@ class Starts:
     """(image offset of the container's first byte, file_offset int64[n] of begins, size int64[n])"""
     _phases: list[int] = field(default_factory=list[int])
     _found: list[tuple[Int64s, Int64s]] = field(default_factory=list[tuple[Int64s, Int64s]])  # image offset, size
+    _blocks: int = 0
 
     def want(self, guests: list[Guest]) -> bool:
         self._begins = []
@@ -43,10 +45,11 @@ class Starts:
         if phases <= set(self._phases):
             return False  # what begins where does not depend on what is wanted: one look is enough
         self._phases = sorted(phases | set(self._phases))[:MAX_PHASES]
-        self._found = []
+        self._found, self._blocks = [], 0
         return True
 
     def see(self, data: U8s, at: int, length: int) -> None:
+        self._blocks += length // BLOCK
         for phase in self._phases:
             first = (phase - at) % BLOCK
             count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
@@ -77,7 +80,10 @@ class Starts:
         wanted = np.sort(np.concatenate([sizes for _, _, sizes in self._begins]))
         asked = np.searchsorted(wanted, size, side="right") - np.searchsorted(wanted, size)
         rivals = np.maximum(count * asked, 1)[which]
-        bits = np.maximum(np.minimum(np.log2(size[which]), MAX_BITS) - np.log2(rivals), 0.0)
+        # of so many blocks only these begin a file that says its size, and only one in so many says just this one
+        rare = np.log2(max(self._blocks, len(stated)) / len(stated))
+        steps = np.where(size[which] % BLOCK == 0, size[which] // BLOCK, size[which])
+        bits = rare + np.maximum(np.minimum(np.log2(steps), MAX_BITS) - np.log2(rivals), 0.0)
         whole = step % BLOCK == 0
         none = np.empty(0, np.int64)
         return Told(f[which][whole] // BLOCK, step[whole] // BLOCK, bits[whole], none)
