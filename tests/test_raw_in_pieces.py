@@ -92,3 +92,13 @@ def test_three_disks_of_one_size_come_back(disks: list[bytes], lengths: list[int
     assert len(maps) == 3
     best = [max(tally(path, m, content) for m in maps) for content in disks]
     assert all(right > least and wrong < 0.02 for right, wrong in best), best
+
+
+def test_a_table_that_may_be_another_disks_is_not_claimed(disks: list[bytes], tmp_path: Path) -> None:
+    """In units of 1 MiB no table lies beside its volume. Of three alike each may be any one's; a single one has but
+    one place to go."""
+    (tmp_path / "three").mkdir()
+    assert [int(m.image_offset[0]) for m in found(laid(tmp_path / "three", disks, [MIB], gaps=False))] == [-1] * 3
+    path = laid(tmp_path, disks[:1], [MIB], gaps=False)
+    (alone,) = found(path)
+    assert path.read_bytes().startswith(disks[0][:BLOCK], int(alone.image_offset[0]))

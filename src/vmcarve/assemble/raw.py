@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import GUESSED, MISSING, SECTOR, Container, GuestDisk, GuestMap, Reader, Volume
+from ..model import GUESSED, MISSING, SECTOR, Container, GuestDisk, GuestMap, Patch, Reader, Volume
 from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
@@ -29,6 +30,7 @@ MIN_DISK = 64 << 10
 FIRST_TABLE = 64 << 10  # what states a smaller place on its disk is the first of the two copies of a GPT
 FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
 MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
+TABLE = 34 * SECTOR  # of a GPT with its protective MBR; of an MBR the first sector
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
 
 
@@ -72,11 +74,54 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
         if tables:
             found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
         solve(image, found, loose, claims.free_of(room))
-        for c in sorted(found, key=lambda c: not c.settled):
+        twins = of_twins(image, found, loose)
+        for k, c in sorted(enumerate(found), key=lambda one: not one[1].settled):
             disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
             if claims.holds(c.start) or not (c.owned or sound(describe(disk))):
                 continue
-            yield c.container, claims.rest_of(c.map, "others")
+            container, file_map = (c.container, c.map) if k not in twins else _under_a_copy(image, c)
+            yield container, claims.rest_of(file_map, "others")
+
+
+def of_twins(image: Reader, found: list[Candidate], places: Places) -> set[int]:
+    """The numbers of disks whose table and volume nothing ties, where the table of another such disk fits as well.
+
+    A table is tied to a volume that lies in its run, or beside its own copy at the disk's end. Whatever pairs the
+    others is chance: then every byte of a disk would be said to be another one's.
+    """
+    loose = [k for k, c in enumerate(found) if not c.settled and not _tied(image, c, places)]
+    tables = {k: [(offset, length) for v in describe(through(image, found[k].start, found[k].container, 0))
+                  for offset, length, _ in v.partitions] for k in loose}
+    out: set[int] = set()
+    for k in loose:
+        own = found[k].owned
+        if own and any(all(any(o.guest_offset == offset and fills(o.size, length) for offset, length in tables[other])
+                           for o in own) for other in loose if other != k):
+            out.add(k)
+    return out
+
+
+def _tied(image: Reader, c: Candidate, places: Places) -> bool:
+    if any(o.delta == 0 for o in c.owned):
+        return True
+    names = {places.identity[i] for i in np.flatnonzero(places.guest_offset >= 0).tolist()
+             if places.image_offset[i] - places.guest_offset[i] == c.start}
+    for i in np.flatnonzero(places.guest_offset >= 0).tolist():
+        f, p = int(places.guest_offset[i]), int(places.image_offset[i])
+        if places.identity[i] in names and p - f != c.start and p in [at for _, _, at, _, _ in c.map.cut(f, 1)]:
+            return True
+    return False
+
+
+def _under_a_copy(image: Reader, c: Candidate) -> tuple[Container, FileMap]:
+    """A disk whose table may be another's: nothing is claimed before its first volume, and the table is written there
+    as a copy of one that fits, so that the disk can be opened."""
+    first = min(o.guest_offset for o in c.owned)
+    table = image.read(c.start, min(first, TABLE)).rstrip(b"\0")
+    table = table.ljust(-(-len(table) // SECTOR) * SECTOR, b"\0")
+    rows = [(0, first, -1, MISSING, "whose-table"), *c.map.cut(first, c.map.size - first)]
+    patch = Patch(0, table, "rebuilt", GUESSED)
+    return replace(c.container, patches=[patch]), FileMap.build(rows)
 
 
 def names_of(disk: VirtualDisk) -> set[str]:
