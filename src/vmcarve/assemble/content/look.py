@@ -14,6 +14,7 @@ from .programs import Programs
 from .sqlite import Pages
 from .starts import Starts
 from .sums import Sums
+from .texts import Texts
 from .times import Times
 from .want import BLOCK, Guest, Int64s, Mechanism, Told
 
@@ -28,7 +29,7 @@ class Content:
         self.sums = Sums()
         self._all: tuple[Mechanism, ...] = (
             self.sums, Starts(), Pages(), Archives(image), Calls(Programs(image)), Fills(),
-            Times(image), Gaps(image, room))
+            Times(image), Texts(image), Gaps(image, room))
 
     def look(self, guests: list[Guest]) -> None:
         """Takes what the guests tell now."""

@@ -1,0 +1,419 @@
+"""Texts: what of a text file no other point places, from the text that is left on the image.
+
+Blocks of text that lie one behind the other on the image, and that nobody has, are stretches: a host's pieces hold
+many files, so that what is beside a piece is seldom text as well. Where a stretch hardly goes on as itself (a line of
+another length, letters that do not follow each other) it may be two. A gap in a file of text is then some stretches one
+behind the other, from what goes on from the last placed piece to what leads up to the next. `ways` weighs all rows of
+stretches that are exactly as long as the gap, by how well the words or the lines go on at each border. Words are
+foretold by how often four letters follow each other in the texts of this very image. Logs with time stamps are left to
+`times`.
+Memory: 40 bytes for each stretch, 64 KiB of samples for each MiB of text up to 16 MiB, two tables of 4 MiB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ...model import Reader
+from ..segments import least_weight
+from ..tails import to_file
+from .joins import LEAST_LINES, LINE, SAME_LINES, STAMP, TEXTUAL
+from .want import BLOCK, Guest, Int64s, Told
+from .ways import Floats, Gap, fill
+
+U8s = npt.NDArray[np.uint8]
+HEAD = 64  # bytes at a block's begin that must be text
+RATE = 1 / 256  # ours: breaks by block, taken for pieces of 1 MiB
+TELLING = 32  # blocks of a gap whose file has nothing else to tell that it is a text
+NEAR = 256  # blocks over which a run is taken to go on to the gap's edge
+MAX_STRETCHES = 512  # ours: of one image, the longest first
+MAX_BLOCKS = 1 << 13  # ours: of one gap
+MAX_GAPS = 1 << 12  # ours: of one guest
+MAX_SAMPLES = 16 << 20  # ours: letters that are counted
+LINES = 4  # that tell whether a stretch goes on
+BESIDE = 9  # lines beside a border, of which most have one length
+ORDER, HASH = 3, 20  # letters that foretell the next, and bits of the table of four
+DOUBT = 2.0  # letters that are taken to have been seen of any that come behind others
+MOST, AGAINST = 9.0, -9.0  # bits of one border
+TRUST = 0.7  # of the bits of letters: those behind each other are no independent witnesses
+SAME_LINE = 0.9  # chance that lines of one length go on over a border
+CUT = -2.0  # bits below which a stretch may be two
+UNEVEN = -7.0  # bits where lines of one length do not go on
+BREAKS = 0.01  # of the places amid a stretch, before anything is seen
+FOREIGN = -5.0  # bits of what is no text beside a text
+END_BITS = 5.0  # that a stretch ends where the file's run does
+TAIL_BITS = 10.0  # that a stretch ends at the very byte at which the file does
+SURE, SURE_END = 0.85, 0.9  # chances from which a stretch is given; what one run has of one beside its points
+LIKELY_TEXT = np.zeros(256, np.bool_)
+LIKELY_TEXT[9:14] = LIKELY_TEXT[32:127] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One side of a border: letters (the last or the first ORDER); of lines of one length, that length and the bytes
+    from the border to where a line ends; 0, 0 where there are none. text: whether it is of a text at all."""
+
+    letters: bytes
+    line: int = 0
+    rest: int = 0
+    text: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Blocks [first, first + count) of the image. tail: bytes of text in the last block. stays: the chance that what
+    follows on the image goes on from it."""
+
+    first: int
+    count: int
+    tail: int
+    stays: float
+    begin: Edge
+    end: Edge
+
+
+@dataclass(slots=True)
+class Texts:
+    """Mechanism: see the package."""
+
+    image: Reader
+    _guests: list[Guest] = field(default_factory=list[Guest])
+    _seen: bool = False
+    _noted: list[Int64s] = field(default_factory=list[Int64s])
+    """image block of a text, its bytes; bytes up to the first end of a line, and of the next LINES - 1 lines; the same
+    from behind; the first and the last ORDER letters"""
+    _samples: list[U8s] = field(default_factory=list[U8s])
+    _sampled: int = 0
+    _blocks: int = 2
+    _found: list[dict[int, int]] = field(default_factory=list[dict[int, int]])  # by guest: image block of a file block
+    _asked: bool = False
+    _letters: Letters | None = None
+    _texts: set[int] = field(default_factory=set[int])  # image blocks
+    _edges: dict[tuple[int, bool], Edge] = field(default_factory=dict[tuple[int, bool], "Edge"])
+
+    def want(self, guests: list[Guest]) -> bool:
+        self._guests = guests
+        self._found = [*self._found, *({} for _ in guests)][: len(guests)]
+        self._asked = bool(guests) and guests[0].unit.blocks > 1  # whole units are weighed by `gaps`
+        first, self._seen = not self._seen, self._seen or any(len(g.files.size) for g in guests)
+        return first and self._seen
+
+    def see(self, data: U8s, at: int, length: int) -> None:
+        first = (self._guests[0].start - at) % BLOCK
+        count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
+        self._blocks += count
+        blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
+        likely = np.flatnonzero(LIKELY_TEXT[blocks[:, :HEAD]].all(axis=1))
+        text = blocks[likely]
+        size = np.count_nonzero(text, axis=1)
+        good = np.argmax(text[:, ::-1] != 0, axis=1) + size == BLOCK  # zeros behind it only
+        good &= np.count_nonzero(LIKELY_TEXT[text], axis=1) >= TEXTUAL * size
+        text, size = text[good], size[good]
+        if not len(text):
+            return
+        row = np.column_stack(((at + first) // BLOCK + likely[good], size, _lines(text), _lines(text[:, ::-1]),
+                               text[:, :ORDER], text[:, -ORDER:]))
+        self._noted.append(row.astype(np.int64))
+        if self._sampled < MAX_SAMPLES:
+            self._samples.append(text[:, : BLOCK // 8].copy())
+            self._sampled += len(text) * (BLOCK // 8)
+
+    def points(self, number: int) -> Told:
+        if not self._asked:
+            self._asked = True
+            self._fill()
+        found, guest = self._found[number], self._guests[number]
+        f = np.array(sorted(found), np.int64)
+        delta = np.array([found[k] for k in f.tolist()], np.int64) - f - guest.start // BLOCK
+        new = np.concatenate(([True], (delta[1:] != delta[:-1]) | (np.diff(f) != 1))) if len(f) else f > 0
+        run = np.cumsum(new) - 1
+        worth = 2 * (least_weight(self._blocks) + 1.0)  # enough for a stretch to stand alone
+        return Told(f, delta, worth / np.maximum(np.bincount(run), 1)[run] if len(f) else np.empty(0), f[:0])
+
+    def _fill(self) -> None:
+        if not self._noted:
+            return
+        if self._letters is None:
+            self._letters = Letters.of(self._samples)
+            self._samples = []
+            self._texts = set(np.concatenate(self._noted)[:, 0].tolist())
+        phase = self._guests[0].start % BLOCK
+        guests = [(k, g) for k, g in enumerate(self._guests) if g.start % BLOCK == phase]
+        spans = [(k, span) for k, g in guests for span in _gaps(g)]
+        if not spans:
+            return
+        every = self._stretches(phase)
+        odds = self._letters.odds([s.end for s in every], [s.begin for s in every])
+        odds[[s.tail < BLOCK for s in every]] = 0.0  # a file ends there
+        claims: dict[int, set[tuple[int, int]]] = {}  # of each image block: guest and file block
+        for k, span in spans:
+            for f, p in self._ways(self._guests[k], span, every, odds, phase):
+                claims.setdefault(p, set()).add((k, f))
+        for p, told in claims.items():
+            if len(told) == 1:
+                (k, f), = told
+                self._found[k].setdefault(f, p)
+
+    def _ways(self, guest: Guest, span: Span, every: list[Stretch], odds: Floats, phase: int) -> list[tuple[int, int]]:
+        """(file block, image block)s of what fills a gap."""
+        at = guest.start // BLOCK
+        n, begins = span.end - span.first, np.array([s.first for s in every], np.int64)
+        counts = np.array([s.count for s in every], np.int64)
+        keep = counts <= n
+        left = right = None
+        heads = [s.begin for s in every]
+        tails = [s.end for s in every]
+        letters = self._letters
+        assert letters is not None
+        text, ends_of = False, list[Edge]()
+        first = stop = -1
+        of_left = 0.0
+        whole = span.tail if span.tail >= 0 else BLOCK  # bytes of the gap's last block
+        if span.left is not None:
+            first = at + span.first + span.left
+            edge = self._edge(first - 1, True, phase)
+            if span.inside_left and not (edge.text and first - 1 in self._texts):
+                return []
+            j = int(np.searchsorted(begins, first, side="right")) - 1
+            if j >= 0 and begins[j] <= first < begins[j] + counts[j]:
+                keep[j] = False
+                size = int(begins[j] + counts[j] - first)
+                if size > n or every[j].tail != (BLOCK if size < n else whole):
+                    return []
+                left, text, of_left = (size, odds[j]), True, every[j].stays
+                ends_of.append(every[j].end)
+            elif span.inside_left:
+                left, text = (0, letters.odds([edge], heads)[0]), True
+                ends_of.append(edge)
+        if span.right is not None:
+            stop = at + span.end + span.right  # behind the gap's last block
+            edge = self._edge(stop, False, phase)
+            if span.inside_right and not (edge.text and stop in self._texts):
+                return []
+            j = int(np.searchsorted(begins, stop - 1, side="right")) - 1
+            if j >= 0 and begins[j] <= stop - 1 < begins[j] + counts[j]:
+                keep[j] = False
+                size = int(stop - begins[j])
+                if size > n or (every[j].tail if stop == begins[j] + counts[j] else BLOCK) != whole:
+                    return []
+                right, text = (size, odds[:, j]), True
+                ends_of.append(every[j].begin)
+            elif span.inside_right:
+                right, text = (0, letters.odds(tails, [edge])[:, 0]), True
+                ends_of.append(edge)
+        if not text or not (span.inside_left or span.inside_right or n >= TELLING or 0 < span.tail < BLOCK):
+            return []
+        picked = np.flatnonzero(keep)
+        number = {int(begins[i]): k for k, i in enumerate(picked.tolist())}
+        next_ = np.array([number.get(int(begins[i] + counts[i]), -1) for i in picked.tolist()]
+                         + [number.get(first + left[0], -1) if left is not None and left[0] else -1], np.int64)
+        stays = np.array([*(every[i].stays for i in picked.tolist()), of_left])
+        wanted = BLOCK if span.tail < 0 else span.tail
+        ends = np.array([0.0 if every[i].tail != wanted else 2.0 ** (END_BITS if wanted == BLOCK else TAIL_BITS)
+                         for i in picked.tolist()])
+        across = 1.0
+        if len(ends_of) == 2:
+            across = float(letters.odds(*([e] for e in ends_of))[0, 0])
+        found = fill(Gap(n, counts[picked], odds[np.ix_(picked, picked)], next_, stays, ends,
+                         None if left is None else (left[0], left[1][picked]),
+                         None if right is None else (right[0], right[1][picked]), RATE, across))
+        if found is None:
+            return []
+        out: list[tuple[int, int]] = []
+        x, k = np.nonzero(found.chance >= SURE)
+        for a, i in zip(x.tolist(), picked[k].tolist(), strict=True):
+            out += [(span.first + a + b, every[i].first + b) for b in range(every[i].count)]
+        if left is not None and found.left >= SURE_END:
+            out += [(span.first + b, first + b) for b in range(left[0])]
+        if right is not None and found.right >= SURE_END:
+            out += [(span.end - 1 - b, stop - 1 - b) for b in range(right[0])]
+        return out
+
+    def _stretches(self, phase: int) -> list[Stretch]:
+        """What of the texts nobody has, the longest stretches, by place."""
+        noted = np.concatenate(self._noted)
+        noted = noted[np.argsort(noted[:, 0], kind="stable")]
+        taken = np.zeros(len(noted), np.bool_)
+        for g in self._guests:
+            for a, b, d in g.sure.tolist():
+                low, high = np.searchsorted(noted[:, 0], [g.start // BLOCK + a + d, g.start // BLOCK + b + d])
+                taken[low:high] = True
+        noted = noted[~taken]
+        bits = self._goes_on(noted[:-1], noted[1:])
+        stays = np.append(1 / (1 + BREAKS / (1 - BREAKS) * np.exp2(-bits)), 0.0)
+        new = (np.diff(noted[:, 0]) != 1) | (noted[:-1, 1] < BLOCK) | (bits < CUT)
+        start = np.flatnonzero(np.concatenate(([True], new))[: len(noted)])
+        stop = np.append(start[1:], len(noted)) if len(start) else start
+        order = np.sort(np.argsort(start - stop, kind="stable")[:MAX_STRETCHES])
+        out: list[Stretch] = []
+        for a, b in zip(start[order].tolist(), stop[order].tolist(), strict=True):
+            tail = int(noted[b - 1, 1])
+            begin = self._edge(int(noted[a, 0]), False, phase)
+            end = self._edge(int(noted[b - 1, 0]), True, phase)
+            if begin.text and (end.text or tail < BLOCK):
+                out.append(Stretch(int(noted[a, 0]), b - a, tail, float(stays[b - 1]), begin, end))
+        return out
+
+    def _goes_on(self, left: Int64s, right: Int64s) -> Floats:
+        """Bits by which it is likelier that each noted block goes on from the one before than that it is any."""
+        assert self._letters is not None
+        begins, ends = right[:, 2 : 2 + LINES], left[:, 2 + LINES : 2 + 2 * LINES]
+        letters = (left[:, 2 + 2 * LINES + ORDER :], right[:, 2 + 2 * LINES : 2 + 2 * LINES + ORDER])
+        across = begins[:, 0] + ends[:, 0] + 1
+        even = [(side[:, 1] >= LINE) & (side[:, 1:] == side[:, 1:2]).all(axis=1) for side in (ends, begins)]
+        goes_on = (across == ends[:, 1]) | (across == begins[:, 1])
+        bits = self._letters.bits(*(side.astype(np.uint32) for side in letters))
+        return np.where(goes_on, MOST, np.where(even[0] | even[1], np.minimum(bits, UNEVEN), bits))
+
+    def _edge(self, block: int, ends: bool, phase: int) -> Edge:
+        """The end or the begin of an image block."""
+        key = block, ends
+        if key not in self._edges:
+            data = self.image.read(block * BLOCK + phase, BLOCK)
+            self._edges[key] = _edge(data, ends)
+        return self._edges[key]
+
+
+def _lines(text: U8s) -> Int64s:
+    """int64[n, LINES] of rows of text: the bytes before the first end of a line, and of the lines behind it."""
+    line, at = text == ord("\n"), np.arange(len(text))
+    ends = np.zeros((len(text), LINES), np.int64)
+    for i in range(LINES):
+        ends[:, i] = np.argmax(line, axis=1)
+        line[at, ends[:, i]] = False
+    return np.column_stack((ends[:, 0], np.maximum(np.diff(ends, axis=1), 0)))
+
+
+def _edge(data: bytes, ends: bool) -> Edge:
+    array = np.frombuffer(data, np.uint8)
+    part = array[-HEAD:] if ends else array[:HEAD]
+    letters = data[-ORDER:] if ends else data[:ORDER]
+    if len(data) < BLOCK or not LIKELY_TEXT[part].all() or STAMP.search(data[-512:] if ends else data[:512]):
+        return Edge(letters, text=False)
+    at = np.flatnonzero(array == ord("\n"))
+    lengths = np.diff(at[-BESIDE:] if ends else at[:BESIDE])
+    if len(at) > LEAST_LINES:
+        common, counts = np.unique(lengths, return_counts=True)
+        most = int(counts.argmax())
+        if counts[most] >= SAME_LINES * counts.sum() and common[most] >= LINE:
+            line = int(common[most])
+            rest = line - (len(data) - 1 - int(at[-1])) - 1 if ends else int(at[0])
+            return Edge(letters, line, rest)
+    return Edge(letters)
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """How often letters follow each other in the texts of an image: counts of four and of three by their hash, of two
+    by both, and the share of one."""
+
+    four: Floats
+    three: Floats
+    two: Floats
+    one: Floats
+
+    @classmethod
+    def of(cls, samples: list[U8s]) -> Letters:
+        four, three, two, one = np.zeros(1 << HASH), np.zeros(1 << HASH), np.zeros(1 << 16), np.full(256, 0.5)
+        for sample in samples:
+            rows = sample.astype(np.uint32)
+            three += np.bincount(_hash(rows[:, :-2], rows[:, 1:-1], rows[:, 2:]).ravel(), minlength=1 << HASH)
+            four += np.bincount(_hash(rows[:, :-3], rows[:, 1:-2], rows[:, 2:-1], rows[:, 3:]).ravel(),
+                                minlength=1 << HASH)
+            two += np.bincount((rows[:, :-1] << 8 | rows[:, 1:]).ravel(), minlength=1 << 16)
+            one += np.bincount(rows.ravel(), minlength=256)
+        return cls(four, three, two, one / one.sum())
+
+    def odds(self, left: list[Edge], right: list[Edge]) -> Floats:
+        """float64[m, n]: how much likelier each right edge comes behind each left one than behind any."""
+        if not left or not right:
+            return np.ones((len(left), len(right)))
+        a = np.array([list(e.letters.rjust(ORDER, b"\0")) for e in left], np.uint32)
+        b = np.array([list(e.letters.ljust(ORDER, b"\0")) for e in right], np.uint32)
+        bits = self.bits(a[:, None], b[None])
+        line_l = np.array([e.line for e in left])[:, None]
+        line_r = np.array([e.line for e in right])[None, :]
+        rest_l, rest_r = (np.array([e.rest for e in side]) for side in (left, right))
+        share = np.maximum((line_l == line_r).mean(axis=1), 1 / 64)[:, None]
+        goes_on = np.log2(SAME_LINE * np.maximum(line_l, 1) / np.where(line_l == line_r, share, 1.0))
+        of_lines = np.where(rest_l[:, None] == rest_r[None, :], goes_on, np.where(line_r == 0, AGAINST / 2, AGAINST))
+        bits = np.where(line_l > 0, of_lines, np.where(line_r > 0, np.log2(1 - SAME_LINE), bits))
+        text = np.array([e.text for e in left])[:, None] & np.array([e.text for e in right])[None, :]
+        return np.where(text, np.exp2(bits), 2.0 ** FOREIGN)
+
+    def bits(self, left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32]) -> Floats:
+        """By how much likelier the ORDER letters of `right` (the last axis) are behind those of `left`."""
+        both = np.concatenate(np.broadcast_arrays(left, right), axis=-1)
+        out = np.zeros(both.shape[:-1])
+        for i in range(ORDER):  # the letters behind the border, each by the three before it
+            row = [both[..., k] for k in range(i, i + ORDER + 1)]
+            alone = self.one[row[-1]]
+            out += np.log2((self.four[_hash(*row)] + DOUBT * alone) / (self.three[_hash(*row[:-1])] + DOUBT))
+        return np.clip(TRUST * (out - self._alone(right)), AGAINST, MOST)
+
+    def _alone(self, letters: npt.NDArray[np.uint32]) -> Floats:
+        """The logarithm of how likely three letters are behind any."""
+        a, b, c = (letters[..., k] for k in range(ORDER))
+        pair, next_ = a << 8 | b, b << 8 | c
+        total = max(float(self.two.sum()), 1.0)
+        begin = (self.two[pair] + DOUBT * self.one[a] * self.one[b]) / (total + DOUBT)
+        near = (self.two[next_] + DOUBT * self.one[c]) / (self.one[b] * total + DOUBT)
+        return np.log2(begin * (self.three[_hash(a, b, c)] + DOUBT * near) / (self.two[pair] + DOUBT))
+
+
+def _hash(*letters: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    out = np.zeros_like(letters[0])
+    for each in letters:
+        out = (out ^ each) * np.uint32(0x9E3779B1)
+        out = out ^ (out >> np.uint32(15))
+    return out & np.uint32((1 << HASH) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """File blocks [first, end) of a run of a file that no sure run has. left, right: the deltas of the sure runs
+    before and behind, where they are near; inside: whether those have the blocks of the file beside it. tail: the
+    bytes of the file's last block where the gap reaches to it."""
+
+    first: int
+    end: int
+    left: int | None
+    right: int | None
+    inside_left: bool
+    inside_right: bool
+    tail: int
+
+
+def _gaps(guest: Guest) -> list[Span]:
+    run = guest.files.run
+    f = to_file(guest.disk.map, run[:, 2])
+    last = to_file(guest.disk.map, run[:, 2] + run[:, 3] - 1)
+    size = guest.files.size[run[:, 0]]
+    sure = guest.sure
+    out: list[Span] = []
+    for i in np.flatnonzero((f >= 0) & (last - f == run[:, 3] - 1)).tolist():
+        low, high = -(-int(f[i]) // BLOCK), int(last[i] + 1) // BLOCK  # of blocks that are the file's alone
+        whole = f[i] % BLOCK == 0 and run[i, 1] + run[i, 3] >= size[i]
+        if whole:
+            high = int(last[i]) // BLOCK + 1
+        j = int(np.searchsorted(sure[:, 1], low, side="right"))
+        at = low
+        while at < high and len(out) < MAX_GAPS:
+            stop = int(sure[j, 0]) if j < len(sure) else high
+            if stop > at:
+                end = min(stop, high)
+                before = sure[j - 1] if j else None
+                behind = sure[j] if j < len(sure) else None
+                left = int(before[2]) if before is not None and at - before[1] <= NEAR else None
+                right = int(behind[2]) if behind is not None and behind[0] - end <= NEAR else None
+                tail = int(size[i] - 1) % BLOCK + 1 if whole and end == high else -1
+                if end - at <= MAX_BLOCKS and (left is None or left != right):
+                    out.append(Span(at, end, left, right, at > low, end < high, tail))
+            if j >= len(sure):
+                break
+            at = max(at, int(sure[j, 1]))
+            j += 1
+    return out

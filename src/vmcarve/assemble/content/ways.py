@@ -1,0 +1,152 @@
+"""All ways to fill a gap in a file by whole stretches of the image, weighed: which stretch begins where in it.
+
+A stretch is a piece of the image that is known to lie in one piece. Behind each comes any other, at odds that say how
+well it goes on there; what is not among the stretches may be anything of any length. The sums over all ways that are
+exactly as long as the gap, from its begin (forward) and from its end (backward), give the chance of each stretch at
+each place: a hidden Markov model, as in `unit_order`. No way is followed by itself, and none is cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+ABSENT = 0.2  # chance that what comes next is none of the stretches
+HIDDEN = 0.15  # that a run ends amid a stretch which looks whole
+MAX_WORK = 1 << 31  # ours: blocks times pairs of stretches
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """blocks: of the gap. length int64[s] of the stretches in blocks, odds float64[s, s]: how much likelier the second
+    comes behind the first than any. next int64[s + 1]: which of them begins on the image where each ends, and where
+    the left one ends, -1 none; stays float64[s + 1]: the chance that those two are one. ends float64[s]: the odds of
+    each as the last, where no right end is known.
+
+    left, right: what goes on from the piece before and up to the piece behind: (blocks, odds of every stretch behind
+    or before it), None where that is not known. across: the odds of the right one behind the left one.
+    """
+
+    blocks: int
+    length: Int64s
+    odds: Floats
+    next: Int64s
+    stays: Floats
+    ends: Floats
+    left: tuple[int, Floats] | None
+    right: tuple[int, Floats] | None
+    rate: float  # breaks by block
+    across: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """chance float64[blocks + 1, s]: that a stretch begins at a block of the gap; left, right: of what was given."""
+
+    chance: Floats
+    left: float
+    right: float
+
+
+def fill(gap: Gap) -> Filled | None:
+    """The chances, None where the gap is too large to be asked."""
+    n, count = gap.blocks, len(gap.length)
+    if n * (count + 2) ** 2 > MAX_WORK:
+        return None
+    left, right, size = count, count + 1, count + 2
+    length = np.zeros(size, np.int64)
+    length[:count] = gap.length
+    odds = np.zeros((size, size))
+    odds[:count, :count] = gap.odds
+    if gap.left is not None:
+        length[left], odds[left, :count] = gap.left[0], gap.left[1]
+    if gap.right is not None:
+        length[right], odds[:count, right] = gap.right[0], gap.right[1]
+        odds[left, right] = gap.across if gap.left is not None else 0.0
+    # short ones are seldom whole pieces: what others left, and what lies between pieces
+    prior = np.minimum(np.maximum(length, 1), 1 / gap.rate)
+    prior[left] = 0.0
+    prior[right] = 1 / gap.rate if gap.right is not None else 0.0  # it goes on behind the gap
+    prior /= max(float(prior.sum()), 1.0)
+    jump = odds * prior
+    jump *= 1 - ABSENT
+    none = np.full(size, ABSENT)  # that none of them comes behind it
+    goes_on = np.flatnonzero(gap.next >= 0)
+    jump[goes_on] *= 1 - gap.stays[goes_on, None]
+    none[goes_on] *= 1 - gap.stays[goes_on]
+    jump[goes_on, gap.next[goes_on]] += gap.stays[goes_on]
+    all_ = jump.sum(axis=1) + none  # where one fits well, that speaks against all else
+    jump, none = jump / all_[:, None], none / all_
+    ends = np.zeros(size)
+    if gap.right is None:
+        ends[:count] = gap.ends
+        ends[left] = 1.0
+    out = gap.rate * HIDDEN if gap.right is not None else 1.0  # nothing known up to the very end, or beyond it
+    return _sums(length, jump, none, prior, ends, gap, out)
+
+
+def _sums(length: Int64s, jump: Floats, none: Floats, prior: Floats, ends: Floats, gap: Gap, out: float) -> Filled:
+    """The sums over all ways. jump: chance that the second comes behind the first; none: that none does; out: to leave
+    what is unknown."""
+    n, count = gap.blocks, len(gap.length)
+    left, right = count, count + 1
+    size = count + 2
+    begin, end = np.zeros((n + 1, size)), np.zeros((n + 1, size))
+    lasts = 1 - gap.rate * (1 - ABSENT)
+    unknown = np.zeros(n + 2)  # that up to this block nothing known lies there
+    last = n - int(length[right]) if gap.right is not None else -1
+    enter = prior * gap.rate
+    enter[right] = 0.0
+    for x in range(n + 1):
+        row = begin[x]
+        if x == 0:
+            if gap.left is not None:
+                row[left] = 1 - HIDDEN
+                if length[left] == 0:
+                    end[0, left] += row[left]
+            else:
+                row[:count] = (1 - ABSENT) * prior[:count]
+                row[right] = 1 - ABSENT  # where it reaches so far
+        if end[x].any():
+            row += end[x] @ jump
+        row += unknown[x] * enter
+        row[right] = row[right] + unknown[x] * gap.rate if x == last else 0.0
+        picked = np.flatnonzero((row > 0) & (length > 0) & (x + length <= n))
+        end[x + length[picked], picked] += row[picked]
+        if x == n and gap.right is not None and length[right] == 0:
+            end[n, right] += row[right]
+        fresh = float(end[x, :right] @ none[:right]) + ABSENT * (x == 0 and gap.left is None)
+        if x == 0 and gap.left is not None:
+            fresh += HIDDEN
+        unknown[x + 1] = lasts * unknown[x] + fresh
+    after, before = np.zeros((n + 1, size)), np.zeros((n + 1, size))  # weight behind an end, and from a begin on
+    all_ = float(end[n, right]) + float(end[n] @ ends) + float(unknown[n]) * out
+    from_unknown = leaves = 0.0
+    for x in range(n, -1, -1):
+        row = after[x]
+        if x == n:
+            row += ends
+            row[right] = float(gap.right is not None)
+        inside = np.flatnonzero((length > 0) & (x + length <= n))
+        before[x, inside] = after[x + length[inside], inside]
+        if length[right] == 0 and x == n:
+            before[x, right] = row[right]
+        if gap.right is not None and x != last:
+            before[x, right] = 0.0
+        if x < n:
+            from_unknown = lasts * from_unknown + leaves
+        keep = row[right]
+        row += jump @ before[x] + none * from_unknown
+        row[right] = keep
+        leaves = float(before[x] @ enter) + gap.rate * float(before[x, right]) + (out if x == n else 0.0)
+    if all_ <= 0:
+        return Filled(np.zeros((n + 1, count)), 0.0, 0.0)
+    chance = begin * before / all_
+    of_left = float(end[length[left], left] * after[length[left], left] / all_) \
+        if gap.left is not None and length[left] <= n else 0.0
+    of_right = float(chance[last, right]) if gap.right is not None and last >= 0 else 0.0
+    return Filled(chance[:, :count], of_left, of_right)

@@ -1,0 +1,96 @@
+"""Texts lie where they go on: by words, by lines of one length, and by the length of the gap."""
+
+from __future__ import annotations
+
+import base64
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.host.written import needs
+from vmcarve.assemble.content import Guest, Told
+from vmcarve.assemble.content.texts import Texts
+from vmcarve.source import BytesReader
+
+from .guests import BLOCK, MIB, START, Image, ext4, guest_of, right, told
+
+pytestmark = needs("mkfs.ext4")
+WORDS = [f"{a}{b}{c}" for a in ("ra", "to", "mi", "sel", "con") for b in ("ne", "tu", "par") for c in ("s", "ment", "")]
+PIECES = (40, 75, 31, 90, 58, 66)  # blocks
+
+
+def prose(rng: random.Random, size: int) -> bytes:
+    out, at = list[str](), 0
+    while at < size:
+        line = " ".join(rng.choices(WORDS, k=rng.randrange(4, 15)))
+        out.append(line)
+        at += len(line) + 1
+    return "\n".join(out).encode()[:size]
+
+
+def mail(rng: random.Random, size: int) -> bytes:
+    out = bytearray()
+    while len(out) < size:
+        part = base64.encodebytes(rng.randbytes(rng.randrange(200_000)))
+        out += prose(rng, rng.randrange(300, 3000)) + b"\n\n" + part
+    return bytes(out[:size])
+
+
+def scene(folder: Path, content: bytes) -> tuple[bytes, Image, Guest]:
+    """A disk with one large file, an image of it in pieces amid noise and other texts, and the guest of which the
+    pieces with the file's begin and end are placed."""
+    rng = random.Random(3)
+    tree = folder / "tree"
+    tree.mkdir()
+    (tree / "text").write_bytes(content)
+    disk = ext4(folder, tree, 8 * MIB)
+    guest = guest_of(disk)
+    _, _, first, blocks = (guest.files.run[np.argmax(guest.files.run[:, 3])] // BLOCK).tolist()  # it may lie in parts
+    cuts = [0, *np.cumsum(PIECES).tolist(), blocks]
+    pieces = list(enumerate(zip(cuts, cuts[1:], strict=False)))
+    rng.shuffle(pieces)
+    data, at = bytearray(), dict[int, int]()
+    for number, (a, b) in pieces:
+        data += rng.randbytes(rng.randrange(1, 30) * BLOCK) + prose(rng, rng.randrange(1, 30) * BLOCK)
+        data += rng.randbytes(rng.randrange(1, 9) * BLOCK)
+        at[number] = len(data) // BLOCK
+        data += disk[(first + a) * BLOCK : (first + b) * BLOCK]
+    data += rng.randbytes(3 * BLOCK)
+    ends = ((0, PIECES[0] // 2, 0), (len(PIECES), cuts[-2] + 10, 1))
+    sure = [(first + (b if last else 0), first + (blocks if last else b), at[k] - first - cuts[k] - START // BLOCK)
+            for k, b, last in ends]
+    return disk, Image(bytes(data)), replace(guest, sure=np.array(sure, np.int64))
+
+
+def follow(image: Image, guest: Guest) -> Told:
+    return told(Texts(BytesReader(image.data)), image, [guest])
+
+
+@pytest.mark.parametrize("kind", [prose, mail], ids=lambda k: k.__name__)
+def test_pieces_of_a_text_are_put_between_its_begin_and_its_end(kind: object, tmp_path: Path) -> None:
+    """Five pieces that nothing else tells of, among other texts: nearly all of them are placed, and rightly."""
+    content = (prose if kind is prose else mail)(random.Random(8), (sum(PIECES) + 60) * BLOCK)
+    disk, image, guest = scene(tmp_path, content)
+    found = follow(image, guest)
+    assert all(right(found, image, disk))
+    assert len(found.bits) > 0.7 * sum(PIECES[1:])
+
+
+def test_a_text_in_whose_place_nothing_fits_stays_open(tmp_path: Path) -> None:
+    """One piece is not there: no row of the others is as long as the gap, and hardly anything is given."""
+    content = prose(random.Random(8), (sum(PIECES) + 60) * BLOCK)
+    disk, image, guest = scene(tmp_path, content)
+    first = int(guest.sure[0, 0]) + sum(PIECES[:2])
+    lost = disk[first * BLOCK : (first + PIECES[2]) * BLOCK]
+    image = Image(image.data.replace(lost, random.Random(1).randbytes(len(lost))))
+    good = right(follow(image, guest), image, disk)
+    assert sum(good) >= 0.98 * len(good)
+
+
+def test_nothing_is_given_where_nothing_is_placed(tmp_path: Path) -> None:
+    content = prose(random.Random(8), (sum(PIECES) + 60) * BLOCK)
+    _, image, guest = scene(tmp_path, content)
+    assert not len(follow(image, replace(guest, sure=guest.sure[:0])).bits)
