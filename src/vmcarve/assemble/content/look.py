@@ -17,6 +17,7 @@ from .sums import Sums
 from .texts import Texts
 from .times import Times
 from .want import BLOCK, Guest, Int64s, Mechanism, Told
+from .xz import Xz
 
 STEP = 4 << 20
 
@@ -29,7 +30,7 @@ class Content:
         self.sums = Sums()
         self._all: tuple[Mechanism, ...] = (
             self.sums, Starts(), Pages(), Archives(image), Calls(Programs(image)), Fills(),
-            Times(image), Texts(image), Gaps(image, room))
+            Times(image), Xz(), Texts(image), Gaps(image, room))
 
     def look(self, guests: list[Guest]) -> None:
         """Takes what the guests tell now."""

@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model import Reader
-from ..segments import least_weight
 from ..tails import to_file
 from .joins import LEAST_LINES, LINE, SAME_LINES, STAMP, TEXTUAL
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Told, given
 from .ways import Floats, Gap, fill
 
 U8s = npt.NDArray[np.uint8]
@@ -125,13 +124,7 @@ class Texts:
         if not self._asked:
             self._asked = True
             self._fill()
-        found, guest = self._found[number], self._guests[number]
-        f = np.array(sorted(found), np.int64)
-        delta = np.array([found[k] for k in f.tolist()], np.int64) - f - guest.start // BLOCK
-        new = np.concatenate(([True], (delta[1:] != delta[:-1]) | (np.diff(f) != 1))) if len(f) else f > 0
-        run = np.cumsum(new) - 1
-        worth = 2 * (least_weight(self._blocks) + 1.0)  # enough for a stretch to stand alone
-        return Told(f, delta, worth / np.maximum(np.bincount(run), 1)[run] if len(f) else np.empty(0), f[:0])
+        return given(self._found[number], self._guests[number], self._blocks)
 
     def _fill(self) -> None:
         if not self._noted:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ...disk import VirtualDisk
 from ..host_units import Unit
+from ..segments import least_weight
 from ..tails import FileEnds
 from .files import Files
 
@@ -69,6 +70,18 @@ class Told:
     def nothing(cls) -> Told:
         none = np.empty(0, np.int64)
         return cls(none, none, np.empty(0), none)
+
+
+def given(found: dict[int, int], guest: Guest, blocks: int) -> Told:
+    """Points of blocks that were followed or filled in: enough for each run of them to stand alone, and for nothing
+    against what is pinned. found: the image block of each file block; blocks: of the image."""
+    f = np.array(sorted(found), np.int64)
+    if not len(f):
+        return Told.nothing()
+    delta = np.array([found[k] for k in f.tolist()], np.int64) - f - guest.start // BLOCK
+    run = np.cumsum(np.concatenate(([True], (delta[1:] != delta[:-1]) | (np.diff(f) != 1)))) - 1
+    worth = 2 * (least_weight(blocks) + 1.0)
+    return Told(f, delta, worth / np.bincount(run)[run], f[:0])
 
 
 class Mechanism(Protocol):
