@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import random
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +41,16 @@ def mail(rng: random.Random, size: int) -> bytes:
     return bytes(out[:size])
 
 
+def log(rng: random.Random, size: int) -> bytes:
+    out, at, now = list[str](), 0, 1_690_000_000
+    while at < size:
+        now += rng.randrange(30)
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
+        out.append(f"{stamp} {rng.choice(WORDS)}: {rng.getrandbits(160):x}")
+        at += len(out[-1]) + 1
+    return "\n".join(out).encode()[:size]
+
+
 def scene(folder: Path, content: bytes) -> tuple[bytes, Image, Guest]:
     """A disk with one large file, an image of it in pieces amid noise and other texts, and the guest of which the
     pieces with the file's begin and end are placed."""
@@ -69,10 +81,11 @@ def follow(image: Image, guest: Guest) -> Told:
     return told(Texts(BytesReader(image.data)), image, [guest])
 
 
-@pytest.mark.parametrize("kind", [prose, mail], ids=lambda k: k.__name__)
-def test_pieces_of_a_text_are_put_between_its_begin_and_its_end(kind: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [prose, mail, log], ids=lambda k: k.__name__)
+def test_pieces_of_a_text_are_put_between_its_begin_and_its_end(kind: Callable[[random.Random, int], bytes],
+                                                                tmp_path: Path) -> None:
     """Five pieces that nothing else tells of, among other texts: nearly all of them are placed, and rightly."""
-    content = (prose if kind is prose else mail)(random.Random(8), (sum(PIECES) + 60) * BLOCK)
+    content = kind(random.Random(8), (sum(PIECES) + 60) * BLOCK)
     disk, image, guest = scene(tmp_path, content)
     found = follow(image, guest)
     assert all(right(found, image, disk))

@@ -5,8 +5,7 @@ many files, so that what is beside a piece is seldom text as well. Where a stret
 another length, letters that do not follow each other) it may be two. A gap in a file of text is then some stretches one
 behind the other, from what goes on from the last placed piece to what leads up to the next. `ways` weighs all rows of
 stretches that are exactly as long as the gap, by how well the words or the lines go on at each border. Words are
-foretold by how often four letters follow each other in the texts of this very image. Logs with time stamps are left to
-`times`.
+foretold by how often four letters follow each other in the texts of this very image; the stamps of logs rise.
 Memory: 40 bytes for each stretch, 64 KiB of samples for each MiB of text up to 16 MiB, two tables of 4 MiB.
 """
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from ...model import Reader
 from ..tails import to_file
-from .joins import LEAST_LINES, LINE, SAME_LINES, STAMP, TEXTUAL
+from .joins import LEAST_LINES, LINE, RANGE_SECONDS, SAME_LINES, STAMP, TEXTUAL, seconds
 from .want import BLOCK, Guest, Int64s, Told, given
 from .ways import Floats, Gap, fill
 
@@ -37,6 +36,8 @@ BESIDE = 9  # lines beside a border, of which most have one length
 ORDER, HASH = 3, 20  # letters that foretell the next, and bits of the table of four
 DOUBT = 2.0  # letters that are taken to have been seen of any that come behind others
 MOST, AGAINST = 9.0, -9.0  # bits of one border
+STAMPED = 512  # bytes beside a border in which a log has a stamp
+MOST_TIME = 12.0  # bits of stamps
 TRUST = 0.7  # of the bits of letters: those behind each other are no independent witnesses
 SAME_LINE = 0.9  # chance that lines of one length go on over a border
 CUT = -2.0  # bits below which a stretch may be two
@@ -45,7 +46,7 @@ BREAKS = 0.01  # of the places amid a stretch, before anything is seen
 FOREIGN = -5.0  # bits of what is no text beside a text
 END_BITS = 5.0  # that a stretch ends where the file's run does
 TAIL_BITS = 10.0  # that a stretch ends at the very byte at which the file does
-SURE, SURE_END = 0.85, 0.9  # chances from which a stretch is given; what one run has of one beside its points
+SURE, SURE_END = 0.8, 0.9  # chances from which a stretch is given; what one run has of one beside its points
 LIKELY_TEXT = np.zeros(256, np.bool_)
 LIKELY_TEXT[9:14] = LIKELY_TEXT[32:127] = True
 
@@ -53,12 +54,15 @@ LIKELY_TEXT[9:14] = LIKELY_TEXT[32:127] = True
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One side of a border: letters (the last or the first ORDER); of lines of one length, that length and the bytes
-    from the border to where a line ends; 0, 0 where there are none. text: whether it is of a text at all."""
+    from the border to where a line ends; 0, 0 where there are none. text: whether it is of a text at all. time: of a
+    log, Unix seconds of the nearest stamp, and step: between two."""
 
     letters: bytes
     line: int = 0
     rest: int = 0
     text: bool = True
+    time: float = float("nan")
+    step: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,8 @@ class Texts:
     _guests: list[Guest] = field(default_factory=list[Guest])
     _seen: bool = False
     _noted: list[Int64s] = field(default_factory=list[Int64s])
-    """image block of a text, its bytes; bytes up to the first end of a line, and of the next LINES - 1 lines; the same
-    from behind; the first and the last ORDER letters"""
+    """image block of a text, its bytes; 1 for one of a log; bytes up to the first end of a line, and of the next
+    LINES - 1 lines; the same from behind; the first and the last ORDER letters"""
     _samples: list[U8s] = field(default_factory=list[U8s])
     _sampled: int = 0
     _blocks: int = 2
@@ -113,8 +117,9 @@ class Texts:
         text, size = text[good], size[good]
         if not len(text):
             return
-        row = np.column_stack(((at + first) // BLOCK + likely[good], size, _lines(text), _lines(text[:, ::-1]),
-                               text[:, :ORDER], text[:, -ORDER:]))
+        stamped = np.array([STAMP.search(block.tobytes(), 0, STAMPED) is not None for block in text], np.int64)
+        row = np.column_stack(((at + first) // BLOCK + likely[good], size, stamped, _lines(text),
+                               _lines(text[:, ::-1]), text[:, :ORDER], text[:, -ORDER:]))
         self._noted.append(row.astype(np.int64))
         if self._sampled < MAX_SAMPLES:
             self._samples.append(text[:, : BLOCK // 8].copy())
@@ -161,7 +166,7 @@ class Texts:
         tails = [s.end for s in every]
         letters = self._letters
         assert letters is not None
-        text, ends_of = False, list[Edge]()
+        text, ends_of = self._is_text(guest, span.file), list[Edge]()
         first = stop = -1
         of_left = 0.0
         whole = span.tail if span.tail >= 0 else BLOCK  # bytes of the gap's last block
@@ -225,6 +230,17 @@ class Texts:
             out += [(span.end - 1 - b, stop - 1 - b) for b in range(right[0])]
         return out
 
+    def _is_text(self, guest: Guest, file: int) -> bool:
+        """Whether what is placed of a file is text."""
+        runs = guest.files.run[guest.files.run[:, 0] == file]
+        f = to_file(guest.disk.map, runs[:, 2])
+        seen: list[bool] = []
+        for a, n in zip((f // BLOCK).tolist(), (runs[:, 3] // BLOCK).tolist(), strict=True):
+            for first, end, delta in guest.sure[(guest.sure[:, 0] < a + n) & (guest.sure[:, 1] > a + 1)].tolist():
+                blocks = range(max(first, a + 1), min(end, a + n))
+                seen += [b + delta + guest.start // BLOCK in self._texts for b in blocks[:: max(1, len(blocks) // 16)]]
+        return 2 * sum(seen) > len(seen)
+
     def _stretches(self, phase: int) -> list[Stretch]:
         """What of the texts nobody has, the longest stretches, by place."""
         noted = np.concatenate(self._noted)
@@ -253,13 +269,14 @@ class Texts:
     def _goes_on(self, left: Int64s, right: Int64s) -> Floats:
         """Bits by which it is likelier that each noted block goes on from the one before than that it is any."""
         assert self._letters is not None
-        begins, ends = right[:, 2 : 2 + LINES], left[:, 2 + LINES : 2 + 2 * LINES]
-        letters = (left[:, 2 + 2 * LINES + ORDER :], right[:, 2 + 2 * LINES : 2 + 2 * LINES + ORDER])
+        begins, ends = right[:, 3 : 3 + LINES], left[:, 3 + LINES : 3 + 2 * LINES]
+        letters = (left[:, 3 + 2 * LINES + ORDER :], right[:, 3 + 2 * LINES : 3 + 2 * LINES + ORDER])
         across = begins[:, 0] + ends[:, 0] + 1
         even = [(side[:, 1] >= LINE) & (side[:, 1:] == side[:, 1:2]).all(axis=1) for side in (ends, begins)]
         goes_on = (across == ends[:, 1]) | (across == begins[:, 1])
         bits = self._letters.bits(*(side.astype(np.uint32) for side in letters))
-        return np.where(goes_on, MOST, np.where(even[0] | even[1], np.minimum(bits, UNEVEN), bits))
+        uneven = (even[0] | even[1]) & ~goes_on | (left[:, 2] != right[:, 2])
+        return np.where(uneven, np.minimum(bits, UNEVEN), np.where(goes_on, MOST, bits))
 
     def _edge(self, block: int, ends: bool, phase: int) -> Edge:
         """The end or the begin of an image block."""
@@ -284,8 +301,13 @@ def _edge(data: bytes, ends: bool) -> Edge:
     array = np.frombuffer(data, np.uint8)
     part = array[-HEAD:] if ends else array[:HEAD]
     letters = data[-ORDER:] if ends else data[:ORDER]
-    if len(data) < BLOCK or not LIKELY_TEXT[part].all() or STAMP.search(data[-512:] if ends else data[:512]):
+    if len(data) < BLOCK or not LIKELY_TEXT[part].all():
         return Edge(letters, text=False)
+    stamps = STAMP.finditer(data[-STAMPED:] if ends else data[:STAMPED])
+    times = [t for stamp in stamps if (t := seconds(stamp)) is not None]
+    if times:
+        step = max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        return Edge(letters, time=times[-1 if ends else 0], step=max(step, 1.0))
     at = np.flatnonzero(array == ord("\n"))
     lengths = np.diff(at[-BESIDE:] if ends else at[:BESIDE])
     if len(at) > LEAST_LINES:
@@ -334,6 +356,7 @@ class Letters:
         goes_on = np.log2(SAME_LINE * np.maximum(line_l, 1) / np.where(line_l == line_r, share, 1.0))
         of_lines = np.where(rest_l[:, None] == rest_r[None, :], goes_on, np.where(line_r == 0, AGAINST / 2, AGAINST))
         bits = np.where(line_l > 0, of_lines, np.where(line_r > 0, np.log2(1 - SAME_LINE), bits))
+        bits = _of_times(left, right, bits)
         text = np.array([e.text for e in left])[:, None] & np.array([e.text for e in right])[None, :]
         return np.where(text, np.exp2(bits), 2.0 ** FOREIGN)
 
@@ -357,6 +380,17 @@ class Letters:
         return np.log2(begin * (self.three[_hash(a, b, c)] + DOUBT * near) / (self.two[pair] + DOUBT))
 
 
+def _of_times(left: list[Edge], right: list[Edge], bits: Floats) -> Floats:
+    """The bits with what time stamps say: those of a log rise by as much as they did."""
+    time_l, time_r = (np.array([e.time for e in side]) for side in (left, right))
+    step = 4 * np.maximum(np.array([e.step for e in left])[:, None], np.array([e.step for e in right])[None, :])
+    gap = time_r[None, :] - time_l[:, None]
+    of_time = np.where((gap >= 0) & (gap <= step), np.log2(RANGE_SECONDS / np.maximum(step, 1.0)), AGAINST)
+    log_l, log_r = np.isfinite(time_l)[:, None], np.isfinite(time_r)[None, :]
+    both = bits / 2 + np.minimum(of_time, MOST_TIME)
+    return np.where(log_l & log_r, both, np.where(log_l | log_r, AGAINST / 2, bits))
+
+
 def _hash(*letters: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     out = np.zeros_like(letters[0])
     for each in letters:
@@ -369,7 +403,7 @@ def _hash(*letters: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 class Span:
     """File blocks [first, end) of a run of a file that no sure run has. left, right: the deltas of the sure runs
     before and behind, where they are near; inside: whether those have the blocks of the file beside it. tail: the
-    bytes of the file's last block where the gap reaches to it."""
+    bytes of the file's last block where the gap reaches to it. file: its number."""
 
     first: int
     end: int
@@ -378,6 +412,7 @@ class Span:
     inside_left: bool
     inside_right: bool
     tail: int
+    file: int
 
 
 def _gaps(guest: Guest) -> list[Span]:
@@ -385,13 +420,15 @@ def _gaps(guest: Guest) -> list[Span]:
     f = to_file(guest.disk.map, run[:, 2])
     last = to_file(guest.disk.map, run[:, 2] + run[:, 3] - 1)
     size = guest.files.size[run[:, 0]]
-    sure = guest.sure
+    sure, begins = guest.sure, np.sort(f)
     out: list[Span] = []
     for i in np.flatnonzero((f >= 0) & (last - f == run[:, 3] - 1)).tolist():
         low, high = -(-int(f[i]) // BLOCK), int(last[i] + 1) // BLOCK  # of blocks that are the file's alone
-        whole = f[i] % BLOCK == 0 and run[i, 1] + run[i, 3] >= size[i]
+        data = int(f[i] + size[i] - run[i, 1])  # where the file ends, if this is its last run
+        shared = bool(np.ptp(np.searchsorted(begins, (data, -(-data // BLOCK) * BLOCK))))
+        whole = data <= last[i] + 1 and not shared
         if whole:
-            high = int(last[i]) // BLOCK + 1
+            high = -(-data // BLOCK)
         j = int(np.searchsorted(sure[:, 1], low, side="right"))
         at = low
         while at < high and len(out) < MAX_GAPS:
@@ -402,9 +439,9 @@ def _gaps(guest: Guest) -> list[Span]:
                 behind = sure[j] if j < len(sure) else None
                 left = int(before[2]) if before is not None and at - before[1] <= NEAR else None
                 right = int(behind[2]) if behind is not None and behind[0] - end <= NEAR else None
-                tail = int(size[i] - 1) % BLOCK + 1 if whole and end == high else -1
+                tail = (data - 1) % BLOCK + 1 if whole and end == high else -1
                 if end - at <= MAX_BLOCKS and (left is None or left != right):
-                    out.append(Span(at, end, left, right, at > low, end < high, tail))
+                    out.append(Span(at, end, left, right, at > low, end < high, tail, int(run[i, 0])))
             if j >= len(sure):
                 break
             at = max(at, int(sure[j, 1]))
