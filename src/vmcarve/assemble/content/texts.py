@@ -6,7 +6,8 @@ another length, letters that do not follow each other) it may be two. A gap in a
 behind the other, from what goes on from the last placed piece to what leads up to the next. `ways` weighs all rows of
 stretches that are exactly as long as the gap, by how well the words or the lines go on at each border. Words are
 foretold by how often four letters follow each other in the texts of this very image; the stamps of logs rise.
-Memory: 40 bytes for each stretch, 64 KiB of samples for each MiB of text up to 16 MiB, two tables of 4 MiB.
+Memory: 200 bytes for each block of text up to MAX_TEXTS, 16 MiB of samples, two tables of 8 MiB. Time: that of `ways`
+for MAX_ASKED blocks of gaps in each round.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ NEAR = 256  # blocks over which a run is taken to go on to the gap's edge
 MAX_STRETCHES = 512  # ours: of one image, the longest first
 MAX_BLOCKS = 1 << 13  # ours: of one gap
 MAX_GAPS = 1 << 12  # ours: of one guest
+MAX_TEXTS = 1 << 20  # ours: blocks of text of one image
+MAX_ASKED = 1 << 16  # ours: blocks of all gaps of one round, the shortest gaps first
 MAX_SAMPLES = 16 << 20  # ours: letters that are counted
 LINES = 4  # that tell whether a stretch goes on
 BESIDE = 9  # lines beside a border, of which most have one length
@@ -109,6 +112,8 @@ class Texts:
         count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
         self._blocks += count
         blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
+        if sum(len(rows) for rows in self._noted) >= MAX_TEXTS:
+            return
         likely = np.flatnonzero(LIKELY_TEXT[blocks[:, :HEAD]].all(axis=1))
         text = blocks[likely]
         size = np.count_nonzero(text, axis=1)
@@ -140,7 +145,9 @@ class Texts:
             self._texts = set(np.concatenate(self._noted)[:, 0].tolist())
         phase = self._guests[0].start % BLOCK
         guests = [(k, g) for k, g in enumerate(self._guests) if g.start % BLOCK == phase]
-        spans = [(k, span) for k, g in guests for span in _gaps(g)]
+        spans = sorted(((k, span) for k, g in guests for span in _gaps(g)), key=lambda s: s[1].end - s[1].first)
+        asked = np.cumsum([span.end - span.first for _, span in spans])
+        spans = spans[: int(np.searchsorted(asked, MAX_ASKED, side="right"))]
         if not spans:
             return
         every = self._stretches(phase)
