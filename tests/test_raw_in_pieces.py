@@ -102,3 +102,16 @@ def test_a_table_that_may_be_another_disks_is_not_claimed(disks: list[bytes], tm
     path = laid(tmp_path, disks[:1], [MIB], gaps=False)
     (alone,) = found(path)
     assert path.read_bytes().startswith(disks[0][:BLOCK], int(alone.image_offset[0]))
+
+
+def test_a_volume_behind_another_disks_table_is_not_its_own(disks: list[bytes], tmp_path: Path) -> None:
+    """Units of 1 MiB in random order; by chance one volume's first unit follows the table of another disk."""
+    rng = random.Random(6)
+    units = [(n, at) for n in range(3) for at in range(0, SIZE, MIB)]
+    rng.shuffle(units)
+    first = units.index((0, 0))
+    units.remove((2, MIB))
+    units.insert(first + 1 - (units.index((0, 0)) < first), (2, MIB))
+    path = tmp_path / "image"
+    path.write_bytes(rng.randbytes(MIB) + b"".join(disks[n][at : at + MIB] for n, at in units))
+    assert [int(m.image_offset[0]) for m in found(path)] == [-1] * 3

@@ -18,6 +18,7 @@ from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY, BootSectors
 from .places import SIZE_SLACK, Places, assign, fills, first_rows, through
+from .segments import BLOCK
 from .solve import Candidate, solve
 from .state import Claims
 from .tails import to_file
@@ -102,8 +103,9 @@ def of_twins(image: Reader, found: list[Candidate], places: Places) -> set[int]:
 
 
 def _tied(image: Reader, c: Candidate, places: Places) -> bool:
-    if any(o.delta == 0 for o in c.owned):
-        return True
+    beside = [o.guest_offset for o in c.owned if o.delta == 0]
+    if beside:  # its copy was pinned for no other reason
+        return not all(_at_a_border(c, offset) for offset in beside)
     names = {places.identity[i] for i in np.flatnonzero(places.guest_offset >= 0).tolist()
              if places.image_offset[i] - places.guest_offset[i] == c.start}
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
@@ -111,6 +113,17 @@ def _tied(image: Reader, c: Candidate, places: Places) -> bool:
         if places.identity[i] in names and p - f != c.start and p in [at for _, _, at, _, _ in c.map.cut(f, 1)]:
             return True
     return False
+
+
+def _at_a_border(c: Candidate, guest_offset: int) -> bool:
+    """Whether a unit of the host begins there, and its units hardly ever follow each other on the image: then that
+    one does is chance."""
+    unit = c.unit.blocks
+    if unit == 1 or guest_offset % (unit * BLOCK):
+        return False
+    goes_on = int(((c.sure[:, 1] - c.sure[:, 0]) // unit - 1).clip(min=0).sum())
+    breaks = int(np.count_nonzero(c.sure[1:, 0] == c.sure[:-1, 1]))
+    return goes_on <= breaks
 
 
 def _under_a_copy(image: Reader, c: Candidate) -> tuple[Container, FileMap]:
