@@ -16,6 +16,7 @@ from vmcarve.assemble.solve import (
     Metadata,
     _keep_best,  # pyright: ignore[reportPrivateUsage]
     _of_metadata,  # pyright: ignore[reportPrivateUsage]
+    _reads,  # pyright: ignore[reportPrivateUsage]
     _settled,  # pyright: ignore[reportPrivateUsage]
 )
 from vmcarve.assemble.tails import FileEnds
@@ -113,3 +114,14 @@ def test_a_structure_of_several_blocks_places_each() -> None:
     file_block, delta, bits = _of_metadata(c, 0, found)
     assert file_block.tolist() == [*range(4, 8), *range(8, 12)]
     assert delta.tolist() == [60] * 4 + [72] * 4 and bits.tolist() == [10.0] * 8
+
+
+def test_a_volume_in_use_that_lists_no_file_is_not_read() -> None:
+    """Btrfs whose extent tree is elsewhere calls all used that it gave out to its trees; its superblock is sound."""
+    _, c = candidate([], [])
+    c.flat = True
+    volume: Any = Full()
+    c.volumes = [volume]
+    assert not _reads(c)
+    c.files = Files(np.array([4000], np.int64), np.array([[0, 0, 10 * BLOCK, 4000]], np.int64))
+    assert _reads(c)

@@ -371,8 +371,17 @@ def _witnessed(c: Candidate) -> float:
 
 
 def _reads(c: Candidate) -> bool:
-    """Whether the file systems of a guest tell what they have free: more than their first block is in its place."""
-    return asked(lambda: all(len(v.free()) > 0 for v in c.volumes), False)
+    """Whether the file systems of a guest tell what they have free: more than their first block is in its place.
+
+    One that has most of itself in use and lists no file tells of what it gave out to its trees, which are not there.
+    """
+    def read() -> bool:
+        free = [v.free() for v in c.volumes]
+        used = [v.size - int(f[:, 1].sum()) for v, f in zip(c.volumes, free, strict=True)]
+        empty = not len(c.files.size) and any(2 * n > v.size for v, n in zip(c.volumes, used, strict=True))
+        return all(len(f) > 0 for f in free) and not empty
+
+    return asked(read, False)
 
 
 def _expect(c: Candidate) -> Expectation:
