@@ -9,13 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.helpers import ext4_disk
+from tests.helpers import ext4_disk, run
 from tests.host.written import needs
+from vmcarve.assemble import raw
 from vmcarve.assemble.boot_sectors import BootSectors
-from vmcarve.assemble.places import Places
-from vmcarve.assemble.raw import raw_disks
+from vmcarve.assemble.places import Owned, Places
+from vmcarve.assemble.raw import raw_disks, rivals
+from vmcarve.assemble.solve import Candidate
 from vmcarve.assemble.state import Claims
+from vmcarve.assemble.window import Window
 from vmcarve.filemap import FileMap
+from vmcarve.registry import formats
 from vmcarve.source import open_image
 from vmcarve.sweeper import sweep_image
 
@@ -115,3 +119,24 @@ def test_a_volume_behind_another_disks_table_is_not_its_own(disks: list[bytes], 
     path = tmp_path / "image"
     path.write_bytes(rng.randbytes(MIB) + b"".join(disks[n][at : at + MIB] for n, at in units))
     assert [int(m.image_offset[0]) for m in found(path)] == [-1] * 3
+
+
+@pytest.mark.parametrize("owns", [False, True])
+def test_a_table_is_no_containers_that_has_a_volume_of_which_it_says_nothing(
+    disks: list[bytes], owns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken qcow2 of about the disk's size, whose own table is elsewhere, lies right before the disk."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "disk", str(34 * MIB))
+    front = (tmp_path / "disk").read_bytes()
+    front += bytes(-len(front) % BLOCK)
+    (tmp_path / "image").write_bytes(front + disks[0] + bytes(8 * MIB))
+    batches: list[pa.RecordBatch] = []
+    with open_image(tmp_path / "image") as image:
+        sweep_image(image, 0, batches.append)
+        table, room = pa.Table.from_batches(batches), np.array([[0, image.size]], np.int64)
+        container = formats()["qcow2"].open(Window(image, 0, image.size))
+        c = Candidate(0, container, FileMap.flow(0, image.size, room), lambda _: None)
+        given = [Owned(MIB, 32 * MIB, 0, -9)] if owns else []
+        monkeypatch.setattr(raw, "assign", lambda _, of, *__: [given if start == 0 else [] for start, *_ in of])
+        found = rivals(image, table, Claims(), set(), Places.of(table), BootSectors(image, room), [c])
+    assert [d.start for d in found] == ([len(front)] if owns else [])

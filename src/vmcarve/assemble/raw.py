@@ -17,7 +17,7 @@ from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY, BootSectors
-from .places import SIZE_SLACK, Places, assign, fills, first_rows, through
+from .places import SIZE_SLACK, Owned, Places, assign, fills, first_rows, through
 from .segments import BLOCK
 from .solve import Candidate, solve
 from .state import Claims
@@ -151,7 +151,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     """Disks without a container that compete for space with `containers`: their tables are in none of those.
 
     A table is a container's when its run has it there, and may be that of any container of about its size that shows
-    nothing of its guest. A volume is a container's when it fits there, and may be that of any that lacks one so large.
+    nothing of its guest, unless that has a volume of which the table says nothing. A volume is a container's when it
+    fits there, and may be that of any that lacks one so large.
     """
     table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     loose = places.outside(claims)
@@ -160,7 +161,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     containers = [c for c in containers if not c.encrypted]
     owned = assign(image, [(c.start, c.container) for c in containers], loose)
     explained: set[int] = set()
-    open_: list[tuple[int, str | None]] = []  # disks whose table may be anywhere: size, and identity where it is known
+    # disks whose table may be anywhere: size, identity where it is known, and volumes
+    open_: list[tuple[int, str | None, list[Owned]]] = []
     parts: list[int] = []  # lengths of partitions whose volume may be anywhere
     disks: list[int] = []  # and of disks of which nothing is known
     for c, volumes in zip(containers, owned, strict=True):
@@ -171,7 +173,7 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         explained |= {int(loose.image_offset[o.row]) for o in own} | _of_snapshots(image, c, loose)
         kinds = describe(through(image, c.start, c.container, 0))
         if not any(v.partitions and v.consistent is not False for v in kinds):
-            open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None)))
+            open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None), own))
         had = {o.guest_offset for o in own}
         parts += [length for v in kinds for offset, length, _ in v.partitions if offset not in had]
         disks += [] if own or any(v.partitions for v in kinds) else [c.container.virtual_size]
@@ -179,10 +181,13 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         kinds = describe(through(image, d.start, d.container, 0))
         explained |= {d.start + offset for v in kinds for offset, _, _ in v.partitions}
 
-    def may_be_of(d: Candidate, size: int, own: str | None) -> bool:
-        if own is None:
-            return size - SIZE_SLACK < d.container.size <= size
-        return any(v.uuid == own for v in describe(through(image, d.start, d.container, 0)))
+    def may_be_of(d: Candidate, size: int, name: str | None, own: list[Owned]) -> bool:
+        kinds = describe(through(image, d.start, d.container, 0))
+        if name is not None:
+            return any(v.uuid == name for v in kinds)
+        named = [(offset, length) for v in kinds for offset, length, _ in v.partitions]
+        return size - SIZE_SLACK < d.container.size <= size and all(
+            any(offset == o.guest_offset and fills(o.size, length) for offset, length in named) for o in own)
 
     found = [d for d in found if d.start not in explained and not any(may_be_of(d, *o) for o in open_)]
     explained |= {d.start for d in found}
