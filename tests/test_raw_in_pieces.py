@@ -121,22 +121,28 @@ def test_a_volume_behind_another_disks_table_is_not_its_own(disks: list[bytes], 
     assert [int(m.image_offset[0]) for m in found(path)] == [-1] * 3
 
 
-@pytest.mark.parametrize("owns", [False, True])
-def test_a_table_is_no_containers_that_has_a_volume_of_which_it_says_nothing(
-    disks: list[bytes], owns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("whole", "owns", "kept"), [
+    (False, None, False), (False, 32 * MIB, True),  # a volume of which the table says nothing
+    (True, None, True), (True, SIZE - 2 * MIB, False),  # the table's own volume is right behind it
+])  # fmt: skip
+def test_a_table_is_a_broken_containers_only_where_its_volume_may_be(
+    disks: list[bytes], whole: bool, owns: int | None, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken qcow2 of about the disk's size, whose own table is elsewhere, lies right before the disk."""
+    """A qcow2 of about the disk's size, whose own table is elsewhere, lies right before the disk; owns: its volume."""
     run("qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "disk", str(34 * MIB))
     front = (tmp_path / "disk").read_bytes()
     front += bytes(-len(front) % BLOCK)
-    (tmp_path / "image").write_bytes(front + disks[0] + bytes(8 * MIB))
+    disk = disks[0] if whole else disks[0][:MIB] + bytes(BLOCK) + disks[0][MIB + BLOCK :]
+    (tmp_path / "image").write_bytes(front + disk + bytes(MIB) + (b"" if whole else disks[0][MIB : 2 * MIB]))
     batches: list[pa.RecordBatch] = []
     with open_image(tmp_path / "image") as image:
         sweep_image(image, 0, batches.append)
         table, room = pa.Table.from_batches(batches), np.array([[0, image.size]], np.int64)
-        container = formats()["qcow2"].open(Window(image, 0, image.size))
-        c = Candidate(0, container, FileMap.flow(0, image.size, room), lambda _: None)
-        given = [Owned(MIB, 32 * MIB, 0, -9)] if owns else []
+        places = Places.of(table)
+        row = int(np.flatnonzero(places.guest_offset < 0)[0])
+        c = Candidate(0, formats()["qcow2"].open(Window(image, 0, image.size)), FileMap.flow(0, image.size, room),
+                      lambda _: None)
+        given = [Owned(MIB, owns, row, -9)] if owns else []
         monkeypatch.setattr(raw, "assign", lambda _, of, *__: [given if start == 0 else [] for start, *_ in of])
-        found = rivals(image, table, Claims(), set(), Places.of(table), BootSectors(image, room), [c])
-    assert [d.start for d in found] == ([len(front)] if owns else [])
+        found = rivals(image, table, Claims(), set(), places, BootSectors(image, room), [c])
+    assert [d.start for d in found if d.container.variant == "gpt"] == ([len(front)] if kept else [])

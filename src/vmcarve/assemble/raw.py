@@ -151,8 +151,9 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     """Disks without a container that compete for space with `containers`: their tables are in none of those.
 
     A table is a container's when its run has it there, and may be that of any container of about its size that shows
-    nothing of its guest, unless that has a volume of which the table says nothing. A volume is a container's when it
-    fits there, and may be that of any that lacks one so large.
+    nothing of its guest, unless that has a volume of which the table says nothing, or the table's own volume lies
+    behind it as on a disk, and is no container's. A volume is a container's when it fits there, and may be that of any
+    that lacks one so large.
     """
     table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     loose = places.outside(claims)
@@ -189,7 +190,16 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         return size - SIZE_SLACK < d.container.size <= size and all(
             any(offset == o.guest_offset and fills(o.size, length) for offset, length in named) for o in own)
 
-    found = [d for d in found if d.start not in explained and not any(may_be_of(d, *o) for o in open_)]
+    given = {o.row for volumes in owned for o in volumes}
+    free = [(loose.begin(i), int(loose.value[i])) for i in first_rows(loose) if i not in given]
+
+    def has_its_own(d: Candidate) -> bool:
+        kinds = describe(through(image, d.start, d.container, 0))
+        return any(at == d.start + offset and fills(size, length) for v in kinds for offset, length, _ in v.partitions
+                   for at, size in free)
+
+    found = [d for d in found if d.start not in explained
+             and (has_its_own(d) or not any(may_be_of(d, *o) for o in open_))]
     explained |= {d.start for d in found}
     return found + [d for d in _volumes(image, table, claims, hosts_at)
                     if d.container.variant == "volume" and d.start not in explained
