@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -158,12 +159,17 @@ def _mounted_volume(volume: Path, kind: str) -> Iterator[Path]:
 
 
 def _live(root: Path, content: Iterator[payload.Named], rng: random.Random) -> None:
-    """Write files, and remove about one in eight of them again on the way, as in a life."""
+    """Write files, and remove about one in eight of them again on the way, as in a life; until the disk is full."""
     written: list[Path] = []
     for name, block in content:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(block)
+        try:
+            path.write_bytes(block)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return  # small Btrfs volumes are full long before their bytes are
         written.append(path)
         if len(written) > 8 and rng.random() < 0.125:
             written.pop(rng.randrange(1, len(written))).unlink()
