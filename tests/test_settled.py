@@ -111,7 +111,7 @@ def test_a_structure_of_several_blocks_places_each() -> None:
     placer = Placer("", lambda data: (nothing, nothing), 40.0, 4 * BLOCK)
     at = np.array([c.start + 64 * BLOCK, c.start + 80 * BLOCK], np.int64)
     found = Metadata(0, placer, at, np.array([4, 8], np.int64) * BLOCK)
-    file_block, delta, bits = _of_metadata(c, 0, found)
+    file_block, delta, bits = _of_metadata(c, 0, found, nothing)
     assert file_block.tolist() == [*range(4, 8), *range(8, 12)]
     assert delta.tolist() == [60] * 4 + [72] * 4 and bits.tolist() == [10.0] * 8
 
