@@ -186,3 +186,29 @@ def test_copies_of_a_volume_that_somebody_has_begin_none(disks: list[Disk], tmp_
     alone = places.outside(Claims())
     assert first_rows(alone) == sure
     assert first_rows(places.beside({disks[0].uuid})) == sure, "what states that a volume begins with it may be a clone"
+
+
+def test_a_volume_of_a_snapshot_is_no_other_containers(disks: list[Disk], tmp_path: Path) -> None:
+    """The snapshot's superblock lies in another cluster than the current one, and belongs to the same container."""
+    old = tmp_path / "old.qcow2"
+    old.write_bytes(disks[0].data)
+    run("qemu-img", "snapshot", "-c", "one", old)
+    run("qemu-io", "-f", "qcow2", "-c", f"write -P 0 {MIB} 512", old)  # before the superblock, in its cluster
+    data = old.read_bytes()
+    data += bytes(-len(data) % CLUSTER)
+    image, at, places = laid(tmp_path, [disks[1].data[: cut(disks[1])], data])
+    assert len(np.flatnonzero(places.volume_offset == 0)) == 2
+    other, own = assign(image, list(zip(at, (disks[1].container, FORMAT.open(BytesReader(data))), strict=True)), places)
+    assert other == [] and [(o.guest_offset, o.delta) for o in own] == [(MIB, 0)]
+
+
+def test_a_raw_disk_has_volumes_only_where_its_table_says(disks: list[Disk], tmp_path: Path) -> None:
+    """A bare volume of another size lies on the image: it does not begin where the table itself is."""
+    volume = tmp_path / "volume"
+    with volume.open("wb") as f:
+        f.truncate(20 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", filled(tmp_path / "files", 5), volume)
+    image, at, places = laid(tmp_path, [(disks[0].folder / "raw").read_bytes()[:CLUSTER], volume.read_bytes()])
+    flat = Container("raw", disks[0].table, DISK, [GuestDisk(DISK, GuestMap.flat(DISK))])
+    (found,) = assign(image, [(at[0], flat)], places)
+    assert all(o.guest_offset == MIB for o in found)

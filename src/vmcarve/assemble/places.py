@@ -48,6 +48,7 @@ NAMED_BITS = 40.0  # of structures that name their volume; of others some are an
 MOST_UNNAMED = 0.5
 MAX_CONTESTED = 256  # ours: volumes whose metadata is looked for because several containers may have them
 MAX_COPIES = 16  # ours: of one volume's first structure
+MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
 MAX_PAIRS = 20_000  # ours: (container, volume) pairs that are tried in one image
 
 
@@ -147,6 +148,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = first_rows(places)
     copies = _copies(image, places, rows)
+    of_older = {p for start, container in containers for p in of_snapshots(image, start, container, places)}
     heads = sorted(start for start, _ in containers)
     after = [min((h for h in heads if h > start), default=image.size) for start, _ in containers]
     tried = 0
@@ -158,12 +160,15 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         digest = _digest(guest_map)
         ends = np.add.outer(places.length[rows] - 1, np.array(list(starts), np.int64))
         files = to_file(guest_map, ends.ravel()).reshape(ends.shape)
-        for i, at in zip(rows, files, strict=True):
+        copied = _copied(guest_map, start, copies, list(starts), len(rows))
+        for i, at, in_run in zip(rows, files, copied.tolist(), strict=True):
             behind = int(places.length[i]) - 1  # the structure's last byte: before it there may be a hole
             p, value = int(places.image_offset[i]) + behind, int(places.value[i])
-            for (g, (doubt, unfit, rooms)), f in zip(starts.items(), at.tolist(), strict=True):
+            for (g, (doubt, unfit, rooms)), f, copy in zip(starts.items(), at.tolist(), in_run, strict=True):
                 if f < 0 or g + value > size or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
                     continue
+                if p - start != f and int(places.image_offset[i]) in of_older:
+                    continue  # it is explained already; the current state may share it
                 key = (start, digest, i, g)
                 if key not in known:
                     tried += 1
@@ -176,8 +181,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                         cost += min(MAX_ROOM, ROOM * ((size - g - length) >> 20))
                     if own is None and start <= p < min(start + container.size, after[k]):
                         cost -= INSIDE
-                    if own is None and (p - start == f or any(_in_run(guest_map, start, g + v, q)
-                                                              for v, q in copies[i])):
+                    if own is None and (p - start == f or copy):
                         cost -= IN_PLACE
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
@@ -242,26 +246,43 @@ def fills(length: int, room: int) -> bool:
     return length <= room <= length + (length >> 5) + (2 << 20)
 
 
-def _copies(image: Reader, places: Places, rows: list[int]) -> dict[int, list[tuple[int, int]]]:
-    """For each row with which a volume begins, (place in the volume, image offset) of the last byte of each copy."""
+def _copies(image: Reader, places: Places, rows: list[int]) -> Int64s:
+    """int64[m, 3]: the copies of what volumes begin with: index in `rows`, place in the volume and image offset of the
+    last byte."""
     named: dict[tuple[str, str | None], list[int]] = {(places.module[i], places.identity[i]): [] for i in rows}
     for j in np.flatnonzero((places.guest_offset < 0) & (places.value > 0)).tolist():
         if places.identity[j] is not None and (places.module[j], places.identity[j]) in named:
             named[places.module[j], places.identity[j]].append(j)
-    out: dict[int, list[tuple[int, int]]] = {}
-    for i in rows:
+    out: list[tuple[int, int, int]] = []
+    for k, i in enumerate(rows):
         others = [j for j in named[places.module[i], places.identity[i]] if j != i]
         begin = guests()[places.module[i]].begin
         made = begin(image, int(places.image_offset[i])) if begin is not None and others else None
         at = [made.copy if made is not None and v < 0 else v for v in places.volume_offset[others].tolist()]
-        out[i] = [(v + int(places.length[j]) - 1, int(places.image_offset[j] + places.length[j]) - 1)
-                  for v, j in zip(at, others, strict=True) if v > 0][:MAX_COPIES]
+        out += [(k, v + int(places.length[j]) - 1, int(places.image_offset[j] + places.length[j]) - 1)
+                for v, j in zip(at, others, strict=True) if v > 0][:MAX_COPIES]
+    return np.array(out, np.int64).reshape(-1, 3)
+
+
+def _copied(guest_map: GuestMap, start: int, copies: Int64s, begins: list[int], rows: int) -> npt.NDArray[np.bool_]:
+    """bool[rows, begins]: whether a copy lies where the container's own run has it, if the volume begins there."""
+    out = np.zeros((rows, len(begins)), np.bool_)
+    at = np.add.outer(copies[:, 1], np.array(begins, np.int64))
+    there = to_file(guest_map, at.ravel()).reshape(at.shape) == (copies[:, 2] - start)[:, None]
+    np.logical_or.at(out, copies[:, 0], there)
     return out
 
 
-def _in_run(guest_map: GuestMap, start: int, g: int, image_offset: int) -> bool:
-    """Whether a byte of the disk lies where the container's own run has it."""
-    return int(to_file(guest_map, np.array([g], np.int64))[0]) == image_offset - start
+def of_snapshots(image: Reader, start: int, container: Container, places: Places) -> set[int]:
+    """Image offsets where volumes begin that the container's run has in one of its snapshots."""
+    rows = np.flatnonzero(places.volume_offset == 0)
+    begin, last = places.image_offset[rows], places.length[rows] - 1
+    out: set[int] = set()
+    for k, guest in list(enumerate(container.guests))[1:MAX_SNAPSHOTS]:
+        for v in describe(through(image, start, container, 0, k)):
+            # a volume may begin with a hole: only the end of its first structure is surely there
+            out.update(begin[to_file(guest.map, v.offset + last) + start == begin + last].tolist())
+    return out
 
 
 def first_rows(places: Places) -> list[int]:
@@ -299,6 +320,8 @@ def _partitions(image: Reader, start: int, container: Container, tables: list[Ta
     disk = through(image, start, container, 0)
     stated = [(UNFIT, [(offset, length) for v in describe(disk) for offset, length, _ in v.partitions])]
     stated = stated if own is None else [(UNFIT, own[1])]
+    if stated[0][1] and container.format == "raw":
+        out.clear()  # the disk is known by that table: its volumes are where it says
     stated += [(UNFIT if end == size else MAYBE_UNFIT, parts) for end, parts in tables
                if size - SIZE_SLACK < end <= size]
     for unfit, parts in stated:

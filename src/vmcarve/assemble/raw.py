@@ -17,7 +17,7 @@ from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY, BootSectors
-from .places import SIZE_SLACK, Owned, Places, assign, fills, first_rows, through
+from .places import SIZE_SLACK, Owned, Places, assign, fills, first_rows, of_snapshots, through
 from .segments import BLOCK
 from .solve import Candidate, solve
 from .state import Claims
@@ -30,7 +30,6 @@ USUAL_STARTS = (2048 * 512, 63 * 512, 128 * 512)
 MIN_DISK = 64 << 10
 FIRST_TABLE = 64 << 10  # what states a smaller place on its disk is the first of the two copies of a GPT
 FITS = 0.8  # the cost up to which a volume is a container's: its maps agree, or cannot be read and it fills its room
-MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
 TABLE = 34 * SECTOR  # of a GPT with its protective MBR; of an MBR the first sector
 MAX_MBR = 256  # ours: sectors that look like an MBR in one image, each of which is tried with every volume
 
@@ -171,7 +170,7 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         if f >= 0:
             explained.add(c.start + f)
         own = [o for o in volumes if o.cost <= FITS]
-        explained |= {int(loose.image_offset[o.row]) for o in own} | _of_snapshots(image, c, loose)
+        explained |= {int(loose.image_offset[o.row]) for o in own} | of_snapshots(image, c.start, c.container, loose)
         kinds = describe(through(image, c.start, c.container, 0))
         if not any(v.partitions and v.consistent is not False for v in kinds):
             open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None), own))
@@ -205,18 +204,6 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
                     if d.container.variant == "volume" and d.start not in explained
                     and not any(fills(d.container.size, part) for part in parts)
                     and not any(whole - SIZE_SLACK < d.container.size <= whole for whole in disks)]
-
-
-def _of_snapshots(image: Reader, c: Candidate, places: Places) -> set[int]:
-    """Image offsets where volumes begin that the container's run has in one of its snapshots."""
-    rows = np.flatnonzero(places.volume_offset == 0)
-    begin, last = places.image_offset[rows], places.length[rows] - 1
-    out: set[int] = set()
-    for k, guest in list(enumerate(c.container.guests))[1:MAX_SNAPSHOTS]:
-        for v in describe(through(image, c.start, c.container, 0, k)):
-            # a volume may begin with a hole: only the end of its first structure is surely there
-            out.update(begin[to_file(guest.map, v.offset + last) + c.start == begin + last].tolist())
-    return out
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int], known: Set[str]) -> Iterator[Candidate]:
