@@ -13,9 +13,9 @@ from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import needs
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
+from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
-from vmcarve.assemble.solve import Candidate
 from vmcarve.assemble.state import State
 from vmcarve.assemble.unit_lay import composed
 from vmcarve.assemble.unit_round import used

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from tests.helpers import run
+from vmcarve.assemble.candidate import Candidate, Metadata
+from vmcarve.assemble.gather import of_metadata
 from vmcarve.assemble.loose import Loose, against, placer_of, stated_by, stated_of_several
 from vmcarve.assemble.places import Places, assign
-from vmcarve.assemble.solve import Candidate, Metadata, _of_metadata  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.window import Window
 from vmcarve.filemap import FileMap
 from vmcarve.model import DATA, GUESSED, LOST, PLAIN, UNALLOCATED, Container, GuestDisk, GuestMap, Placer
@@ -140,8 +141,8 @@ def test_what_one_volume_alone_may_have_is_as_sure_as_if_it_named_it() -> None:
     place = np.array([0, 1, 1, 2], np.int64) * BLOCK
     m = Metadata(0, Placer("", lambda data: (at, place), 10.0), at, place, alone=True)
     shared = stated_of_several([at, np.array([7 * BLOCK + 1024, 7 * BLOCK], np.int64)])
-    f, delta, bits = _of_metadata(c, 16 * BLOCK, m, shared)
+    f, delta, bits = of_metadata(c, 16 * BLOCK, m, shared)
     assert f.tolist() == [16, 17, 17, 18] and (f + delta).tolist() == [3, 5, 9, 7]
     assert bits.tolist() == [40.0, 10.0, 10.0, 10.0]
     m.alone = False
-    assert _of_metadata(c, 16 * BLOCK, m, shared)[2].tolist() == [10.0] * 4
+    assert of_metadata(c, 16 * BLOCK, m, shared)[2].tolist() == [10.0] * 4

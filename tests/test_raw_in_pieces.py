@@ -13,9 +13,9 @@ from tests.helpers import ext4_disk, run
 from tests.host.written import needs
 from vmcarve.assemble import raw
 from vmcarve.assemble.boot_sectors import BootSectors
+from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.places import Owned, Places
 from vmcarve.assemble.raw import raw_disks, rivals
-from vmcarve.assemble.solve import Candidate
 from vmcarve.assemble.state import Claims
 from vmcarve.assemble.window import Window
 from vmcarve.filemap import FileMap

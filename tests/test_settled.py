@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from vmcarve.assemble import solve
+from vmcarve.assemble.candidate import Candidate, Metadata
 from vmcarve.assemble.content.files import Files
+from vmcarve.assemble.gather import of_metadata
 from vmcarve.assemble.places import Owned
-from vmcarve.assemble.solve import (
-    Candidate,
-    Metadata,
-    _keep_best,  # pyright: ignore[reportPrivateUsage]
-    _of_metadata,  # pyright: ignore[reportPrivateUsage]
-    _reads,  # pyright: ignore[reportPrivateUsage]
-    _settled,  # pyright: ignore[reportPrivateUsage]
-)
+from vmcarve.assemble.settled import reads, settled
+from vmcarve.assemble.solve import _keep_best  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.tails import FileEnds
 from vmcarve.filemap import FileMap
 from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Placer
@@ -59,25 +55,25 @@ def candidate(ends: list[int], tables: list[tuple[int, int]], start: int = 8 * B
 
 def test_one_run_whose_files_end_where_they_should_is_settled() -> None:
     image, c = candidate(list(range(10, BLOCKS - 10, 40)), [])
-    assert _settled(image, c, [c])
+    assert settled(image, c, [c])
 
 
 def test_file_ends_in_front_say_nothing_of_what_lies_behind() -> None:
     """Of a guest that is read through a wrong map behind a break only the files in front are listed; all of those are
     right. Few ends that lie far apart witness as much."""
     image, c = candidate(list(range(10, BLOCKS // 4, 10)), [])
-    assert not _settled(image, c, [c])
+    assert not settled(image, c, [c])
     image, c = candidate([100, 500, 1000, 1500], [])
-    assert _settled(image, c, [c])
+    assert settled(image, c, [c])
 
 
 def test_tables_at_other_distances_are_breaks_that_nobody_looked_for() -> None:
     """The same container, of which a table was found at another distance than that of its first byte."""
     ends = list(range(10, BLOCKS - 10, 40))
     image, c = candidate(ends, [(64 * BLOCK, 72 * BLOCK)])
-    assert _settled(image, c, [c]), "where the run has it"
+    assert settled(image, c, [c]), "where the run has it"
     image, c = candidate(ends, [(64 * BLOCK, 80 * BLOCK)])
-    assert not _settled(image, c, [c])
+    assert not settled(image, c, [c])
 
 
 def told(c: Candidate, files: int) -> None:
@@ -111,7 +107,7 @@ def test_a_structure_of_several_blocks_places_each() -> None:
     placer = Placer("", lambda data: (nothing, nothing), 40.0, 4 * BLOCK)
     at = np.array([c.start + 64 * BLOCK, c.start + 80 * BLOCK], np.int64)
     found = Metadata(0, placer, at, np.array([4, 8], np.int64) * BLOCK)
-    file_block, delta, bits = _of_metadata(c, 0, found, nothing)
+    file_block, delta, bits = of_metadata(c, 0, found, nothing)
     assert file_block.tolist() == [*range(4, 8), *range(8, 12)]
     assert delta.tolist() == [60] * 4 + [72] * 4 and bits.tolist() == [10.0] * 8
 
@@ -122,6 +118,6 @@ def test_a_volume_in_use_that_lists_no_file_is_not_read() -> None:
     c.flat = True
     volume: Any = Full()
     c.volumes = [volume]
-    assert not _reads(c)
+    assert not reads(c)
     c.files = Files(np.array([4000], np.int64), np.array([[0, 0, 10 * BLOCK, 4000]], np.int64))
-    assert _reads(c)
+    assert reads(c)

@@ -11,10 +11,10 @@ from tests.helpers import ext4_disk, run
 from tests.host.written import needs
 from vmcarve.assemble import headless, unit_lay
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
+from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.places import Owned, free_space
 from vmcarve.assemble.segments import Points
-from vmcarve.assemble.solve import Candidate
 from vmcarve.assemble.unit_round import in_phase, joined, used
 from vmcarve.filemap import FileMap
 from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Stowed

@@ -24,9 +24,11 @@ from ..model import (
     Reader,
 )
 from ..registry import formats
+from .candidate import Candidate
 from .places import Places
 from .segments import BLOCK
-from .solve import Candidate, holds_data, solve
+from .settled import holds_data
+from .solve import solve
 from .state import Claims
 from .tables import Found, Search
 from .units import join_units, settle_units

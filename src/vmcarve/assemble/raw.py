@@ -17,9 +17,10 @@ from ..registry import guests
 from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY, BootSectors
+from .candidate import Candidate
 from .places import SIZE_SLACK, Owned, Places, assign, fills, first_rows, of_snapshots, through
 from .segments import BLOCK
-from .solve import Candidate, solve
+from .solve import solve
 from .state import Claims
 from .tails import to_file
 from .window import Window

@@ -16,13 +16,13 @@ from ..model import GUESSED, Evidence, Reader
 from ..registry import formats, guests
 from ..tables import pc
 from .boot_sectors import BootSectors
+from .candidate import Candidate
 from .headers import lead
 from .host_files import host_files
 from .hosts import Spot, find_hosts, read_hosts, unallocated
 from .orphans import rebuilt
 from .places import Places
 from .raw import names_of, raw_disks, rivals
-from .solve import Candidate
 from .state import Assembled, HostView, State
 
 MAX_SPARSE = 2_000_000  # ours: rows of the sparse kinds that are looked at one by one

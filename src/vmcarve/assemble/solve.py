@@ -7,118 +7,39 @@ between segments. What a round places lets the next one read more of the guest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
-from ..model import DATA, EXTERNAL, LOST, MISSING, PLAIN, Container, HostVolume, Placer, Reader, Units
+from ..model import DATA, LOST, MISSING, Container, HostVolume, Reader
 from ..verify.guest import describe
-from .align import FREE, UNKNOWN, USED
 from .asked import asked
 from .breaks import Borders, Contents, Expectation, lay_out
+from .candidate import Best, Candidate, Metadata
 from .content import Content, Guest
 from .content.files import Files
 from .content.sums import without_wrong
-from .host_units import Unit, unit_of
-from .loose import Loose, placer_of, stated_by, stated_of_several
-from .places import Known, Owned, Places, Table, assign, first_rows, has_plain, pins_of, through
+from .gather import PIN_BITS, RoundEvidence, gather
+from .host_units import unit_of
+from .loose import Loose, placer_of, stated_by
+from .places import Known, Places, assign, first_rows, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
+from .settled import has_file_at, settled
 from .state import Claims
-from .tails import (
-    PAGE_SECTORS,
-    SECTOR,
-    FileEnds,
-    Live,
-    SectorEnds,
-    agree,
-    file_ends,
-    look,
-    mapped,
-    open_volumes,
-    to_file,
-)
+from .tails import SECTOR, FileEnds, Live, SectorEnds, file_ends, look, open_volumes
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
-MAX_RIVALS = 64  # ours: places of one file end beyond which it says nothing
-MAX_END_BITS = 14.0
-PIN_BITS = 40.0  # a structure that states its own place
 HEADER_BITS = 1e6
 FOUND_BITS = 1e5  # a table that is read: without it the rest of the container cannot be
 MAX_TABLES = 1024  # ours: of one container
 NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
 NEAR_MARGIN = 6.0  # bits
-SOUND = 0.97  # share of a guest's file ends that can be where one run has them, for the run to be believed
 STEADY = 0.7  # a rate of breaks that changes by less from round to round is taken for the same, or rounds would not end
 KEPT = 0.9  # share of a guest's files that a round may not lose
-FEW = 4  # file ends below which their share says nothing
-CHANCE = 1e-4  # that so many file ends would all lie so far in front, were they anywhere in what the guest uses
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A container that begins at image offset `start`; map: the best so far. reopen reads it again through a map."""
-
-    start: int
-    container: Container
-    map: FileMap
-    reopen: Callable[[FileMap], Container | None]
-    tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
-    checked: bool = False  # the format tells a table from anything else (`Format.wants`)
-    anchors: list[int] = field(default_factory=lambda: [0])  # file offsets of what proposes it, at the delta of `start`
-    joined: bool = False  # its streams are placed, and what of them is not found is missing
-    open: bool = False  # breaks of it lie outside its streams
-    units: Units | None = None  # that prove themselves, where the format told them
-    proved: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])  # first block, blocks, delta
-    flat: bool = False  # no table says what it holds: nothing is claimed behind the last volume or pin
-    settled: bool = False
-    nested: bool = False
-    scattered: Table | None = None  # what is known of its partitions, where its units lie in any order
-    ends: FileEnds = field(default_factory=FileEnds.none)
-    files: Files = field(default_factory=Files.none)
-    sure: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))  # see content.Guest
-    unit: Unit = field(default_factory=Unit)
-    pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    volumes: list[HostVolume] = field(default_factory=list[HostVolume])
-    owned: list[Owned] = field(default_factory=list[Owned])
-    read: object = None  # what the guest was last read through
-    best: Best | None = None
-    metadata: dict[int, Metadata] = field(default_factory=dict[int, "Metadata"])  # by guest offset of the volume
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether nothing of its guest is to be seen."""
-        return self.container.detail.get("encrypted") == "yes"
-
-    @property
-    def plain(self) -> bool:
-        return bool(self.container.guests) and has_plain(self.container.guests[0].map)
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The map of a candidate through which its guest tells of most files so far, and whose volumes those are."""
-
-    files: int
-    rows: list[int]
-    container: Container
-    map: FileMap
-
-
-@dataclass(slots=True)
-class Metadata:
-    """Loose metadata of one volume: image_offset int64[n] of structures, volume_offset int64[n] where they belong."""
-
-    row: int  # the volume's first structure in Places
-    placer: Placer
-    image_offset: Int64s | None = None
-    volume_offset: Int64s | None = None
-    alone: bool = False  # every volume of its kind on the image is somebody's: what one alone may have is its own
 
 
 Round = Callable[[Reader, Candidate, Points, Expectation], list[tuple[int, int, int, int]]]
@@ -143,11 +64,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         if told is not c.map:
             c.map, c.read = told, None  # what was read was read through more than that
     for r in rivals:
-        r.nested = any(_has_file_at(c, r.start) and _settled(image, c, candidates) for c in candidates)
+        r.nested = any(has_file_at(c, r.start) and settled(image, c, candidates) for c in candidates)
     rivals = [r for r in rivals if not r.nested]
     everyone = [*candidates, *rivals]
     for c in everyone:
-        c.settled = _settled(image, c, everyone)
+        c.settled = settled(image, c, everyone)
     for c in everyone:
         if c.settled:
             taken.image.add(c.map)
@@ -184,7 +105,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
         content.look([_guest(image, c) for c in active])
-        evidence = _gather(active, looks, content)
+        evidence = gather(active, looks, content)
         if evidence.key == last:
             break
         last = evidence.key
@@ -218,11 +139,6 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
 def _guest(image: Reader, c: Candidate) -> Guest:
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
     return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit)
-
-
-def holds_data(container: Container) -> bool:
-    """Whether the tables name data, here or in another file: those that lie elsewhere may read as an empty disk's."""
-    return any(bool(((g.map.state == DATA) | (g.map.state == EXTERNAL)).any()) for g in container.guests)
 
 
 def _lost(container: Container) -> int:
@@ -319,166 +235,8 @@ def _place_metadata(image: Reader, active: list[Candidate], places: Places, loos
         m.image_offset, m.volume_offset = told
 
 
-def _settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
-    """Whether one run from the first byte agrees with everything that the container and its guest tell."""
-    if c.joined and not c.plain:
-        return True
-    if not c.plain:
-        return holds_data(c.container) and all(k.ok for k in c.container.checks)
-    if c.open or any((g.map.state == LOST).any() for g in c.container.guests):
-        return False
-    rows = c.map.rows()
-    if len({p - f for f, p in c.tables} | {c.start}) > 1:
-        return False  # between tables at different distances there are breaks, and nothing has looked for them yet
-    if any(p <= o.start < p + n for _, n, p, _, _ in rows for o in candidates if o is not c):
-        return False  # what flows around others reaches further than its size
-    for f, p in c.pins:
-        cut = c.map.cut(f, 1)
-        if not cut or cut[0][2] != p:
-            return False
-    if len(c.ends) >= FEW:
-        row = np.searchsorted(c.map.file_offset, c.ends.file_offset - 1, side="right") - 1
-        told = [agree(image, mapped(c.map, e.file_offset), e) for i in np.unique(row)
-                for e in [c.ends.picked(row == i)]]
-        if any(wrong > right for right, wrong in told):  # what flows around others may go on elsewhere
-            return False
-        right, wrong = sum(r for r, _ in told), sum(w for _, w in told)
-        if right < max(FEW, SOUND * (right + wrong)) or 2 * (right + wrong) <= len(c.ends):
-            return False
-        return _witnessed(c) >= CHANCE ** (1.0 / right)
-    if c.flat and not _reads(c):
-        return False
-    sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
-             if v.consistent is not None]
-    return bool(sound) and all(sound)
-
-
-def _has_file_at(c: Candidate, place: int) -> bool:
-    """Whether a file of the container's guest begins at that image offset, as its map is."""
-    return any(p <= place < p + n and bool(np.isin(f + place - p, c.ends.begins)) for f, n, p, _, _ in c.map.rows()
-               if p >= 0)
-
-
-def _witnessed(c: Candidate) -> float:
-    """The share of what a candidate's guest has in use that lies before the last of its files.
-
-    A guest that is read through a wrong map behind a break lists files only in what lies before that.
-    """
-    used = np.flatnonzero(_expect(c).use == USED)
-    behind = to_file(c.container.guests[0].map, c.files.run[:, 2:].sum(axis=1) - 1)
-    last = max(int(c.ends.file_offset[-1]), int(behind.max(initial=0)))
-    return float(np.searchsorted(used, last // BLOCK, side="right")) / max(1, len(used))
-
-
-def _reads(c: Candidate) -> bool:
-    """Whether the file systems of a guest tell what they have free: more than their first block is in its place.
-
-    One that has most of itself in use and lists no file tells of what it gave out to its trees, which are not there.
-    """
-    def read() -> bool:
-        free = [v.free() for v in c.volumes]
-        used = [v.size - int(f[:, 1].sum()) for v, f in zip(c.volumes, free, strict=True)]
-        empty = not len(c.files.size) and any(2 * n > v.size for v, n in zip(c.volumes, used, strict=True))
-        return all(len(f) > 0 for f in free) and not empty
-
-    return asked(read, False)
-
-
-def _expect(c: Candidate) -> Expectation:
-    """What each file block should be, from the guest's own allocation maps."""
-    guest_map = c.container.guests[0].map
-    n = -(-c.container.size // BLOCK)
-    out = np.full(n, FREE, np.uint8)  # file bytes that nothing names are padding
-    plain = (guest_map.state == DATA) & (guest_map.encoding == PLAIN)
-    used: list[tuple[int, int, int]] = []  # guest ranges with their class
-    opened = {v.offset: v for v in c.volumes}
-    for offset, length in _spans(c):
-        volume = opened.get(offset)
-        free = volume.free() if volume is not None else np.empty((0, 2), np.int64)
-        if volume is None or len(free) == 0 or int(free[0, 0]) <= offset:  # its first block free: no bitmap of it
-            nothing = c.flat and bool(c.owned) and all(offset != o.guest_offset for o in c.owned) and offset > 0
-            used.append((offset, length, FREE if nothing else UNKNOWN))
-            continue
-        at = offset
-        for start, size in free.tolist():
-            used += [(at, start - at, USED), (start, size, FREE)]
-            at = start + size
-        used.append((at, offset + volume.size - at, USED))
-    spans = np.array([(a, a + k, cls) for a, k, cls in used if k > 0], np.int64).reshape(-1, 3)
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    for g, length, f in zip(guest_map.guest_offset[plain].tolist(), guest_map.length[plain].tolist(),
-                            guest_map.file_offset[plain].tolist(), strict=True):
-        i = max(0, int(np.searchsorted(spans[:, 0], g, side="right")) - 1)
-        while i < len(spans) and spans[i, 0] < g + length:
-            low, high, cls = max(g, int(spans[i, 0])), min(g + length, int(spans[i, 1])), int(spans[i, 2])
-            i += 1
-            if low >= high:
-                continue
-            a, b = f + low - g, f + high - g
-            if cls == FREE:  # a block counts as free only when all of it is
-                out[-(-a // BLOCK) : b // BLOCK] = FREE
-            else:
-                out[a // BLOCK : -(-b // BLOCK)] = cls
-    for region in c.container.regions:
-        a, b = region.file_offset, region.file_offset + region.length
-        block = out[a // BLOCK : -(-b // BLOCK)]
-        block[block == FREE] = UNKNOWN
-    if n:
-        out[0] = USED
-    return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))))
-
-
-def _spans(c: Candidate) -> list[tuple[int, int]]:
-    """(guest_offset, length) of the parts of the disk: its volumes, and what lies between them."""
-    out, at = list[tuple[int, int]](), 0
-    for o in sorted(c.owned, key=lambda o: o.guest_offset):
-        out += [(at, o.guest_offset - at), (o.guest_offset, o.size)]
-        at = o.guest_offset + o.size
-    return [s for s in [*out, (at, c.container.virtual_size - at)] if s[1] > 0]
-
-
 # --- one round -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What a round has: points of all containers, file blocks that tell and expectations by container; blocks: of the
-    image with data. key: of all this and of what each container is: equal evidence gives equal maps.
-    """
-
-    points: Points
-    wanted: dict[int, Int64s]
-    expectations: dict[int, Expectation]
-    blocks: int
-    key: bytes
-
-
-def _gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Content) -> _Evidence:
-    shared = stated_of_several([m.image_offset for c in active for m in c.metadata.values()
-                                if m.image_offset is not None])
-    parts: list[tuple[int, Int64s, Int64s, npt.NDArray[np.float64]]] = []
-    wanted: dict[int, Int64s] = {}
-    for o, c in enumerate(active):
-        if c.nested:
-            continue
-        pinned = np.array([(f // BLOCK, (p - f - c.start) // BLOCK) for f, p in c.pins], np.int64).reshape(-1, 2)
-        parts.append((o, pinned[:, 0], pinned[:, 1], np.full(len(pinned), PIN_BITS)))
-        parts += [(o, *_of_metadata(c, g, m, shared)) for g, m in c.metadata.items()]
-        f, delta, bits, told = _matches(c, looks[c.start % SECTOR])
-        parts.append((o, f, delta, bits))
-        found = content.points(o)
-        parts += [(o, t.file_block, t.delta, t.bits) for t in found]
-        wanted[o] = np.unique(np.concatenate([told // BLOCK, *(t.passed for t in found)]))
-    points = Points.of(parts)
-    expectations = {o: _expect(c) for o, c in enumerate(active)}
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (points.owner, points.file_block, points.delta, points.bits, *wanted.values(),
-                  *(a for e in expectations.values() for a in (e.use, e.ends.file_offset, e.ends.begins))):
-        digest.update(array.tobytes())
-    digest.update(repr([(c.container.size, c.nested, c.tables) for c in active]).encode())
-    blocks = max((s.blocks for s in looks.values()), default=2)
-    return _Evidence(points, wanted, expectations, blocks, digest.digest())
-
-
-def _round(image: Reader, active: list[Candidate], evidence: _Evidence, taken: Taken, borders: Borders,
+def _round(image: Reader, active: list[Candidate], evidence: RoundEvidence, taken: Taken, borders: Borders,
            contents: Contents) -> list[tuple[int, int, int, int]]:
     """Better maps for all of them; returns the runs that they were laid out from: (container, first, last, delta)."""
     points, wanted, expectations = evidence.points, evidence.wanted, evidence.expectations
@@ -561,29 +319,6 @@ def _sure(chain: list[Segment]) -> Int64s:
     return np.array(out, np.int64).reshape(-1, 3)
 
 
-def _of_metadata(c: Candidate, guest_offset: int, m: Metadata, shared: Int64s
-                 ) -> tuple[Int64s, Int64s, npt.NDArray[np.float64]]:
-    """(file block, delta, bits) of the loose metadata of one volume, one point for a block of each.
-
-    shared: image blocks, rising, with metadata that several volumes may have.
-    """
-    nothing = np.empty(0, np.int64)
-    if m.image_offset is None or m.volume_offset is None:
-        return nothing, nothing, np.empty(0)
-    blocks = max(1, m.placer.length // BLOCK)
-    inside = np.tile(np.arange(blocks) * BLOCK, len(m.image_offset))
-    f = to_file(c.container.guests[0].map, guest_offset + np.repeat(m.volume_offset, blocks) + inside)
-    p = np.repeat(m.image_offset, blocks) + inside
-    step = p - f - c.start
-    keep = (f >= 0) & (step % BLOCK == 0)
-    points, at = np.unique(np.stack((f[keep] // BLOCK, step[keep] // BLOCK), axis=1), axis=0, return_index=True)
-    bits = np.full(len(points), m.placer.bits / blocks)
-    if m.alone:
-        _, which, rivals = np.unique(points[:, 0], return_inverse=True, return_counts=True)
-        bits[(rivals[which] == 1) & ~np.isin(p[keep][at] // BLOCK, shared)] = PIN_BITS
-    return points[:, 0], points[:, 1], bits
-
-
 def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:
     """(file, image offset)s of the tables that the first map reads, when they tell every guest byte.
 
@@ -602,34 +337,6 @@ def _tables(image: Reader, c: Candidate) -> list[tuple[int, int]]:
         if f and p - f in sure and (p - c.start) % BLOCK == 0 and any(image.read(p, BLOCK)):
             out.append((f, p))
     return out
-
-
-def _matches(c: Candidate, seen: SectorEnds) -> tuple[Int64s, Int64s,
-                                                      npt.NDArray[np.float64], Int64s]:
-    """(file block, delta, bits) of every place where a file end of the guest may lie, and the file ends that tell."""
-    ends = c.ends
-    nothing = np.empty(0, np.int64)
-    if len(ends) == 0 or len(seen.sector) == 0:
-        return nothing, nothing, np.empty(0), nothing
-    sector = ends.file_offset // SECTOR
-    shift = (c.start - seen.phase) // SECTOR  # of the container's first byte, in sectors of the look
-    key = (ends.file_offset % SECTOR) * PAGE_SECTORS + (sector + shift) % PAGE_SECTORS
-    keys = seen.tail.astype(np.int64) * PAGE_SECTORS + seen.sector % PAGE_SECTORS
-    order = np.argsort(keys, kind="stable")
-    low, high = np.searchsorted(keys[order], key), np.searchsorted(keys[order], key, side="right")
-    count = high - low
-    few = count <= MAX_RIVALS * 4
-    which = np.repeat(np.flatnonzero(few), count[few])
-    first = np.cumsum(count[few]) - count[few]
-    index = order[np.arange(len(which)) - np.repeat(first, count[few]) + np.repeat(low[few], count[few])]
-    fits = seen.empty[index] >= ends.empty[which]
-    which, index = which[fits], index[fits]
-    rivals = np.bincount(which, minlength=len(ends))
-    keep = rivals[which] <= MAX_RIVALS
-    which, index = which[keep], index[keep]
-    bits = np.clip(np.log2(max(seen.blocks, 2) / np.maximum(rivals, 1)), 0.0, MAX_END_BITS)
-    delta = (seen.sector[index] - sector[which] - shift) // PAGE_SECTORS
-    return sector[which] // PAGE_SECTORS, delta, bits[which], ends.file_offset[few]
 
 
 def _find_nested(active: list[Candidate], segments: list[Segment]) -> None:

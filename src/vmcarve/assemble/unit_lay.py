@@ -17,8 +17,9 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE
 from .begins import begun
+from .candidate import Candidate
 from .segments import BLOCK
-from .solve import Candidate, solve
+from .solve import solve
 from .unit_round import RULE, UNTOLD, Open, UnitRound
 
 Int64s = npt.NDArray[np.int64]

@@ -13,10 +13,10 @@ from ..model import GUESSED, MISSING, SECTOR, Reader
 from ..registry import hosts
 from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
+from .candidate import Candidate
 from .content.joins import REACH, Kind, Shares, before, behind, bits
 from .places import free_space
 from .segments import BLOCK, Points
-from .solve import Candidate
 from .unit_order import NEVER, order_units
 
 Int64s = npt.NDArray[np.int64]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, PROVEN, SECTOR, Container, Format, Marks, Reader, Region
 from ..registry import formats
+from .candidate import Candidate
 from .segments import BLOCK
-from .solve import Candidate
 from .state import Claims
 from .streams import CHAIN, Looks, Stream, held, join, stream_of, without_lost
 
