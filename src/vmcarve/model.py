@@ -524,7 +524,11 @@ class HostFile:
 
 
 class HostVolume(Protocol):
-    """A host file system, opened read-only through a Reader. Offsets are image offsets."""
+    """A host file system, opened read-only through a Reader. Offsets are image offsets.
+
+    derived, asked after `free`: its own map of what is free is lost, and `free` went by other means: files that are
+    lost too have nothing there.
+    """
 
     name: str
     offset: int
@@ -532,13 +536,10 @@ class HostVolume(Protocol):
     block_size: int
     uuid: str
     label: str
+    derived: bool
 
     def free(self) -> npt.NDArray[np.int64]:
-        """int64[n, 2]: image_offset, length of space that the file system holds free, rising.
-
-        Who finds it by other means where its own map is lost has an attribute `derived`, which is true then: files that
-        are lost too have nothing there.
-        """
+        """int64[n, 2]: image_offset, length of space that the file system holds free, rising."""
         ...
 
     def files(self) -> Iterator[HostFile]:

@@ -78,7 +78,7 @@ def scene(folder: Path, content: bytes) -> tuple[bytes, Image, Guest]:
 
 
 def follow(image: Image, guest: Guest) -> Told:
-    return told(Texts(BytesReader(image.data)), image, [guest])
+    return told(Texts(image=BytesReader(image.data)), image, [guest])
 
 
 @pytest.mark.parametrize("kind", [prose, mail, log], ids=lambda k: k.__name__)

@@ -31,7 +31,7 @@ def log(seed: int, begin: int) -> bytes:
 
 
 def follow(image: Image, guests: list[Guest]) -> Told:
-    return told(Times(BytesReader(image.data)), image, guests)
+    return told(Times(image=BytesReader(image.data)), image, guests)
 
 
 def scene(folder: Path, begins: list[int]) -> tuple[bytes, Image, list[int]]:

@@ -57,6 +57,7 @@ class CarvedVolume:
     block_size: int = 0
     uuid: str = ""
     label: str = ""
+    derived: bool = False
 
     def free(self) -> Int64s:
         return np.empty((0, 2), np.int64)

@@ -8,6 +8,7 @@ are a guess, and no table is made up for them: the guest's disk is given out.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -123,10 +124,11 @@ def _unit_places(stowed: Stowed) -> tuple[Int64s, Int64s]:
 
 def _there(view: Reader, stowed: Stowed, units: Int64s) -> int:
     """Bytes of some units that hold something."""
-    first, place = _unit_places(stowed)
+    number, place = _unit_places(stowed)
+    at_of = np.empty(len(place), np.int64)
+    at_of[number] = place
     total = 0
-    for i in np.sort(units).tolist():
-        at = int(place[int(np.flatnonzero(first == i)[0])])
+    for at in at_of[np.sort(units)].tolist():
         total += stowed.unit if any(view.read(at, stowed.unit)) else 0
         if total >= LEAST_UNNAMED:
             break
@@ -155,20 +157,23 @@ def _filled(m: GuestMap, other: GuestMap) -> GuestMap:
     rows = [(g, n, s, f, e, k) for g, n, s, f, e, k in
             zip(m.guest_offset.tolist(), m.length.tolist(), m.state.tolist(), m.file_offset.tolist(),
                 m.encoding.tolist(), m.stored.tolist(), strict=True) if s != LOST]
+    named = _named(other)
+    begins = [g for g, _, _ in named]
     for g, n, s in zip(m.guest_offset.tolist(), m.length.tolist(), m.state.tolist(), strict=True):
         if s != LOST:
             continue
         at = g
-        for a, k, f in _clipped(other, g, g + n):
+        near = named[max(0, bisect_right(begins, g) - 1) : bisect_left(begins, g + n)]
+        for a, k, f in _clipped(near, g, g + n):
             rows += [(at, a - at, LOST, -1, PLAIN, a - at), (a, k, DATA, f, PLAIN, k)]
             at = a + k
         rows.append((at, g + n - at, LOST, -1, PLAIN, g + n - at))
     return GuestMap.build(*zip(*sorted(rows), strict=True))
 
 
-def _clipped(m: GuestMap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(guest offset, bytes, file offset) of what lies plain, inside [start, end)."""
-    for g, n, f in _named(m):
+def _clipped(named: list[tuple[int, int, int]], start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """What of (guest offset, bytes, file offset)s is inside [start, end)."""
+    for g, n, f in named:
         low, high = max(start, g), min(end, g + n)
         if low < high:
             yield low, high - low, f + low - g

@@ -371,7 +371,7 @@ def free_space(disk: Reader, g: int, size: int, *, own: bool = False) -> tuple[I
     """
     def read() -> list[tuple[Int64s, int]]:
         found = [(v.free(), v.size, v) for v in open_volumes(disk, [(g, size)])[:1]]
-        return [(free, length) for free, length, v in found if not (own and getattr(v, "derived", False))]
+        return [(free, length) for free, length, v in found if not (own and v.derived)]
 
     found = asked(read, [])
     return found[0] if found and len(found[0][0]) and int(found[0][0][0, 0]) > g else None

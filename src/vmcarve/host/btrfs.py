@@ -43,6 +43,7 @@ class BtrfsVolume:
     """A Btrfs volume's device. size: bytes of this device; block_size: a sector, the unit of data extents."""
 
     name = "btrfs"
+    derived = False
 
     def __init__(self, reader: Reader, offset: int, sb: Super, chunks: Chunks, whole: bool) -> None:
         self._reader, self._super, self._chunks, self._whole = reader, sb, chunks, whole

@@ -107,6 +107,7 @@ class ExfatVolume:
     """An exFAT volume. size: bytes by its boot sector; block_size: a cluster."""
 
     name = "exfat"
+    derived = False
 
     def __init__(self, reader: Reader, offset: int, boot: Boot) -> None:
         self._reader, self._boot = reader, boot

@@ -62,6 +62,8 @@ class ExtVolume:
     leaves: image offsets of extent blocks, when a sweep has found them already; None: files() sweeps free space itself.
     """
 
+    derived = False
+
     def __init__(self, reader: Reader, sb: super_.Super, limit: int) -> None:
         self.sb = sb
         older = "ext3" if sb.compat & COMPAT_JOURNAL else "ext2"

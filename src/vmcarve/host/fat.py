@@ -59,6 +59,8 @@ class _Folder:
 class FatVolume:
     """A FAT volume. size: bytes by its boot sector; block_size: a cluster."""
 
+    derived = False
+
     def __init__(self, reader: Reader, offset: int, boot: Boot) -> None:
         self._reader, self._boot = reader, boot
         self.name = f"fat{32 if boot.bits == 28 else boot.bits}"

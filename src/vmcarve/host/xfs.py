@@ -43,6 +43,7 @@ class XfsVolume:
     """An XFS file system. Offsets are image offsets in bytes."""
 
     name = "xfs"
+    derived = False
 
     def __init__(self, reader: Reader, sb: super_.Super) -> None:
         self.sb = sb

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from ...model import Reader
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Told, U8s
 
-U8s = npt.NDArray[np.uint8]
 RECORD = int.from_bytes(b"PK", "little")  # every record begins with it; then come two bytes of its kind
 LOCAL, ENTRY, END = 30, 46, 22  # bytes of the fixed parts
 MAX_LOCALS = 1 << 22  # ours: of one image

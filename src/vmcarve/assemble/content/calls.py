@@ -19,9 +19,8 @@ import numpy.typing as npt
 from ..._ext.call_votes import call_votes
 from ..tails import to_file
 from .programs import Program, Programs, points
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Told, U8s
 
-U8s = npt.NDArray[np.uint8]
 CALL, CALL_BYTES = 0xE8, 5
 REACH = 1 << 22  # bytes that a call leads away at most: programs are no larger, and what is no code reaches anywhere
 WIDTH = 4 * REACH  # numbers for the places of targets, from the begin of the block

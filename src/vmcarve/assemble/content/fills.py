@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from ...registry import hosts
 from ..asked import asked
 from ..segments import least_weight
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Told, U8s, in_phase
 
-U8s = npt.NDArray[np.uint8]
 Span = tuple[int, int, int]  # guest, first file block, end
 MAX_STRETCHES = 1 << 20  # ours: of one image
 MAX_SPANS = 1 << 16  # ours: parts of the files of one guest
@@ -55,10 +53,7 @@ class Fills:
 
     def see(self, data: U8s, at: int, length: int) -> None:
         self._blocks += length // BLOCK
-        phase = self._guests[0].start % BLOCK
-        first = (phase - at) % BLOCK
-        count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
-        blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
+        first, blocks = in_phase(data, at, length, self._guests[0].start % BLOCK)
         for byte in self._seen:
             row = np.flatnonzero((blocks[:, 0] == byte) & (blocks[:, -1] == byte))
             row = row[(blocks[row] == byte).all(axis=1)]

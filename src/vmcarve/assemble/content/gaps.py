@@ -23,10 +23,9 @@ from ..breaks import MAGICS
 from ..segments import least_weight
 from ..tails import FileEnds, to_file
 from .joins import REACH, Kind, Shares, Side, before, behind, bits, kind_of
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Told, U8s
 
 Floats = npt.NDArray[np.float64]
-U8s = npt.NDArray[np.uint8]
 MAX_UNITS = 4096  # ours: free units that are looked at
 MAX_PAIRS = 1 << 17  # ours: gaps times units
 MAX_PIECES = 1 << 22  # ours: of the files of one guest

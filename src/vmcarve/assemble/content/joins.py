@@ -194,6 +194,12 @@ def _numbers(left: bytes, right: bytes) -> float:
     return 0.0
 
 
+def may_be_stamped(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Of rows of bytes: whether STAMP can match at all, for the dashes of a date."""
+    dash = text == ord("-")
+    return (dash[:, :-3] & dash[:, 3:]).any(axis=1)
+
+
 def seconds(stamp: re.Match[bytes]) -> float | None:
     """Unix seconds of a match of STAMP, taken for UTC; None where it is no time."""
     try:

@@ -30,7 +30,7 @@ class Content:
         self.sums = Sums()
         self._all: tuple[Mechanism, ...] = (
             self.sums, Starts(), Pages(), Archives(image), Calls(Programs(image)), Fills(),
-            Times(image), Xz(), Texts(image), Gaps(image, room))
+            Times(image=image), Xz(), Texts(image=image), Gaps(image, room))
 
     def look(self, guests: list[Guest]) -> None:
         """Takes what the guests tell now."""

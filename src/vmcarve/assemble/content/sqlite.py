@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from ..._ext.leaf_rows import leaf_rows
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Kept, Told
+from .want import BLOCK, Guest, Int64s, Kept, Told, U8s, in_phase
 
-U8s = npt.NDArray[np.uint8]
 MAGIC = b"SQLite format 3\0"
 MAGIC_BYTES = np.frombuffer(MAGIC, np.uint8)
 HEAD = 100  # bytes
@@ -80,14 +79,12 @@ class Pages:
     def see(self, data: U8s, at: int, length: int) -> None:
         self._blocks += length // BLOCK
         for phase in self._phases:
-            first = (phase - at) % BLOCK
-            count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
-            if not count:
+            first, blocks = in_phase(data, at, length, phase)
+            if not len(blocks):
                 continue
-            block, low, high = (np.empty(count, np.int64) for _ in range(3))
+            block, low, high = (np.empty(len(blocks), np.int64) for _ in range(3))
             n = leaf_rows(data, first, length, block, low, high)
             self._leaves.append(np.column_stack((at + first + block[:n] * BLOCK, low[:n], high[:n])))
-            blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
             for i in np.flatnonzero((blocks[:, : len(MAGIC)] == MAGIC_BYTES).all(axis=1)).tolist():
                 if len(self._heads) < MAX_DATABASES:
                     head = blocks[i, :HEAD].tobytes()

@@ -13,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Told
+from .want import BLOCK, Guest, Int64s, Told, U8s, in_phase
 
-U8s = npt.NDArray[np.uint8]
 MAX_RIVALS = 64  # ours: places of one file beyond which it says nothing
 MAX_BITS = 20.0
 MAX_PHASES = 8  # ours
@@ -51,11 +49,8 @@ class Starts:
     def see(self, data: U8s, at: int, length: int) -> None:
         self._blocks += length // BLOCK
         for phase in self._phases:
-            first = (phase - at) % BLOCK
-            count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
-            if not count:
-                continue
-            head = np.lib.stride_tricks.as_strided(data[first:], (count, 4), (BLOCK, 1)).copy().view("<u4")[:, 0]
+            first, blocks = in_phase(data, at, length, phase)
+            head = np.ascontiguousarray(blocks[:, :4]).view("<u4")[:, 0]
             for magic, stated in SIZES.items():
                 rows = np.flatnonzero(head == magic)
                 if len(rows):

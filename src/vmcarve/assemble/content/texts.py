@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from ...model import Reader
 from ..tails import to_file
-from .joins import LEAST_LINES, LINE, RANGE_SECONDS, SAME_LINES, STAMP, TEXTUAL, seconds
-from .want import BLOCK, Guest, Int64s, Told, given
+from .followed import Followed
+from .joins import LEAST_LINES, LINE, RANGE_SECONDS, SAME_LINES, STAMP, TEXTUAL, may_be_stamped, seconds
+from .want import BLOCK, Guest, Int64s, U8s, in_phase
 from .ways import Floats, Gap, fill
 
-U8s = npt.NDArray[np.uint8]
 HEAD = 64  # bytes at a block's begin that must be text
 RATE = 1 / 256  # ours: breaks by block, taken for pieces of 1 MiB
 TELLING = 32  # blocks of a gap whose file has nothing else to tell that it is a text
@@ -82,36 +82,22 @@ class Stretch:
 
 
 @dataclass(slots=True)
-class Texts:
+class Texts(Followed):
     """Mechanism: see the package."""
 
-    image: Reader
-    _guests: list[Guest] = field(default_factory=list[Guest])
-    _seen: bool = False
+    image: Reader = field(kw_only=True)
     _noted: list[Int64s] = field(default_factory=list[Int64s])
     """image block of a text, its bytes; 1 for one of a log; bytes up to the first end of a line, and of the next
     LINES - 1 lines; the same from behind; the first and the last ORDER letters"""
     _samples: list[U8s] = field(default_factory=list[U8s])
     _sampled: int = 0
-    _blocks: int = 2
-    _found: list[dict[int, int]] = field(default_factory=list[dict[int, int]])  # by guest: image block of a file block
-    _asked: bool = False
     _letters: Letters | None = None
     _texts: set[int] = field(default_factory=set[int])  # image blocks
     _edges: dict[tuple[int, bool], Edge] = field(default_factory=dict[tuple[int, bool], "Edge"])
 
-    def want(self, guests: list[Guest]) -> bool:
-        self._guests = guests
-        self._found = [*self._found, *({} for _ in guests)][: len(guests)]
-        self._asked = bool(guests) and guests[0].unit.blocks > 1  # whole units are weighed by `gaps`
-        first, self._seen = not self._seen, self._seen or any(len(g.files.size) for g in guests)
-        return first and self._seen
-
     def see(self, data: U8s, at: int, length: int) -> None:
-        first = (self._guests[0].start - at) % BLOCK
-        count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
-        self._blocks += count
-        blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
+        first, blocks = in_phase(data, at, length, self._guests[0].start % BLOCK)
+        self._blocks += len(blocks)
         if sum(len(rows) for rows in self._noted) >= MAX_TEXTS:
             return
         likely = np.flatnonzero(LIKELY_TEXT[blocks[:, :HEAD]].all(axis=1))
@@ -122,7 +108,9 @@ class Texts:
         text, size = text[good], size[good]
         if not len(text):
             return
-        stamped = np.array([STAMP.search(block.tobytes(), 0, STAMPED) is not None for block in text], np.int64)
+        stamped = may_be_stamped(text[:, :STAMPED]).astype(np.int64)
+        for i in np.flatnonzero(stamped).tolist():
+            stamped[i] = STAMP.search(text[i, :STAMPED].tobytes()) is not None
         row = np.column_stack(((at + first) // BLOCK + likely[good], size, stamped, _lines(text),
                                _lines(text[:, ::-1]), text[:, :ORDER], text[:, -ORDER:]))
         self._noted.append(row.astype(np.int64))
@@ -130,14 +118,8 @@ class Texts:
             self._samples.append(text[:, : BLOCK // 8].copy())
             self._sampled += len(text) * (BLOCK // 8)
 
-    def points(self, number: int) -> Told:
-        if not self._asked:
-            self._asked = True
-            self._fill()
-        return given(self._found[number], self._guests[number], self._blocks)
-
-    def _fill(self) -> None:
-        if not self._noted:
+    def follow(self) -> None:
+        if not self._noted or self._guests[0].unit.blocks > 1:  # whole units are weighed by `gaps`
             return
         if self._letters is None:
             self._letters = Letters.of(self._samples)

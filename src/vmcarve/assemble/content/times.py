@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from ...model import Reader
 from ..tails import to_file
-from .joins import REACH, STAMP, before, behind, foretold, seconds
-from .want import BLOCK, Guest, Int64s, Told, given
+from .followed import Followed
+from .joins import REACH, STAMP, before, behind, foretold, may_be_stamped, seconds
+from .want import BLOCK, Guest, Int64s, U8s, in_phase
 
-U8s = npt.NDArray[np.uint8]
 HEAD, ENDS = 64, 512  # bytes at a block's begin that must be text; bytes at both ends that must have a stamp
 MAX_BLOCKS = 1 << 20  # ours: blocks of logs of one image
 MAX_FILES = 1 << 16  # ours: files of one guest that are followed
@@ -29,46 +29,29 @@ NEAR = 0.25  # of the time that a block spans, between the last stamp of one blo
 
 
 @dataclass(slots=True)
-class Times:
+class Times(Followed):
     """Mechanism: see the package."""
 
-    image: Reader
-    _guests: list[Guest] = field(default_factory=list[Guest])
-    _seen: bool = False
+    image: Reader = field(kw_only=True)
     _noted: list[tuple[int, float, float]] = field(default_factory=list[tuple[int, float, float]])
     """image block, first and last stamp (Unix seconds)"""
-    _blocks: int = 2
-    _found: list[dict[int, int]] = field(default_factory=list[dict[int, int]])  # by guest: image block of a file block
-    _asked: bool = False
-
-    def want(self, guests: list[Guest]) -> bool:
-        self._guests = guests
-        self._found = [*self._found, *({} for _ in guests)][: len(guests)]
-        self._asked = False
-        first, self._seen = not self._seen, self._seen or any(len(g.files.size) for g in guests)
-        return first and self._seen
 
     def see(self, data: U8s, at: int, length: int) -> None:
-        first = (self._guests[0].start - at) % BLOCK
-        count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
-        self._blocks += count
-        blocks = data[first : first + count * BLOCK].reshape(-1, BLOCK)
+        first, blocks = in_phase(data, at, length, self._guests[0].start % BLOCK)
+        self._blocks += len(blocks)
         head = blocks[:, :HEAD]
-        text = (((head >= 32) & (head < 127)) | (head == 9) | (head == 10) | (head == 13)).all(axis=1)
-        for i in np.flatnonzero(text).tolist() if len(self._noted) < MAX_BLOCKS else ():
+        text = np.flatnonzero((((head >= 32) & (head < 127)) | (head == 9) | (head == 10) | (head == 13)).all(axis=1))
+        likely = may_be_stamped(blocks[text, :ENDS]) & may_be_stamped(blocks[text, -ENDS:])
+        for i in text[likely].tolist():
+            if len(self._noted) >= MAX_BLOCKS:
+                break
             block = blocks[i].tobytes()
             begin, ends = STAMP.search(block, 0, ENDS), list(STAMP.finditer(block, BLOCK - ENDS))
             low, high = (seconds(begin), seconds(ends[-1])) if begin and ends else (None, None)
             if low is not None and high is not None and low <= high:
                 self._noted.append(((at + first) // BLOCK + i, low, high))
 
-    def points(self, number: int) -> Told:
-        if not self._asked:
-            self._asked = True
-            self._follow()
-        return given(self._found[number], self._guests[number], self._blocks)
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
         noted = np.array(sorted(self._noted), np.float64).reshape(-1, 3)
         place = noted[:, 0].astype(np.int64)
         logged = set(place.tolist())

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ...disk import VirtualDisk
 from ..host_units import Unit
-from ..segments import least_weight
 from ..tails import FileEnds
 from .files import Files
 
 Int64s = npt.NDArray[np.int64]
+U8s = npt.NDArray[np.uint8]
 BLOCK = 4096
 T = TypeVar("T")
 
@@ -72,16 +72,12 @@ class Told:
         return cls(none, none, np.empty(0), none)
 
 
-def given(found: dict[int, int], guest: Guest, blocks: int) -> Told:
-    """Points of blocks that were followed or filled in: enough for each run of them to stand alone, and for nothing
-    against what is pinned. found: the image block of each file block; blocks: of the image."""
-    f = np.array(sorted(found), np.int64)
-    if not len(f):
-        return Told.nothing()
-    delta = np.array([found[k] for k in f.tolist()], np.int64) - f - guest.start // BLOCK
-    run = np.cumsum(np.concatenate(([True], (delta[1:] != delta[:-1]) | (np.diff(f) != 1)))) - 1
-    worth = 2 * (least_weight(blocks) + 1.0)
-    return Told(f, delta, worth / np.bincount(run)[run], f[:0])
+def in_phase(data: U8s, at: int, length: int, phase: int) -> tuple[int, U8s]:
+    """(index in `data`, uint8[n, BLOCK]) of the first of, and the whole blocks that begin in [at, at + length) of the
+    image at an offset that is `phase` modulo a block. data: the image's bytes from `at` on."""
+    first = (phase - at) % BLOCK
+    count = max(0, (min(length, len(data) - BLOCK + 1) - first + BLOCK - 1) // BLOCK)
+    return first, data[first : first + count * BLOCK].reshape(-1, BLOCK)
 
 
 class Mechanism(Protocol):
@@ -91,7 +87,7 @@ class Mechanism(Protocol):
         """Takes what the guests tell now; True when the image has to be seen (again)."""
         ...
 
-    def see(self, data: npt.NDArray[np.uint8], at: int, length: int) -> None:
+    def see(self, data: U8s, at: int, length: int) -> None:
         """Image bytes from offset `at` on: `length` that are to be seen, and some behind them to read on in; the
         caller's again when this returns."""
         ...

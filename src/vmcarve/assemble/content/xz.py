@@ -14,12 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s, Kept, Told, given
+from .followed import Followed
+from .want import BLOCK, Guest, Int64s, Kept, U8s
 
-U8s = npt.NDArray[np.uint8]
 MAGIC = b"\xfd7zXZ\0"
 FULL = (0xEF, 0xF0)  # the high byte of the length of a chunk that was closed when full
 LEAST = 128 << 10  # bytes of a file that may have two of them
@@ -39,26 +38,20 @@ class Stream:
 
 
 @dataclass(slots=True)
-class Xz:
+class Xz(Followed):
     """Mechanism: see the package."""
 
-    _guests: list[Guest] = field(default_factory=list[Guest])
     _streams: list[list[Stream]] = field(default_factory=list[list[Stream]])
     _kept: Kept[list[Stream]] = field(default_factory=Kept[list[Stream]])
-    _seen: bool = False
     _headers: list[Int64s] = field(default_factory=list[Int64s])  # int64[n, 2]: image offset, bytes of the chunk
     _count: int = 0
-    _blocks: int = 2
-    _found: list[dict[int, int]] = field(default_factory=list[dict[int, int]])  # by guest: image block of a file block
-    _asked: bool = False
 
     def want(self, guests: list[Guest]) -> bool:
-        self._guests = guests
-        self._found = [*self._found, *({} for _ in guests)][: len(guests)]
-        self._asked = False
         self._streams = [self._kept.of(k, guest, _streams) for k, guest in enumerate(guests)]
-        first, self._seen = not self._seen, self._seen or any(self._streams)
-        return first and self._seen
+        return Followed.want(self, guests)
+
+    def asks(self) -> bool:
+        return any(self._streams)
 
     def see(self, data: U8s, at: int, length: int) -> None:
         self._blocks += length // BLOCK
@@ -71,16 +64,12 @@ class Xz:
         self._headers.append(np.column_stack((row + at, size)))
         self._count += len(row)
 
-    def points(self, number: int) -> Told:
-        if not self._asked:
-            self._asked = True
-            self._follow()
-        return given(self._found[number], self._guests[number], self._blocks)
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
         if not any(self._streams) or not self._headers:
             return
         chains = self._chains()
+        first = np.array([int(c[0, 0]) for c in chains], np.int64)
+        length = np.array([int(c[-1, 0]) for c in chains], np.int64) - first  # up to where the last header lies
         for k, guest in enumerate(self._guests):
             for stream in self._streams[k]:
                 at = _next(guest, stream)
@@ -88,11 +77,11 @@ class Xz:
                     if at < 0 or at + END >= stream.end:
                         break
                     place = int(to_file(guest.disk.map, guest.files.place(np.array([stream.file]), np.array([at])))[0])
-                    fits = [c for c in chains if place >= 0 and (int(c[0, 0]) - place - guest.start) % BLOCK == 0
-                            and at + int(c[-1, 0] - c[0, 0]) < stream.end]
+                    fits = np.flatnonzero((place >= 0) & ((first - place - guest.start) % BLOCK == 0)
+                                          & (at + length < stream.end))
                     if len(fits) != 1:
                         break
-                    at = self._give(k, guest, stream, at, fits[0])
+                    at = self._give(k, guest, stream, at, chains[int(fits[0])])
 
     def _give(self, number: int, guest: Guest, stream: Stream, at: int, chain: Int64s) -> int:
         """Notes the blocks between the headers of a chain; the offset in the file where the next chunk begins."""
