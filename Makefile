@@ -58,7 +58,7 @@ demo: packages-demo build
 	$(BIN)/vmcarve demo --out $(DEMO_OUT)
 
 test: packages-test build $(VENV)/.test
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n logical --dist worksteal $(PYTEST_ARGS)
 
 lint: build $(VENV)/.lint
 	$(BIN)/ruff check .
