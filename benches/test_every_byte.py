@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,17 @@ from tests.makers.vdi import MAKERS
 from vmcarve.source import ImageSource, open_image
 from vmcarve.sweeper import Sweep, sweep_image
 
-from .common import MIB, READ, SIZE_MIB, compare, need, not_measured, page_buffer, race, read_all, record, run_child
+from .common import MIB, READ, SIZE_MIB, compare, need, page_buffer, race, read_all, record, run_child
 from .test_peers import ripgrep, sweeping
-
-ABSENT = "the sweep has no align option yet"
 
 
 def sweep(source: ImageSource) -> Sweep:
-    options: dict[str, Any] = {"align": 1}
-    return sweep_image(source, 0, lambda _: None, threads=1, **options)
-
-
-def absent() -> bool:
-    return "align" not in inspect.signature(sweep_image).parameters
+    return sweep_image(source, 0, lambda _: None, threads=1, align=1)
 
 
 def test_noise(benchmark: Any, noise_image: ImageSource) -> None:
     """Random bytes, every kind looked for at every byte, against pread of them."""
     name = "every byte of noise / pread, CPU time"
-    if absent():
-        not_measured(name, ABSENT)
     buffer = page_buffer(READ)
 
     def check(result: Sweep) -> None:
@@ -46,8 +36,6 @@ def test_noise(benchmark: Any, noise_image: ImageSource) -> None:
 def test_against_ripgrep(benchmark: Any, noise_image: ImageSource, scratch: Path) -> None:
     """The sweep against ripgrep with the same literals."""
     name = "every byte of noise / ripgrep, CPU time"
-    if absent():
-        not_measured(name, ABSENT)
     program = need(name, "rg")
     argv = (program, *ripgrep(scratch), noise_image.path)
     result = race(benchmark, lambda: sweeping(noise_image, align=1), lambda: run_child(*argv, ends=(0, 1)))
@@ -57,8 +45,6 @@ def test_against_ripgrep(benchmark: Any, noise_image: ImageSource, scratch: Path
 def test_odd_places(benchmark: Any, scratch: Path) -> None:
     """A container at an odd offset is found, and it is found once."""
     name = "disks found at odd offsets"
-    if absent():
-        not_measured(name, ABSENT)
     raw, out, image = scratch / "raw", scratch / "disk.vdi", scratch / "image"
     rng = np.random.default_rng(4)
     raw.write_bytes(rng.bytes(4 * MIB))
