@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from .assemble import Assembled, Claims, Spot, assemble_image, find_hosts, unallocated
 from .assemble.chains import link
+from .assemble.nested import nested
 from .assemble.state import HostView
 from .case import Case, image_identity, make_folder, open_case, write_json
 from .errors import UsageError, VmcarveError
@@ -31,6 +32,7 @@ from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
 from .version import program_version
 
+MAX_NESTED = 4  # ours: disks in disks in disks
 WRITERS = 4  # disks written at the same time at most: more make a spinning disk seek
 
 Report = Callable[[str, int, int], None]
@@ -101,6 +103,7 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
         info["seconds"]["assemble"] = round(time.monotonic() - started, 3)
         started = time.monotonic()
         disks = _verify(sources, items, report)
+        disks += _nested(sources, folder, disks, report)
         info["seconds"]["verify"] = round(time.monotonic() - started, 3)
         started = time.monotonic()
         written = _write(sources, folder, disks, options, report) if options.write else {}
@@ -274,6 +277,21 @@ def _verify(sources: list[ImageSource], items: list[Assembled], report: Report |
     return disks
 
 
+def _nested(sources: list[ImageSource], folder: Path, disks: list[Verified], report: Report | None) -> list[Verified]:
+    """Disks in the guests of disks, and those in theirs."""
+    evidence = read(folder / "evidence.arrow")
+    out: list[Verified] = []
+    layer = disks
+    for _ in range(MAX_NESTED):
+        items = nested(sources, layer, evidence)
+        if not items:
+            break
+        link(sources, items)
+        layer = _verify(sources, items, report)
+        out += layer
+    return out
+
+
 def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], options: Options,
            report: Report | None) -> dict[str, tuple[str, str | None]]:
     """disk_id -> (path relative to the case, sha256) of what was written."""
@@ -368,6 +386,7 @@ def _disk_row(d: Verified, disks: list[Verified], written: dict[str, tuple[str, 
         "deleted": item.deleted,
         "names": [*([d.guest.label] if d.guest.label else []), *item.names],
         "parent_id": parent_id,
+        "inside_id": item.inside,
         "parent_said": None if said is None else " ".join(x for x in (said.name, said.identity) if x) or None,
         "uuid": c.uuid,
         "guest": d.guest_text,

@@ -82,6 +82,8 @@ DISKS = pa.schema(
         _field("names", pa.list_(pa.string()), "names that the host, the container or its companions give it"),
         _field("parent_id", pa.string(), "disk_id of the parent layer, or of the container that holds this disk",
                null="no parent, or not found"),
+        _field("inside_id", pa.string(), "disk_id of the disk in whose guest this one is a file",
+               null="it lies in no guest"),
         _field("parent_said", pa.string(), "what the container itself says of its parent", null="it says nothing"),
         _field("uuid", pa.string(), "identity that the container carries", null="it carries none"),
         _field("guest", pa.string(), "partitions and file systems on the guest disk", null="not looked at or unknown"),

@@ -155,6 +155,7 @@ def print_disk(case: Case, disk_id: str, *, as_json: bool = False) -> None:
         ("names", ", ".join(_clean(n) for n in row["names"])),
         ("uuid", row["uuid"]),
         ("parent", row["parent_id"]),
+        ("inside", row["inside_id"]),
         ("it names", row["parent_said"] and f"{_clean(row['parent_said'])} (shown, not followed)"),
         ("guest", row["guest"] and _clean(row["guest"])),
         ("file", row["path"] and os.path.join(case.path, row["path"])),

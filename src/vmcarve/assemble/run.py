@@ -29,11 +29,12 @@ MAX_SPARSE = 2_000_000  # ours: rows of the sparse kinds that are looked at one 
 
 
 def assemble_image(image: Reader, source: int, evidence: pa.Table, spots: list[Spot] | None = None, *,
-                   unallocated_only: bool = False) -> tuple[list[Assembled], list[HostView], list[str]]:
+                   unallocated_only: bool = False, files_only: bool = False
+                   ) -> tuple[list[Assembled], list[HostView], list[str]]:
     """The containers of one image, its host file systems, and what went wrong with them (one sentence each).
 
     evidence: rows of the EVIDENCE schema for this source. spots: what find_hosts gave, where that was asked already.
-    unallocated_only: what a host holds is not looked at.
+    unallocated_only: what a host holds is not looked at. files_only: only what host files hold is.
     """
     rows = _format_rows(evidence)
     troubles: list[str] = []
@@ -49,10 +50,12 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table, spots: list[S
             host_files(state, rows, starts, evidence, deleted=False)
             others = state.claims
             state.claims = others.with_runs(state.free, image.size)
-            _without_host_files(state, rows, evidence, state.held)
+            if not files_only:
+                _without_host_files(state, rows, evidence, state.held)
         state.claims = others.with_runs(state.held, image.size)
     host_files(state, rows, starts, evidence, deleted=True)
-    _without_host_files(state, rows, evidence, state.free)
+    if not files_only:
+        _without_host_files(state, rows, evidence, state.free)
     return state.done, views, [*troubles, *more]
 
 

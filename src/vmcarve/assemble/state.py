@@ -24,7 +24,10 @@ def inverted(runs: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
 
 @dataclass(slots=True)
 class Assembled:
-    """One container with its place in the image. `map` covers [0, container.size)."""
+    """One container with its place in the image. `map` covers [0, container.size).
+
+    inside: disk_id of the disk in whose guest it is a file.
+    """
 
     disk_id: str
     source: int
@@ -35,6 +38,7 @@ class Assembled:
     host: str | None = None
     parent: Assembled | None = None
     members: list[Joined] = field(default_factory=list["Joined"])
+    inside: str | None = None
 
     def view(self, image: Reader) -> FileView:
         """The container's bytes as they will be written, patches included."""
