@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,8 +35,6 @@ from .tables import Found, Search
 from .units import join_units, settle_units
 
 MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond its disks and an eighth of them
-
-
 BEHIND = 64 << 20  # ours: bytes of an archive behind the last of its disks
 
 Hints = dict[tuple[int, str], set[tuple[int, int]]]
@@ -74,6 +73,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
                        Search(image, room))
     candidates = [_candidate(image, fmt, start, led, sorted(f for f, _ in hints[start, fmt.name]))
                   for start, fmt, led in opened if led.container.guests]
+    _pin_by_name(candidates, rows)
     inside = {start + m.file_offset: start for start, _, led in opened if not led.container.guests
               for m in led.container.members if m.kind == "tar"}
     forms = {start: fmt for start, fmt, led in opened if led.container.guests}
@@ -174,6 +174,27 @@ def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[i
     # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
     first = [0] if 0 in anchors else anchors
     return Candidate(start, led.container, led.map, reopen, led.tables, fmt.wants is not None, first)
+
+
+def _pin_by_name(candidates: Sequence[Candidate], rows: list[tuple[str, Evidence]]) -> None:
+    """Notes where structures lie that say whose they are but not where (a VHD's tail footer), of containers that know.
+
+    Not where several bear the name: clones, or what a file left where it ended before.
+    """
+    places: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for module, e in rows:
+        if e.container_offset is None and e.identity is not None:
+            places[module, e.kind, e.identity].append(e.image_offset)
+    bearers = Counter(name for c in candidates for name in c.container.identities)
+    for c in candidates:
+        if in_doubt(c.container):
+            continue
+        for region in c.container.regions:
+            for name in c.container.identities:
+                at = places.get((c.container.format, region.kind, name), []) if region.file_offset else []
+                inside = region.file_offset % BLOCK
+                if len(at) == 1 and bearers[name] == 1 and (at[0] - inside - c.start) % BLOCK == 0:
+                    c.tables.append((region.file_offset - inside, at[0] - inside))
 
 
 def _around(image: Reader, fmt: Format, start: int, led: Led, solved: dict[int, Candidate]) -> Led:
