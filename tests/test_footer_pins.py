@@ -1,4 +1,4 @@
-"""A footer that says whose it is, but not where it lies, pins the end of its file, where the header's tables tell that."""
+"""A footer that says whose it is, not where it lies, pins the end of its file, where the header's tables tell that."""
 
 from __future__ import annotations
 

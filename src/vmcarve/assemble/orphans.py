@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,14 +89,32 @@ class Found:
         at = self.pieces.place[:, self._column(g)]
         return np.where(at >= 0, at + g % unit, -1)
 
-    def _column(self, g: int) -> int:
+    def _column(self, g: Any) -> Any:
+        """The entry of a piece that tells of a guest byte (or of each of int64[n])."""
         return (g // self.pieces.unit - self.pieces.phase) % self.pieces.place.shape[1]
 
-    def first(self, origin: int, pins: Int64s) -> Int64s:
-        """int64[m]: the unit number of each piece's first entry, where the pins prove it under this origin, else -1."""
+    def agreeing(self, origins: Int64s, pins: Int64s) -> list[tuple[Int64s, Int64s]]:
+        """(pins, pieces) of each origin, by their numbers: where a piece names the place of a pin, if the file begins
+        there. Pins rise."""
+        order = np.argsort(origins, kind="stable")
+        rising = origins[order]
+        rows: list[tuple[Int64s, Int64s, Int64s]] = []
+        for j, (p, g) in enumerate(pins.tolist() if len(origins) else ()):
+            at = self.named(g)
+            i = np.minimum(np.searchsorted(rising, p - at), len(rising) - 1)
+            same = np.flatnonzero((at >= 0) & (rising[i] == p - at))
+            rows.append((order[i[same]], np.full(len(same), j), same))
+        if not rows:
+            return [(np.empty(0, np.int64), np.empty(0, np.int64)) for _ in origins]
+        origin, pin, piece = (np.concatenate([row[column] for row in rows]) for column in range(3))
+        return [(pin[origin == k], piece[origin == k]) for k in range(len(origins))]
+
+    def first(self, pins: Int64s, agreeing: tuple[Int64s, Int64s]) -> Int64s:
+        """int64[m]: the unit number of each piece's first entry, where the pins prove it under an origin, else -1."""
         out = np.full(len(self.pieces.image_offset), -1, np.int64)
-        for p, g in pins.tolist():
-            out[self.named(g) == p - origin] = g // self.pieces.unit - self._column(g)
+        pin, piece = agreeing
+        g = pins[pin, 1]
+        out[piece] = g // self.pieces.unit - self._column(g)
         return out
 
 
@@ -209,24 +228,28 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) 
         origins, _ = found.votes(pins)
         origins = origins[(origins > -MAX_BEFORE) & (origins < image.size)]
         best: list[tuple[int, Orphan]] = []
-        for origin in origins[:MAX_CANDIDATES].tolist():
+        origins = origins[:MAX_CANDIDATES]
+        for origin, agreeing in zip(origins.tolist(), found.agreeing(origins, pins), strict=True):
             if found.inside(origin, [orphan for _, orphan in best]):
                 continue
-            size = _disk_size(found, origin, pins, sizes)
-            orphan = found.format.rebuild(image, Clue(origin, size, found.pieces, found.first(origin, pins)))
+            size = _disk_size(sizes, agreeing[0])
+            orphan = found.format.rebuild(image, Clue(origin, size, found.pieces, found.first(pins, agreeing)))
             if orphan is not None and orphan.container.guests:
                 stated = len(found.stating(origin)) > 0
                 best.append((_agreeing(image, orphan, pins, stated), orphan))
-        for agreeing, orphan in sorted(best, key=lambda b: -b[0]):
-            if agreeing >= LEAST and not any(claims.overlap(p, p + n) for _, p, n in orphan.runs.tolist()):
+        for count, orphan in sorted(best, key=lambda b: -b[0]):
+            if count >= LEAST and not any(claims.overlap(p, p + n) for _, p, n in orphan.runs.tolist()):
                 yield orphan
 
 
-def _disk_size(found: Found, origin: int, pins: Int64s, sizes: Int64s) -> int:
-    """Bytes of the disk as its own partition table says, when that lies where the pieces have it; 0 unknown."""
-    for (p, g), size in zip(pins.tolist(), sizes.tolist(), strict=True):
-        if size and (found.named(g) == p - origin).any():
-            return size
+def _disk_size(sizes: Int64s, agreeing: Int64s) -> int:
+    """Bytes of the disk as its own partition table says, when that lies where the pieces have it; 0 unknown.
+
+    agreeing: the pins that lie so, rising.
+    """
+    told = sizes[agreeing]
+    if told.any():
+        return int(told[told > 0][0])
     return int(sizes.max(initial=0)) if np.count_nonzero(np.unique(sizes)) == 1 else 0
 
 

@@ -156,6 +156,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         guest_map = container.guests[0].map
         size = container.virtual_size
         own = scattered[k] if k < len(scattered) else None
+        bare = container.format == "raw" and container.variant == "volume"  # the disk is known by its volume
         starts = _partitions(image, start, container, tables, own)
         digest = _digest(guest_map)
         ends = np.add.outer(places.length[rows] - 1, np.array(list(starts), np.int64))
@@ -166,6 +167,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
             p, value = int(places.image_offset[i]) + behind, int(places.value[i])
             for (g, (doubt, unfit, rooms)), f, copy in zip(starts.items(), at.tolist(), in_run, strict=True):
                 if f < 0 or g + value > size or (p - start - f) % BLOCK or tried >= MAX_PAIRS:
+                    continue
+                if bare and (g or p - start != f):
                     continue
                 if p - start != f and int(places.image_offset[i]) in of_older:
                     continue  # it is explained already; the current state may share it
