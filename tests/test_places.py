@@ -122,6 +122,17 @@ def test_a_volume_goes_to_the_container_whose_allocation_it_fits(disks: list[Dis
         assert (len(own) < len(pins)) == (disk.table == "gpt")
 
 
+def test_of_clones_each_has_the_structures_of_its_own_run(disks: list[Disk], tmp_path: Path) -> None:
+    """The same disk three times: copies of its superblock and of its table are alike in all of them."""
+    image, at, places = laid(tmp_path, [disks[0].data] * 3)
+    container = disks[0].container
+    found = assign(image, [(start, container) for start in at], places)
+    for start, owned in zip(at, found, strict=True):
+        assert [o.delta for o in owned] == [0]
+        pins = pins_of(container, start, owned, places)
+        assert len(pins) >= 2 and {p - f for f, p in pins} == {start}
+
+
 def test_a_disk_without_a_known_volume_has_its_own_partition_table(disks: list[Disk], tmp_path: Path) -> None:
     """Where the header's run has it. At any other place it is another disk's of the same size."""
     image, at, places = laid(tmp_path, [disks[0].data[: cut(disks[0])], disks[1].data[: cut(disks[1])]])

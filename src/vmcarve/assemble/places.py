@@ -421,36 +421,37 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     """(file_offset, image_offset) of the structures of a container's own volumes and disk, rising.
 
     A partition table is its own when it says where the disk ends, and lies at the delta of one of its volumes (or, for
-    a disk without a known volume, at the header's); or anywhere, where units of this disk alone lie in any order.
+    a disk without a known volume, at the header's); or anywhere, where units of this disk alone lie in any order. Of
+    structures of clones, which are alike, the one at the delta of the volume counts.
     """
     guest_map = container.guests[0].map
     pins: dict[int, tuple[int, int]] = {}
 
-    def add(g: int, row: int) -> None:
+    def add(g: int, row: int, delta: int) -> None:
         """Pins the last byte: what is before it may be a hole of the host file (the first 64 KiB of Btrfs)."""
         behind = int(places.length[row]) - 1
         p = int(places.image_offset[row]) + behind
         f = int(to_file(guest_map, np.array([g + behind], np.int64))[0])
-        if f >= 0 and (p - f - start) % BLOCK == 0:
-            pins.setdefault(f // BLOCK, (f, p))
+        if f >= 0 and (p - f - start) % BLOCK == 0 and (f // BLOCK not in pins or p - f - start == delta):
+            pins[f // BLOCK] = f, p
 
     deltas: set[int] = set() if owned else {0}
     for volume in owned:
         name, module = places.identity[volume.row], places.module[volume.row]
         deltas.add(volume.delta)
-        add(volume.guest_offset, volume.row)
+        add(volume.guest_offset, volume.row, volume.delta)
         if name is None:
             continue
         for j in np.flatnonzero(places.volume_offset > 0).tolist():
             if places.identity[j] == name and places.module[j] == module:
-                add(volume.guest_offset + int(places.volume_offset[j]), j)
+                add(volume.guest_offset + int(places.volume_offset[j]), j, volume.delta)
     size = container.virtual_size
     tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
     near = {places.identity[i] for i in tables.tolist()
             if scattered or _delta(guest_map, places, i, start) in deltas}
     for i in tables.tolist():
         if places.identity[i] in near and places.identity[i] is not None:
-            add(int(places.guest_offset[i]), i)
+            add(int(places.guest_offset[i]), i, next(iter(deltas)))
     return sorted(pins.values())
 
 
