@@ -74,6 +74,25 @@ def test_a_structure_with_two_places_lies_at_the_one_that_suits() -> None:
     assert against(GuestMap.flat(DISK), 0, 0, stated) == 16.0
 
 
+def test_older_copies_of_structures_say_nothing_against_the_right_table() -> None:
+    """A journal of eight units holds copies of what lies elsewhere, some of them several times: each structure has one
+    place only, and that is where the others of its run are. As a flat disk the structures would lie in many runs."""
+    own, other = orders(2)
+    rng = random.Random(7)
+    home = np.arange(0, DISK // 2, UNIT // 2, dtype=np.int64)
+    journal = np.arange(DISK - 8 * UNIT, DISK, BLOCK, dtype=np.int64)
+    place = np.concatenate((home, journal))
+    f = BLOCK + np.array(own, np.int64)[place // UNIT] * UNIT + place % UNIT
+    volume_offset = np.concatenate((home, np.array(rng.choices(home.tolist(), k=len(journal)), np.int64)))
+    order = np.argsort(f)
+    stated = f[order] + 9 * MIB, volume_offset[order]
+    right = against(permuted(own), 5 * MIB, 0, stated)
+    assert right == 16.0
+    for table in (permuted(other), GuestMap.flat(DISK)):
+        wrong = against(table, 5 * MIB, 0, stated)
+        assert wrong is not None and wrong > 20 * 16.0
+
+
 def test_full_containers_of_one_size_get_the_volumes_whose_order_is_theirs(tmp_path: Path) -> None:
     """Both tables store every unit, so allocation tells nothing, and each volume's begin lies nearer to the other's
     header. Their metadata lies in one run through the own table only."""
