@@ -26,7 +26,7 @@ Stated = tuple[Int64s, Int64s]
 """image_offset int64[n] of structures, volume_offset int64[n] where they belong; image_offset rising."""
 REACH = 64 << 10  # bytes that a structure of metadata may have
 RUN_BITS = 16.0  # what it speaks against a container that it makes one run more of the same metadata
-ABSENT_BITS = 8.0  # that a structure would lie where its table stores nothing
+ABSENT_BITS = RUN_BITS  # that a structure would lie where its table stores nothing: no less than a run of its own
 SAMPLE = 4096  # ours: structures of a volume that are asked, spread over it
 MAX_READS = 3  # ours: of one volume, each with what the last has found
 LEAST = 4  # structures that must be told of, and the share of them, for a container to be judged
