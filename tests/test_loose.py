@@ -67,11 +67,47 @@ def test_metadata_of_one_run_lies_at_one_distance_through_the_right_table() -> N
     assert thin is not None and thin > right + 20 * 8.0 - 1
 
 
+def test_a_table_that_stores_little_of_it_is_worse_than_one_of_a_file_in_many_pieces() -> None:
+    """The file lies in a piece for each unit: a run for nearly each structure, in its own table as in another. What
+    that one does not store can lie nowhere in it, which says no less than that it would be a run."""
+    own, other = orders(2)
+    volume_offset = np.arange(0, DISK, UNIT, dtype=np.int64)
+    pieces = np.array(random.Random(9).sample(range(UNITS), UNITS), np.int64)
+    number = np.array(own, np.int64)
+    at = np.where(number < UNITS // 2, number // 2 * 2, number)  # in one half of the file two units stay together
+    p = BLOCK + (pieces[at] * 2 + number - at) * UNIT
+    order = np.argsort(p)
+    stated = p[order], volume_offset[order]
+    right = against(permuted(own), 5 * MIB, 0, stated)
+    assert right is not None and right <= UNITS * 3 // 4 * 16.0
+    wrong = against(permuted(other, absent=range(UNITS // 8, UNITS)), 5 * MIB, 0, stated)
+    assert wrong is not None and wrong > right + UNITS // 8 * 16.0
+
+
 def test_a_structure_with_two_places_lies_at_the_one_that_suits() -> None:
     """Two copies of each node (DUP), and nobody knows which one is which: a run of either is one run."""
     p = np.repeat(np.arange(0, DISK // 2, UNIT, dtype=np.int64), 2)
     stated = p, p + np.tile([0, DISK // 2], len(p) // 2)
     assert against(GuestMap.flat(DISK), 0, 0, stated) == 16.0
+
+
+def test_older_copies_of_structures_say_nothing_against_the_right_table() -> None:
+    """A journal of eight units holds copies of what lies elsewhere, some of them several times: each structure has one
+    place only, and that is where the others of its run are. As a flat disk the structures would lie in many runs."""
+    own, other = orders(2)
+    rng = random.Random(7)
+    home = np.arange(0, DISK // 2, UNIT // 2, dtype=np.int64)
+    journal = np.arange(DISK - 8 * UNIT, DISK, BLOCK, dtype=np.int64)
+    place = np.concatenate((home, journal))
+    f = BLOCK + np.array(own, np.int64)[place // UNIT] * UNIT + place % UNIT
+    volume_offset = np.concatenate((home, np.array(rng.choices(home.tolist(), k=len(journal)), np.int64)))
+    order = np.argsort(f)
+    stated = f[order] + 9 * MIB, volume_offset[order]
+    right = against(permuted(own), 5 * MIB, 0, stated)
+    assert right == 16.0
+    for table in (permuted(other), GuestMap.flat(DISK)):
+        wrong = against(table, 5 * MIB, 0, stated)
+        assert wrong is not None and wrong > 20 * 16.0
 
 
 def test_full_containers_of_one_size_get_the_volumes_whose_order_is_theirs(tmp_path: Path) -> None:

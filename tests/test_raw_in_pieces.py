@@ -14,11 +14,12 @@ from tests.host.written import needs
 from vmcarve.assemble import raw
 from vmcarve.assemble.boot_sectors import BootSectors
 from vmcarve.assemble.candidate import Candidate
-from vmcarve.assemble.places import Owned, Places
+from vmcarve.assemble.places import Owned, Places, first_rows
 from vmcarve.assemble.raw import raw_disks, rivals
 from vmcarve.assemble.state import Claims
 from vmcarve.assemble.window import Window
 from vmcarve.filemap import FileMap
+from vmcarve.model import Container, GuestDisk, GuestMap
 from vmcarve.registry import formats
 from vmcarve.source import open_image
 from vmcarve.sweeper import sweep_image
@@ -146,3 +147,32 @@ def test_a_table_is_a_broken_containers_only_where_its_volume_may_be(
         monkeypatch.setattr(raw, "assign", lambda _, of, *__: [given if start == 0 else [] for start, *_ in of])
         found = rivals(image, table, Claims(), set(), places, BootSectors(image, room), [c])
     assert [d.start for d in found if d.container.variant == "gpt"] == ([len(front)] if kept else [])
+
+
+@pytest.mark.parametrize(("size", "shown", "left"), [
+    (SIZE - BLOCK, None, False), (SIZE, None, True), (SIZE, 1, False), (SIZE, 0, True),
+])  # fmt: skip
+def test_a_volume_in_place_behind_a_table_is_no_smaller_containers(
+    disks: list[bytes], size: int, shown: int | None, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole disk, and behind it a container that shows nothing of its guest, or the table of a disk (of this one: its
+    copy at the end). Where its disk is too small for the table, or its own table is another one, the table's volume,
+    which would fit there, is none of those that it may have."""
+    behind = random.Random(1).randbytes(SIZE) if shown is None else bytes(SIZE - MIB) + disks[shown][-MIB:]
+    (tmp_path / "image").write_bytes(disks[0] + behind)
+    asked: list[set[int]] = []
+
+    def no_volumes(_: object, of: list[tuple[int, Container]], places: Places, *__: object) -> list[list[Owned]]:
+        if of and of[0][0] == len(disks[0]):
+            asked.append({places.begin(i) for i in first_rows(places)})
+        return [[] for _ in of]
+
+    monkeypatch.setattr(raw, "assign", no_volumes)
+    batches: list[pa.RecordBatch] = []
+    with open_image(tmp_path / "image") as image:
+        sweep_image(image, 0, batches.append)
+        table, room = pa.Table.from_batches(batches), np.array([[0, image.size]], np.int64)
+        c = Candidate(len(disks[0]), Container("test", "", size, [GuestDisk(size, GuestMap.flat(size))]),
+                      FileMap.flow(len(disks[0]), size, room), lambda _: None)
+        rivals(image, table, Claims(), set(), Places.of(table), BootSectors(image, room), [c])
+    assert asked == [{MIB} if left else set()]

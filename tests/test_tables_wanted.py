@@ -15,7 +15,7 @@ from tests.helpers import run
 from tests.makers.vdi import dynamic as make_vdi
 from tests.makers.vmdk import make_cowd, make_sesparse
 from vmcarve.assemble.headers import _lacks  # pyright: ignore[reportPrivateUsage]
-from vmcarve.assemble.tables import Search, _Laid  # pyright: ignore[reportPrivateUsage]
+from vmcarve.assemble.tables import STRONG, Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
 from vmcarve.filemap import FileMap, FileView
 from vmcarve.model import GUESSED, MISSING, ZERO, Container, Format, Reader
@@ -399,3 +399,20 @@ def test_a_run_that_tells_its_disk_lacks_no_tables_that_state_their_place(tmp_pa
     assert fmt.stated is not None
     assert not _lacks(fmt, BytesReader(data + noise))
     assert _lacks(fmt, BytesReader(data[:half] + noise + data[half:]))
+
+
+def test_what_names_the_place_behind_itself_outweighs_any_number_of_words(containers: dict[str, bytes]) -> None:
+    """A table of two clusters, which names the one right behind itself, against a full one of the same file: wherever
+    they lie on the image, the first is the one that is wanted there."""
+    data = containers["qcow2-4k"]
+    fmt = formats()["qcow2"]
+    l2 = [r.file_offset for r in fmt.open(BytesReader(data)).regions if r.kind == "qcow2.l2"]
+    gone = FileMap.build([(0, l2[3], 0, GUESSED, ""), (l2[3], BLOCK, -1, MISSING, ""),
+                          (l2[3] + BLOCK, len(data) - l2[3] - BLOCK, l2[3] + BLOCK, GUESSED, "")])
+    assert fmt.wants is not None
+    want, = (w for w in fmt.wants(FileView(BytesReader(data), gone)) if w.file_offset == l2[3])
+    own = data[l2[3] : l2[3] + BLOCK]
+    assert np.count_nonzero(np.frombuffer(own, np.uint64)) == 2
+    full = np.arange(1, 513, dtype=np.uint64) * np.uint64(BLOCK) + np.uint64(l2[3] + BLOCK) | np.uint64(1 << 63)
+    assert want.fits(full.astype(">u8").tobytes()) > 0
+    assert want.fits(own) >= want.fits(full.astype(">u8").tobytes()) + STRONG

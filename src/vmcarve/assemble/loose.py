@@ -26,7 +26,7 @@ Stated = tuple[Int64s, Int64s]
 """image_offset int64[n] of structures, volume_offset int64[n] where they belong; image_offset rising."""
 REACH = 64 << 10  # bytes that a structure of metadata may have
 RUN_BITS = 16.0  # what it speaks against a container that it makes one run more of the same metadata
-ABSENT_BITS = 8.0  # that a structure would lie where its table stores nothing
+ABSENT_BITS = RUN_BITS  # that a structure would lie where its table stores nothing: no less than a run of its own
 SAMPLE = 4096  # ours: structures of a volume that are asked, spread over it
 MAX_READS = 3  # ours: of one volume, each with what the last has found
 LEAST = 4  # structures that must be told of, and the share of them, for a container to be judged
@@ -115,15 +115,26 @@ def against(guest_map: GuestMap, start: int, guest_offset: int, stated: Stated) 
     Only differences between containers say something. None where the container's tables tell of too few structures.
     """
     picked = np.arange(0, len(stated[0]), max(1, len(stated[0]) // SAMPLE))
-    p, g = stated[0][picked], guest_offset + stated[1][picked]
+    p = stated[0][picked]
+    g, which = np.unique(guest_offset + stated[1][picked], return_inverse=True)
     f = to_file(guest_map, g)
     i = np.clip(np.searchsorted(guest_map.guest_offset, g, side="right") - 1, 0, None)
     known = (f >= 0) | (guest_map.state[i] != LOST) if len(guest_map) else np.zeros(len(g), bool)
     if known.sum() < max(LEAST, LEAST_SHARE * len(g)):
         return None
-    runs = _runs(p[f >= 0], (p - f - start)[f >= 0] // BLOCK)
+    there = np.flatnonzero(f[which] >= 0)
+    delta = (p - f[which] - start)[there] // BLOCK
+    one = _one_each(which[there], delta)
     absent = int(np.count_nonzero(known & (f < 0)))
-    return (RUN_BITS * runs + ABSENT_BITS * absent) * len(g) / float(known.sum())
+    return (RUN_BITS * _runs(p[there[one]], delta[one]) + ABSENT_BITS * absent) * len(g) / float(known.sum())
+
+
+def _one_each(place: Int64s, delta: Int64s) -> Int64s:
+    """Indices, rising, of one structure for each place: of several that state it (a journal has older copies, which lie
+    anywhere) that which most others share their distance with."""
+    _, which, votes = np.unique(delta, return_inverse=True, return_counts=True)
+    order = np.lexsort((-votes[which], place))
+    return np.sort(order[np.diff(place[order], prepend=-1) != 0])
 
 
 def _runs(image_offset: Int64s, delta: Int64s) -> int:

@@ -160,7 +160,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
     found = list(_tables(image, table, claims, hosts_at, set()))
     found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
     containers = [c for c in containers if not c.encrypted]
-    owned = assign(image, [(c.start, c.container) for c in containers], loose)
+    left = loose.outside(_of_tables(image, found, containers, loose))
+    owned = assign(image, [(c.start, c.container) for c in containers], left)
     explained: set[int] = set()
     # disks whose table may be anywhere: size, identity where it is known, and volumes
     open_: list[tuple[int, str | None, list[Owned]]] = []
@@ -171,7 +172,7 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         if f >= 0:
             explained.add(c.start + f)
         own = [o for o in volumes if o.cost <= FITS]
-        explained |= {int(loose.image_offset[o.row]) for o in own} | of_snapshots(image, c.start, c.container, loose)
+        explained |= {int(left.image_offset[o.row]) for o in own} | of_snapshots(image, c.start, c.container, loose)
         kinds = describe(through(image, c.start, c.container, 0))
         if not any(v.partitions and v.consistent is not False for v in kinds):
             open_.append((c.container.virtual_size, next((v.uuid for v in kinds if v.kind == "gpt"), None), own))
@@ -190,8 +191,8 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
         return size - SIZE_SLACK < d.container.size <= size and all(
             any(offset == o.guest_offset and fills(o.size, length) for offset, length in named) for o in own)
 
-    given = {o.row for volumes in owned for o in volumes}
-    free = [(loose.begin(i), int(loose.value[i])) for i in first_rows(loose) if i not in given]
+    given = {left.begin(o.row) for volumes in owned for o in volumes}
+    free = [(loose.begin(i), int(loose.value[i])) for i in first_rows(loose) if loose.begin(i) not in given]
 
     def has_its_own(d: Candidate) -> bool:
         kinds = describe(through(image, d.start, d.container, 0))
@@ -205,6 +206,27 @@ def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int]
                     if d.container.variant == "volume" and d.start not in explained
                     and not any(fills(d.container.size, part) for part in parts)
                     and not any(whole - SIZE_SLACK < d.container.size <= whole for whole in disks)]
+
+
+def _of_tables(image: Reader, disks: list[Candidate], containers: list[Candidate], places: Places) -> Claims:
+    """What begins the volumes that lie right where a partition table has them which can be no container's: each shows
+    another one, or its disk is smaller."""
+    shown = [(c.container.virtual_size, {v.uuid for v in describe(through(image, c.start, c.container, 0))
+                                         if v.partitions}) for c in containers]
+    begins = [(places.begin(i), int(places.value[i]), int(places.image_offset[i] + places.length[i]) - 1)
+              for i in first_rows(places)]
+    out = Claims()
+    for d in disks:
+        kinds = describe(through(image, d.start, d.container, 0))
+        names = {v.uuid for v in kinds if v.partitions}
+        if any(own & names if own else d.container.size <= size for size, own in shown):
+            continue
+        parts = [part for v in kinds for part in v.partitions]
+        for at, size, last in begins:
+            if any(at == d.start + offset and fills(size, length) for offset, length, _ in parts) and \
+                    not any(c.start <= at < c.start + c.container.size for c in containers):
+                out.add_range(last, last + 1)
+    return out
 
 
 def _tables(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int], known: Set[str]) -> Iterator[Candidate]:

@@ -15,6 +15,7 @@ from ._wants import (
     BLOCK,
     MAX_BITS,
     OUR_MAX_WANTS,
+    TIED,
     Legal,
     Words,
     first_place,
@@ -69,7 +70,7 @@ def _l1(h: Header, named: set[int]) -> list[Want]:
         shared = h.snapshots == 0 and not (words & COPIED).any()  # every L2 table would be one of a snapshot too
         if shared or not named.isdisjoint(first_place(words & OFFSET)):
             return -1.0
-        return 30.0 if (words & OFFSET == np.uint64(behind)).any() else 0.0
+        return TIED if (words & OFFSET == np.uint64(behind)).any() else 0.0
 
     rows: list[Want] = []
     for at in range(0, min(-(-size // h.cluster) * h.cluster, BLOCK * OUR_MAX_WANTS), BLOCK):
@@ -125,7 +126,7 @@ def _l2(h: Header, offset: int, named: set[int], others: set[int]) -> list[Want]
         if not named.isdisjoint(first_place(words & OFFSET)) or int(places.min()) in others:
             return -1.0
         if int(places.min()) == offset + h.cluster:
-            return 30.0
+            return TIED
         return 20.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
 
     legal = _legal(h, COPIED | COMPRESSED | ZERO)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..model import Reader, Want
-from ._wants import BLOCK, OUR_MAX_WANTS, Legal, Words, first_place, lacking, missing, table
+from ._wants import BLOCK, OUR_MAX_WANTS, TIED, Legal, Words, first_place, lacking, missing, table
 
 EVERY_BIT = np.uint64((1 << 64) - 1)
 
@@ -63,7 +63,7 @@ def _l2(shape: Shape, offset: int, named: set[int]) -> list[Want]:
         if (places == np.uint64(offset)).any() or not named.isdisjoint(first_place(words)):
             return -1.0
         if int(places.min()) == offset + shape.l2_bytes:
-            return 30.0
+            return TIED
         return 20.0 if (places == np.uint64(offset + shape.l2_bytes)).any() else 0.0
 
     return [table(offset + at, f"{shape.name}.l2", shape.dtype, shape.legal_l2, bonus=bonus, empty=at > 0,

@@ -17,6 +17,7 @@ Legal = Callable[[Words], npt.NDArray[np.bool_]]
 BLOCK = 4096
 BITS = 8.0  # of each legal word
 MAX_BITS = 40.0
+TIED = 30.0  # bits of what only this very place would say: as good as a full table, however few its words are
 OUR_MAX_WANTS = 1024  # of one container at a time
 
 
@@ -26,7 +27,7 @@ def table(file_offset: int, kind: str, dtype: str, legal: Legal, *, skip: int = 
     """A block that holds `count` words of `dtype` from byte `skip` on (to its end without one), each zero or legal.
 
     places(words): what they name, where 0 is nothing; nothing is named twice. bonus(words that are not zero) adds bits,
-    or takes all away where it is negative.
+    TIED where they name what lies right behind the table, or takes all away where it is negative.
     """
     size = np.dtype(dtype).itemsize
     end = BLOCK if count is None else min(BLOCK, skip + count * size)
@@ -48,7 +49,8 @@ def table(file_offset: int, kind: str, dtype: str, legal: Legal, *, skip: int = 
         if len(named) == 0 or len(np.unique(named)) < len(named):
             return 0.0
         more = bonus(there) if bonus is not None else 0.0
-        return 0.0 if more < 0 else min(MAX_BITS, BITS * len(named)) + more
+        bits = MAX_BITS if more >= TIED else min(MAX_BITS, BITS * len(named))
+        return 0.0 if more < 0 else bits + more
 
     return Want(file_offset, kind, begins, fits, empty)
 
