@@ -31,7 +31,7 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE, pc
 from .chains import base_name
-from .cipher import without_opening
+from .cipher import without_ciphertext
 from .orphans import rebuilt
 from .partly import completed
 from .places import Places
@@ -68,7 +68,7 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         looked += 1
         if looked > MAX_FILES:
             break
-        file_map, _ = without_opening(state.image, file_map)
+        file_map, _ = without_ciphertext(state.image, file_map)
         found = _best(FileView(state.image, file_map), names)
         if found is None:
             continue
