@@ -28,6 +28,8 @@ Int64s = npt.NDArray[np.int64]
 USUAL = (1 << 20, 0)  # where a volume begins that does not state it: behind a partition table, or without one
 MOST_BEFORE = 1 << 30  # ours: bytes of a disk before a volume
 MAX_BEGIN = 1 << 20  # ours: bytes that are made again
+LEAST_STATED, MOST_STATED = 8, 0.9  # structures, and which share of them must agree, that prove where a volume begins
+LEAST_RISING, LEAST_BEHIND = 3, 2  # steps from unit to unit that show the disk's order; structures farther behind
 MAX_BOOTS = 1 << 16  # ours: units whose first sector is read
 
 
@@ -71,8 +73,12 @@ class Appended:
         return offset < self._at and self._inner.missing(offset, min(length, self._at - offset))
 
 
-def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
-    """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of."""
+def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None) -> Begun:
+    """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of.
+
+    told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added.
+    """
+    told = {} if told is None else told
     places = Places.of(evidence)
     rows = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     tables = [int(r["value"]) for r in rows.filter(pc.is_valid(rows["guest_offset"])).to_pylist() if r["value"]]
@@ -94,8 +100,13 @@ def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
+        if unit >= USUAL[0] and 0 in starts and _comes_later(made, unit):
+            starts = [s for s in starts if s] or starts
         starts = [at for at, room in parts if fills(length, room)] or starts
+        starts = [told[identity]] if identity in told else starts
         start = _settle(places, mine, made, starts, unit)
+        if _by_phase(made, start, starts, unit):
+            told[identity] = start
         begins.append((start, length))
         if not tables:
             size = max(size, start + length + min(start, USUAL[0]))
@@ -176,6 +187,30 @@ def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int],
             if len(could) == 1 and made.copy >= 0:
                 places.volume_offset[i] = could[0]
     return start
+
+
+def _comes_later(made: Begin, unit: int) -> bool:
+    """Whether something lies before the volume on the disk, though no table is left that says so.
+
+    Of a file that is written from front to back units are left out, and none comes in: nothing lies farther behind in
+    it than on the disk. What lies farther behind than in its volume tells how much comes before that.
+    """
+    at = np.array(sorted(made.stated), np.int64).reshape(-1, 2)
+    if len(at) < LEAST_STATED:
+        return False
+    _, first = np.unique(at[:, 0] // unit, return_index=True)
+    rising = np.diff(at[first, 1]) > 0
+    behind = np.count_nonzero(at[:, 0] - at[:, 1] >= USUAL[0])
+    return len(rising) >= LEAST_RISING and float(rising.mean()) >= MOST_STATED and bool(behind >= LEAST_BEHIND)
+
+
+def _by_phase(made: Begin, start: int, starts: Sequence[int], unit: int) -> bool:
+    """Whether what states its place lies in its units as it would if the volume began at `start`, and nowhere else."""
+    at = np.array(made.stated, np.int64).reshape(-1, 2)
+    if len(at) < LEAST_STATED or len(starts) < 2:
+        return False
+    fit = {s: float(((s + at[:, 1] - at[:, 0]) % unit == 0).mean()) for s in starts}
+    return all(share >= MOST_STATED if s == start else share <= 1 - MOST_STATED for s, share in fit.items())
 
 
 def _also(rows: pa.Table, made: Begin, start: int, unit: int) -> list[tuple[int, int]]:
