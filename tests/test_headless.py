@@ -234,12 +234,12 @@ def test_maps_compose_and_what_is_in_no_unit_is_lost() -> None:
 
 
 
-def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, int], monkeypatch: pytest.MonkeyPatch
-                  ) -> int:
+def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, int], monkeypatch: pytest.MonkeyPatch,
+                  *, whole: bool = False) -> int:
     """Where a volume of 16 MiB is taken to begin of which nothing is left but structures (offset, place in it)."""
     made = Begin(bytes(4096), size=16 * MIB, identity="name", stated=tuple(stated))
     monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence: [("btrfs", made)])
-    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts)
+    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole)
     return found.table[1][0][0]
 
 
@@ -247,7 +247,7 @@ def test_a_volume_begins_where_units_of_another_size_told(monkeypatch: pytest.Mo
     """Units of 2 MiB tell a volume at 1 MiB from one without a table, and units of 64 KiB then know it; alone they say
     nothing."""
     starts: dict[str, int] = {}
-    mixed = [(place + 64 * UNIT, place) for place in range(0, 4 * MIB, UNIT)]
+    mixed = [(place + 7 * UNIT, place) for place in range(0, 4 * MIB, UNIT)]
     assert told_by_nodes(mixed, UNIT, starts, monkeypatch) == 0 and not starts
     stated = [(place + 3 * MIB, place) for place in range(0, 4 * MIB, UNIT)]
     assert told_by_nodes(stated, 2 * MIB, starts, monkeypatch) == MIB and starts == {"name": MIB}
@@ -263,3 +263,13 @@ def test_what_lies_farther_behind_than_in_its_volume_tells_of_something_before_i
     assert told_by_nodes(left_out, MIB, {}, monkeypatch) == 0
     mixed = [(p, v) for (p, _), (_, v) in zip(rising, rising[::-1], strict=True)]
     assert told_by_nodes([(p // MIB * MIB + v % MIB, v) for p, v in mixed], MIB, {}, monkeypatch) == 0
+
+
+@pytest.mark.parametrize(("stated", "place"), [([(MIB, 0)], MIB), ([(9 * MIB, 8 * MIB)], MIB), ([(5 * MIB, 0)], 0),
+                                               ([(0, 0), (8 * MIB, 8 * MIB)], 0)])
+def test_a_volume_in_its_place_behind_a_table_has_one(stated: list[tuple[int, int]], place: int,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its first structure or a copy where a dense file has it; at any other place nothing is told, nor where what
+    lies before may be the container's header."""
+    assert told_by_nodes(stated, MIB, {}, monkeypatch) == place
+    assert told_by_nodes(stated, MIB, {}, monkeypatch, whole=True) == 0

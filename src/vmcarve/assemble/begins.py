@@ -73,10 +73,12 @@ class Appended:
         return offset < self._at and self._inner.missing(offset, min(length, self._at - offset))
 
 
-def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None) -> Begun:
+def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None, *, whole: bool = False
+          ) -> Begun:
     """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of.
 
-    told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added.
+    told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added. whole: the
+    units are all of the file, whose header may be among them.
     """
     told = {} if told is None else told
     places = Places.of(evidence)
@@ -100,12 +102,14 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
-        if unit >= USUAL[0] and 0 in starts and _comes_later(made, unit):
+        known_at = _stated(places, mine, made)
+        later = _in_place(known_at, unit) or unit >= USUAL[0] and _comes_later(known_at, unit)
+        if later and not whole:
             starts = [s for s in starts if s] or starts
         starts = [at for at, room in parts if fills(length, room)] or starts
         starts = [told[identity]] if identity in told else starts
         start = _settle(places, mine, made, starts, unit)
-        if _by_phase(made, start, starts, unit):
+        if _by_phase(known_at, start, starts, unit):
             told[identity] = start
         begins.append((start, length))
         if not tables:
@@ -189,13 +193,30 @@ def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int],
     return start
 
 
-def _comes_later(made: Begin, unit: int) -> bool:
+def _stated(places: Places, mine: list[int], made: Begin) -> Int64s:
+    """int64[n, 2], rising: offset among the units, and place in its volume, of what states that."""
+    known = [i for i in mine if places.volume_offset[i] >= 0]
+    rows = [*made.stated, *zip(places.image_offset[known].tolist(), places.volume_offset[known].tolist(), strict=True)]
+    return np.array(sorted(rows), np.int64).reshape(-1, 2)
+
+
+def _in_place(at: Int64s, unit: int) -> bool:
+    """Whether a volume lies where the units' own order has the one behind a partition table: its begin, or most of it.
+
+    Of units in any order one lies so by chance.
+    """
+    behind = at[:, 0] - at[:, 1]
+    there = behind == USUAL[0]
+    some = np.unique(at[there, 0] // unit)
+    return bool(there[at[:, 1] == 0].any()) or 2 * len(some) > len(np.unique(at[:, 0] // unit))
+
+
+def _comes_later(at: Int64s, unit: int) -> bool:
     """Whether something lies before the volume on the disk, though no table is left that says so.
 
     Of a file that is written from front to back units are left out, and none comes in: nothing lies farther behind in
     it than on the disk. What lies farther behind than in its volume tells how much comes before that.
     """
-    at = np.array(sorted(made.stated), np.int64).reshape(-1, 2)
     if len(at) < LEAST_STATED:
         return False
     _, first = np.unique(at[:, 0] // unit, return_index=True)
@@ -204,9 +225,8 @@ def _comes_later(made: Begin, unit: int) -> bool:
     return len(rising) >= LEAST_RISING and float(rising.mean()) >= MOST_STATED and bool(behind >= LEAST_BEHIND)
 
 
-def _by_phase(made: Begin, start: int, starts: Sequence[int], unit: int) -> bool:
+def _by_phase(at: Int64s, start: int, starts: Sequence[int], unit: int) -> bool:
     """Whether what states its place lies in its units as it would if the volume began at `start`, and nowhere else."""
-    at = np.array(made.stated, np.int64).reshape(-1, 2)
     if len(at) < LEAST_STATED or len(starts) < 2:
         return False
     fit = {s: float(((s + at[:, 1] - at[:, 0]) % unit == 0).mean()) for s in starts}
