@@ -42,6 +42,16 @@ def test_what_is_encrypted_at_a_period_is_told_from_compressed_files(stride: Str
     assert find(even & known, known) == stride
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 4])  # of the guest of seed 3 three quarters are even
+def test_one_begin_is_enough_for_a_period_of_whole_lengths(seed: int) -> None:
+    """A file of 11 MiB whose first and last MiB are encrypted: of the last nothing but where it begins is seen."""
+    even = encrypted(guest(176, seed), EVERY_TENTH)
+    even[16 * PER : 16 * PER + 8] = even[160 * PER - 8 : 160 * PER] = False
+    found = find(even, np.ones(len(even), np.bool_))
+    assert found is not None
+    assert set(found.ranges(176)) == set(EVERY_TENTH.ranges(176))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_compressed_files_have_no_period(seed: int) -> None:
     """Behind an opening that is encrypted lie as many of them as there may be, and none is taken for ciphertext."""

@@ -20,6 +20,7 @@ Int64s = npt.NDArray[np.int64]
 PER = 16  # blocks of a part: 64 KiB
 LEAST_BITS = 5.0  # by which a period must be likelier than none: before anything is seen one is as likely as the other
 LEAST_RUN_BITS = 6.0  # and with one more run in it than without
+MOST_LENGTH_BITS = 3.0  # that the length of what begins at one place is worth
 LEAST_SEEN = 2  # times that a part must be seen
 
 
@@ -98,11 +99,13 @@ class _Seen:
         step = np.flatnonzero(np.diff(np.concatenate(([False], open_, [False])).astype(np.int8)))
         choice = float(np.log2(period))
         runs: list[tuple[int, int]] = []
-        total = -float(np.log2(len(self.whole)))  # one period of as many as there are parts
+        total = 0.0
         for low, high in zip(step[::2].tolist(), step[1::2].tolist(), strict=True):
             first = low + int(begins[low:high].argmax()) if low else 0
             end = first + int(ends[first:high].argmax()) + 1 if ends[first:high].any() else high
-            bits = self.begin_bits * int(begins[first]) + self.end_bits * int(ends[end - 1])
+            # what begins by chance is seldom so long; how seldom is bounded, for compressed files may be long too
+            long = min(MOST_LENGTH_BITS, -((end - first) * PER - 1) * float(np.log2(1 - 2**-self.end_bits)))
+            bits = (self.begin_bits + long) * int(begins[first]) + self.end_bits * int(ends[end - 1])
             if first:
                 bits -= 2 * choice
             elif self.ends[:period].any() and end == int(self.ends.argmax()) + 1:
@@ -112,4 +115,7 @@ class _Seen:
             if first == 0 or bits > LEAST_RUN_BITS:
                 runs.append((first, end))
                 total += bits
+        # one period of as many as there are parts, or of the multiples of what is encrypted: most count in that
+        length = runs[0][1]
+        total -= 1.0 + float(np.log2(len(self.whole) / (1 if period % length else length)))
         return total, Stride(period, tuple(runs))
