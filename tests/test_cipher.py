@@ -11,11 +11,11 @@ import pytest
 from tests.helpers import run
 from tests.host.written import needs
 from tests.test_headless import deleted
-from vmcarve.assemble.cipher import even, opening, without_opening
+from vmcarve.assemble.cipher import even, opening, without_ciphertext
 from vmcarve.assemble.host_files import host_files
 from vmcarve.assemble.run import _format_rows, _guest_places
 from vmcarve.filemap import FileMap
-from vmcarve.model import GUESSED, MISSING, SUPPORTED
+from vmcarve.model import GUESSED, MISSING, SUPPORTED, ZERO
 from vmcarve.source import BytesReader
 
 KIB = 1 << 10
@@ -43,12 +43,33 @@ def test_ciphertext_ends_where_something_else_begins(length: int) -> None:
     assert opening(BytesReader(content[length - 12 * KIB :])) == 0
     assert opening(BytesReader(WORDS[:MIB])) == opening(BytesReader(b"")) == 0
     whole = FileMap.build([(0, len(content), 0, SUPPORTED, "")])
-    found, is_so = without_opening(BytesReader(content), whole)
+    found, is_so = without_ciphertext(BytesReader(content), whole)
     sure = 0 if length % (64 * KIB) else 1 << length.bit_length() - 1
     assert is_so
     assert [row[:4] for row in found.rows()] == [*([(0, sure, -1, MISSING)] if sure else []),
                                                  (sure, len(content) - sure, sure, SUPPORTED)]
-    assert without_opening(BytesReader(content[:length]), whole.resized(length)) == (whole.resized(length), True)
+    assert without_ciphertext(BytesReader(content[:length]), whole.resized(length)) == (whole.resized(length), True)
+
+
+def test_parts_that_are_encrypted_amid_a_file_are_missing_too() -> None:
+    """Of every 320 KiB the first 64: all of it, in whichever order the file lies; a hole stays what it is."""
+    content = bytearray((WORDS * 2)[: 4 * MIB])
+    for at in range(0, len(content), 320 * KIB):
+        content[at : at + 64 * KIB] = random.Random(at).randbytes(min(64 * KIB, len(content) - at))
+    rows = [(0, MIB, 3 * MIB, SUPPORTED, ""), (MIB, 640 * KIB, -1, ZERO, "host.hole"),
+            (MIB + 640 * KIB, 2 * MIB, 640 * KIB, SUPPORTED, "")]
+    image = bytearray(4 * MIB)
+    for f, n, p, _, _ in rows:
+        image[p : p + n] = content[f : f + n] if p >= 0 else b""
+    found, is_so = without_ciphertext(BytesReader(bytes(image)), FileMap.build(rows))
+    assert is_so
+    for f in range(0, found.size, 64 * KIB):
+        ((_, n, p, grade, rule),) = found.cut(f, 64 * KIB)
+        hole = MIB <= f < MIB + 640 * KIB
+        assert n == 64 * KIB
+        assert (grade, rule) == (ZERO, "host.hole") if hole else (
+            (MISSING, "encrypted") if f // KIB % 320 == 0 else (SUPPORTED, ""))
+        assert p == (-1 if grade != SUPPORTED else f + 3 * MIB if f < MIB else f - MIB)
 
 
 @needs("qemu-img")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import needs
+from vmcarve.assemble import begins
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
 from vmcarve.assemble.candidate import Candidate
@@ -31,6 +32,7 @@ from vmcarve.model import (
     PROVEN,
     SUPPORTED,
     ZLIB,
+    Begin,
     Container,
     GuestDisk,
     GuestMap,
@@ -230,3 +232,44 @@ def test_maps_compose_and_what_is_in_no_unit_is_lost() -> None:
         (0, 50, DATA, 1050, 50), (50, 110, LOST, -1, 110), (160, 100, DATA, 5000, 31), (260, 50, LOST, -1, 50)]
 
 
+
+
+def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, int], monkeypatch: pytest.MonkeyPatch,
+                  *, whole: bool = False) -> int:
+    """Where a volume of 16 MiB is taken to begin of which nothing is left but structures (offset, place in it)."""
+    made = Begin(bytes(4096), size=16 * MIB, identity="name", stated=tuple(stated))
+    monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence: [("btrfs", made)])
+    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole)
+    return found.table[1][0][0]
+
+
+def test_a_volume_begins_where_units_of_another_size_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units of 2 MiB tell a volume at 1 MiB from one without a table, and units of 64 KiB then know it; alone they say
+    nothing."""
+    starts: dict[str, int] = {}
+    mixed = [(place + 7 * UNIT, place) for place in range(0, 4 * MIB, UNIT)]
+    assert told_by_nodes(mixed, UNIT, starts, monkeypatch) == 0 and not starts
+    stated = [(place + 3 * MIB, place) for place in range(0, 4 * MIB, UNIT)]
+    assert told_by_nodes(stated, 2 * MIB, starts, monkeypatch) == MIB and starts == {"name": MIB}
+    assert told_by_nodes(mixed, UNIT, starts, monkeypatch) == MIB
+
+
+def test_what_lies_farther_behind_than_in_its_volume_tells_of_something_before_it(monkeypatch: pytest.MonkeyPatch
+                                                                                 ) -> None:
+    """In a file in the disk's order; where units lie in any order it tells nothing."""
+    rising = [(n * MIB + at, (n - 1 + n // 3) * MIB + at) for n in range(1, 9) for at in (0, 4096)]
+    assert told_by_nodes(rising, MIB, {}, monkeypatch) == MIB
+    left_out = [(p, v + 2 * MIB) for p, v in rising]
+    assert told_by_nodes(left_out, MIB, {}, monkeypatch) == 0
+    mixed = [(p, v) for (p, _), (_, v) in zip(rising, rising[::-1], strict=True)]
+    assert told_by_nodes([(p // MIB * MIB + v % MIB, v) for p, v in mixed], MIB, {}, monkeypatch) == 0
+
+
+@pytest.mark.parametrize(("stated", "place"), [([(MIB, 0)], MIB), ([(9 * MIB, 8 * MIB)], MIB), ([(5 * MIB, 0)], 0),
+                                               ([(0, 0), (8 * MIB, 8 * MIB)], 0)])
+def test_a_volume_in_its_place_behind_a_table_has_one(stated: list[tuple[int, int]], place: int,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its first structure or a copy where a dense file has it; at any other place nothing is told, nor where what
+    lies before may be the container's header."""
+    assert told_by_nodes(stated, MIB, {}, monkeypatch) == place
+    assert told_by_nodes(stated, MIB, {}, monkeypatch, whole=True) == 0

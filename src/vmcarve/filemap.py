@@ -166,6 +166,17 @@ class FileMap:
             i += 1
         return out
 
+    def without(self, ranges: Iterable[tuple[int, int]], rule: str) -> FileMap:
+        """The same map without the image bytes of ranges (first, end), rising, disjoint: missing, for that reason."""
+        out: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        for first, end in ranges:
+            out += self.cut(at, first - at)
+            out += [(f, n, -1, MISSING if p >= 0 else g, rule if p >= 0 else r)
+                    for f, n, p, g, r in self.cut(first, end - first)]
+            at = end
+        return FileMap.build([*out, *self.cut(at, self.size - at)])
+
     def graded(self, ranges: Iterable[tuple[int, int, str, str]]) -> FileMap:
         """The same map with (file_offset, length, grade, rule) laid over the rows that claim image bytes.
 

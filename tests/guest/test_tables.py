@@ -71,10 +71,20 @@ def test_gpt_headers_pin_their_lba(tmp_path: Path) -> None:
     flip(path, 512 + 0x18)
     assert [e.kind for e in evidence(gpt.GUEST, path)] == ["gpt.backup"]
     flip(path, 512 + 0x18)
+
+
+def test_gpt_headers_alone_tell_their_sector_size_by_the_room_of_the_entries(tmp_path: Path) -> None:
+    """Where the entries are lost: between what is usable and the backup is just their room in sectors of one size; with
+    more than that no place is claimed."""
+    head = bytearray(make_gpt(tmp_path).read_bytes()[512:604])
     alone = tmp_path / "alone.img"
-    alone.write_bytes(bytes(4096) + path.read_bytes()[512:1024] + bytes(4096))
-    (row,) = evidence(gpt.GUEST, alone)
-    assert row.guest_offset is None and row.confidence == 0.5  # one header tells no sector size
+    for less, place in ((0, 512), (1, None)):
+        struct.pack_into("<Q", head, 48, 64 * MIB // 512 - 34 - less)  # the last usable sector
+        struct.pack_into("<II", head, 12, 92, 0)
+        struct.pack_into("<I", head, 16, zlib.crc32(head))
+        alone.write_bytes(bytes(4096) + head.ljust(512, b"\0") + bytes(4096))
+        (row,) = evidence(gpt.GUEST, alone)
+        assert (row.guest_offset, row.confidence) == (place, 1.0 if place else 0.5)
 
 
 def test_gpt_with_4096_byte_sectors(tmp_path: Path) -> None:

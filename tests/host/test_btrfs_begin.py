@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import run
 from tests.host.written import needs
 from vmcarve.assemble.begins import Appended, begun
+from vmcarve.host import _btrfs_disk as disk
 from vmcarve.host._btrfs_begin import begins
 from vmcarve.host._btrfs_carve import KIND
 from vmcarve.host.btrfs import open_volume
@@ -103,3 +104,28 @@ def test_block_groups_stand_in_for_the_chunks_where_none_is_doubled(volume: byte
         whole = open_volume(BytesReader(made.data + content[len(made.data) :]), 0, len(content))
         assert whole is not None
         assert {f.name: f.runs.tolist() for f in whole.live()} == names
+
+
+def test_block_groups_stand_in_for_chunks_that_came_later(volume: bytes) -> None:
+    """Of the tree of device extents only an older leaf is left, which names the first of the chunks."""
+    content = bytearray(without_superblocks(volume, MIB))
+    others = [e for e in evidence(bytes(content)) if e.value != 3]
+    for at, size in [(e.image_offset + k * size, size) for e in others if e.value == 4
+                     for size in [e.length // e.count] for k in range(e.count)]:  # fmt: skip
+        node = memoryview(content)[at : at + size]
+        kind = next(k for k in (disk.CRC32C, disk.XXHASH) if disk.checksum(k, node[32:]) == node[: len(
+            disk.checksum(k, node[32:]))])  # fmt: skip
+        first = next(i for i in range(8) if node[101 + 25 * i + 8] == 204)  # the first device extent
+        node[96:100] = (first + 1).to_bytes(4, "little")
+        check = disk.checksum(kind, node[32:])
+        node[: len(check)] = check
+    right = open_volume(BytesReader(volume), 0, len(volume))
+    assert right is not None
+    doubled = any(len(c.copies) > 1 for c in right._chunks.all)  # type: ignore[attr-defined]
+    for made in begins(BytesReader(bytes(content)), others):
+        whole = open_volume(BytesReader(made.data + bytes(content[len(made.data) :])), 0, len(content))
+        assert whole is not None
+        assert doubled or {f.name: f.runs.tolist() for f in whole.live()} == {
+            f.name: f.runs.tolist() for f in right.live()}
+        assert doubled or len(list(whole.live())) == 40
+    assert doubled or len(list(begins(BytesReader(bytes(content)), others))) == 1

@@ -28,6 +28,8 @@ Int64s = npt.NDArray[np.int64]
 USUAL = (1 << 20, 0)  # where a volume begins that does not state it: behind a partition table, or without one
 MOST_BEFORE = 1 << 30  # ours: bytes of a disk before a volume
 MAX_BEGIN = 1 << 20  # ours: bytes that are made again
+LEAST_STATED, MOST_STATED = 8, 0.9  # structures, and which share of them must agree, that prove where a volume begins
+LEAST_RISING, LEAST_BEHIND = 3, 2  # steps from unit to unit that show the disk's order; structures farther behind
 MAX_BOOTS = 1 << 16  # ours: units whose first sector is read
 
 
@@ -71,8 +73,14 @@ class Appended:
         return offset < self._at and self._inner.missing(offset, min(length, self._at - offset))
 
 
-def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
-    """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of."""
+def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None, *, whole: bool = False
+          ) -> Begun:
+    """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of.
+
+    told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added. whole: the
+    units are all of the file, whose header may be among them.
+    """
+    told = {} if told is None else told
     places = Places.of(evidence)
     rows = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     tables = [int(r["value"]) for r in rows.filter(pc.is_valid(rows["guest_offset"])).to_pylist() if r["value"]]
@@ -94,8 +102,15 @@ def begun(units: Reader, unit: int, evidence: pa.Table) -> Begun:
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
+        known_at = _stated(places, mine, made)
+        later = _in_place(known_at, unit) or unit >= USUAL[0] and _comes_later(known_at, unit)
+        if later and not whole:
+            starts = [s for s in starts if s] or starts
         starts = [at for at, room in parts if fills(length, room)] or starts
+        starts = [told[identity]] if identity in told else starts
         start = _settle(places, mine, made, starts, unit)
+        if _by_phase(known_at, start, starts, unit):
+            told[identity] = start
         begins.append((start, length))
         if not tables:
             size = max(size, start + length + min(start, USUAL[0]))
@@ -176,6 +191,46 @@ def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int],
             if len(could) == 1 and made.copy >= 0:
                 places.volume_offset[i] = could[0]
     return start
+
+
+def _stated(places: Places, mine: list[int], made: Begin) -> Int64s:
+    """int64[n, 2], rising: offset among the units, and place in its volume, of what states that."""
+    known = [i for i in mine if places.volume_offset[i] >= 0]
+    rows = [*made.stated, *zip(places.image_offset[known].tolist(), places.volume_offset[known].tolist(), strict=True)]
+    return np.array(sorted(rows), np.int64).reshape(-1, 2)
+
+
+def _in_place(at: Int64s, unit: int) -> bool:
+    """Whether a volume lies where the units' own order has the one behind a partition table: its begin, or most of it.
+
+    Of units in any order one lies so by chance.
+    """
+    behind = at[:, 0] - at[:, 1]
+    there = behind == USUAL[0]
+    some = np.unique(at[there, 0] // unit)
+    return bool(there[at[:, 1] == 0].any()) or 2 * len(some) > len(np.unique(at[:, 0] // unit))
+
+
+def _comes_later(at: Int64s, unit: int) -> bool:
+    """Whether something lies before the volume on the disk, though no table is left that says so.
+
+    Of a file that is written from front to back units are left out, and none comes in: nothing lies farther behind in
+    it than on the disk. What lies farther behind than in its volume tells how much comes before that.
+    """
+    if len(at) < LEAST_STATED:
+        return False
+    _, first = np.unique(at[:, 0] // unit, return_index=True)
+    rising = np.diff(at[first, 1]) > 0
+    behind = np.count_nonzero(at[:, 0] - at[:, 1] >= USUAL[0])
+    return len(rising) >= LEAST_RISING and float(rising.mean()) >= MOST_STATED and bool(behind >= LEAST_BEHIND)
+
+
+def _by_phase(at: Int64s, start: int, starts: Sequence[int], unit: int) -> bool:
+    """Whether what states its place lies in its units as it would if the volume began at `start`, and nowhere else."""
+    if len(at) < LEAST_STATED or len(starts) < 2:
+        return False
+    fit = {s: float(((s + at[:, 1] - at[:, 0]) % unit == 0).mean()) for s in starts}
+    return all(share >= MOST_STATED if s == start else share <= 1 - MOST_STATED for s, share in fit.items())
 
 
 def _also(rows: pa.Table, made: Begin, start: int, unit: int) -> list[tuple[int, int]]:

@@ -3,7 +3,8 @@
 No disk begins with bytes that are as even as random ones: a partition table, a file system or a header does, also where
 the guest is encrypted. Where one does, the map is sound and the content is not, and how much else of it was encrypted
 nobody says. Compressed bytes can be as even: where such follow, it is not to be seen where the ciphertext ends. But who
-encrypts does so in round lengths, and what ends at another place goes on in the guest.
+encrypts does so in round lengths, and what ends at another place goes on in the guest. Parts that are encrypted
+amid a file show by their period (`stride.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..filemap import FileMap, FileView
-from ..model import MISSING, Reader
+from ..model import Reader
 from .segments import BLOCK
+from .stride import PER, Bools, find
 
 STEP = 1 << 20
-ROUND = 64 << 10  # bytes of which a part that is encrypted is a multiple
+ROUND = PER * BLOCK  # bytes of which a part that is encrypted is a multiple
+MOST_LOOKED = 1 << 30  # ours: bytes of a file in which a period must show
 LEAST = 16 << 10  # bytes: what is shorter can be a key or a compressed boot loader
 MOST_UNEVEN = 400.0  # chi squared of 255 degrees: random blocks of 4 KiB exceed it once in 10^7
 RULE = "encrypted"
@@ -45,16 +48,35 @@ def opening(view: Reader) -> int:
     return at if at >= LEAST else 0
 
 
-def without_opening(image: Reader, file_map: FileMap) -> tuple[FileMap, bool]:
-    """A file's map without the ciphertext that it begins with, as far as that surely goes; and whether there is any.
+def without_ciphertext(image: Reader, file_map: FileMap) -> tuple[FileMap, bool]:
+    """A file's map without what of it is surely ciphertext, where it begins with any; and whether it does.
 
-    Of a round length the greatest power of two is sure: the rest may be even bytes of the guest.
+    Where what is encrypted comes again at a period, all of that; else the opening. Of a round length the greatest power
+    of two is sure: the rest may be even bytes of the guest.
     """
-    length = opening(FileView(image, file_map))
+    view = FileView(image, file_map)
+    length = opening(view)
     if not length:
         return file_map, False
     if length > file_map.size - BLOCK:
         return file_map, True  # all of it: there is nothing to tell it from a guest that is encrypted
-    sure = 0 if length % ROUND else 1 << length.bit_length() - 1
-    rest = file_map.cut(sure, file_map.size - sure)
-    return FileMap.build([(0, sure, -1, MISSING, RULE), *rest]), True
+    stride = find(*_looks(view))
+    if stride is None:
+        ranges = [] if length % ROUND else [(0, 1 << length.bit_length() - 1)]
+    else:
+        ranges = [(first * ROUND, min(end * ROUND, file_map.size))
+                  for first, end in stride.ranges(-(-file_map.size // ROUND))]
+    return file_map.without(ranges, RULE), True
+
+
+def _looks(view: FileView) -> tuple[Bools, Bools]:
+    """bool[n] twice: of the whole blocks of the first bytes of a file which are even, and which are there."""
+    size = min(view.size, MOST_LOOKED)
+    looks, known = np.zeros(size // BLOCK, np.bool_), np.zeros(size // BLOCK, np.bool_)
+    for f, n, p, _, _ in view.map.cut(0, size):
+        if p >= 0:
+            known[-(-f // BLOCK) : (f + n) // BLOCK] = True
+    for at in range(0, len(looks) * BLOCK, STEP):
+        blocks = np.frombuffer(view.read(at, min(STEP, len(looks) * BLOCK - at)), np.uint8).reshape(-1, BLOCK)
+        looks[at // BLOCK :][: len(blocks)] = even(blocks)
+    return looks, known

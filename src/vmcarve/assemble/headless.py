@@ -31,7 +31,7 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE, pc
 from .chains import base_name
-from .cipher import without_opening
+from .cipher import without_ciphertext
 from .orphans import rebuilt
 from .partly import completed
 from .places import Places
@@ -68,13 +68,14 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         looked += 1
         if looked > MAX_FILES:
             break
-        file_map, _ = without_opening(state.image, file_map)
-        found = _best(FileView(state.image, file_map), names)
+        file_map, _ = without_ciphertext(state.image, file_map)
+        starts: dict[str, int] = {}
+        found = _best(FileView(state.image, file_map), names, starts)
         if found is None:
             continue
         container, runs = found
         file_map = guessed(file_map, runs, container.size)
-        container = completed(FileView(state.image, file_map), container) or container
+        container = completed(FileView(state.image, file_map), container, starts) or container
         if not file.name and not container.rebuild:
             container.format = "raw"  # units of one size are alike in several formats
         state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
@@ -100,7 +101,7 @@ def relaid(view: FileView, file: HostFile, container: Container) -> tuple[Contai
     named = placed(container)
     if named >= LEAST_NAMED * here or (container.guests[0].map.encoding != PLAIN).any():
         return None
-    found = _best(view, [container.format])
+    found = _best(view, [container.format], {})
     return found if found is not None and placed(found[0]) > named else None
 
 
@@ -131,14 +132,16 @@ def _formats_of(file: HostFile) -> list[str]:
     return [*named, "raw"] if named or extension in RAW else []
 
 
-def _best(view: Reader, names: list[str]) -> tuple[Container, Int64s] | None:
+def _best(view: Reader, names: list[str], starts: dict[str, int]) -> tuple[Container, Int64s] | None:
     """The container as what is left of its tables tells, or as the units of which most is told, where they tell more.
+
+    starts: see `begins.begun`; grows.
 
     With it int64[n, 3]: its file offsets, those of `view` that they are, length.
     """
     best: tuple[float, Container] | None = None
     for name, stowed in _stowed(view, names):
-        found = solved(view, name, stowed)
+        found = solved(view, name, stowed, starts=starts)
         if found is not None and (best is None or found[0] > best[0]):
             best = found
             if best[0] >= ENOUGH * view.size:

@@ -38,7 +38,7 @@ from ..model import (
 from ..registry import formats
 from ..source.bytes_reader import BytesReader
 from .chains import base_name
-from .cipher import without_opening
+from .cipher import without_ciphertext
 from .doubt import contradicted, doubted
 from .headless import guessed, headless, relaid
 from .partly import added, completed, lost
@@ -80,7 +80,7 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
     for module, e in rows:
         by_offset[e.image_offset].append((module, e))
     places = np.array(sorted(by_offset), np.int64)
-    found: list[tuple[tuple[int, int, int, int], HostView, HostFile, Container, FileMap]] = []
+    found: list[tuple[tuple[int, int, int, int], HostView, HostFile, Container, FileMap, bool]] = []
     _in_metadata(state, deleted=deleted)
     for view, file in _files(state, deleted):
         modules = _modules_in(file, places, by_offset, sure_only=view.carved)
@@ -89,9 +89,9 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
             continue
         opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
         if opened is not None and not (view.carved and _empty(opened[0])):
-            found.append((_doubt(file, *opened, len(found)), view, file, *opened))
+            found.append((_doubt(file, *opened[:2], len(found)), view, file, *opened))
     solved: set[tuple[str, str]] = set()
-    for _, view, file, container, file_map in sorted(found, key=lambda f: (f[1].carved, f[0])):
+    for _, view, file, container, file_map, encrypted in sorted(found, key=lambda f: (f[1].carved, f[0])):
         if (view.label, file.identity) in solved:
             continue
         if deleted:
@@ -100,7 +100,6 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
                 continue
             file_map = rest
         solved.add((view.label, file.identity))
-        file_map, encrypted = without_opening(state.image, file_map)
         if encrypted or deleted and contradicted(state.image, container, file_map):
             file_map = doubted(file_map)
         if deleted and file.complete and file.certain:
@@ -237,23 +236,24 @@ def _archived(state: State, rows: list[tuple[str, Evidence]]) -> None:
 
 
 def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest: bool, rivals: Rivals | None
-                    ) -> tuple[Container, FileMap] | None:
+                    ) -> tuple[Container, FileMap, bool] | None:
+    """The container in a file, its map without what is ciphertext, and whether there was any."""
     end = int((file.runs[:, 0] + file.runs[:, 2]).max())
     size = file.size if file.size > 0 else end
-    file_map = _map_of(state, file, size, rivals)
+    file_map, encrypted = without_ciphertext(state.image, _map_of(state, file, size, rivals))
     view = FileView(state.image, file_map)
     opened = _first_that_opens(modules, file, size, view)
     if opened is None and has_guest:
         opened = raw_container(view)
         if opened is not None:
-            return opened, file_map
+            return opened, file_map, encrypted
         if file_map.grade[0] == MISSING or file_map.rule[0] == CONTESTED:  # its header may be gone
             opened = _first_that_opens([m for m in _by_name(file) if m not in modules], file, size, view)
     if opened is None:
         return None
     if file.size > 0:
         opened.size = size
-    return opened, file_map if file.size > 0 else file_map.resized(max(opened.size, SECTOR))
+    return opened, file_map if file.size > 0 else file_map.resized(max(opened.size, SECTOR)), encrypted
 
 
 def _first_that_opens(modules: list[str], file: HostFile, size: int, view: FileView) -> Container | None:

@@ -28,10 +28,10 @@ LEAST_AGREEING = 0.9  # share of the bytes that are named that must be units of 
 MAX_UNITS = 1 << 20  # ours: of one file, or of its guest
 
 
-def completed(view: Reader, container: Container) -> Container | None:
+def completed(view: Reader, container: Container, starts: dict[str, int] | None = None) -> Container | None:
     """The container with units that no table names laid into what is lost of its guest; None where none can be.
 
-    view: the whole file.
+    view: the whole file. starts: see `begins.begun`.
     """
     if len(container.guests) != 1 or container.parent is not None or container.members:
         return None
@@ -53,7 +53,7 @@ def completed(view: Reader, container: Container) -> Container | None:
     left = np.flatnonzero(told == UNTOLD)
     if _there(view, stowed, left) < LEAST_UNNAMED or -(-guest.virtual_size // unit) > MAX_UNITS:
         return None
-    found = solved(view, container.format, replace(stowed, size=guest.virtual_size), told)
+    found = solved(view, container.format, replace(stowed, size=guest.virtual_size), told, starts)
     if found is None:
         return None
     both = _filled(guest.map, found[1].guests[0].map)

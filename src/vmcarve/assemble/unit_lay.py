@@ -32,11 +32,13 @@ LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file ha
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
-def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None) -> tuple[float, Container] | None:
+def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None
+           ) -> tuple[float, Container] | None:
     """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
     with all), and the container.
 
-    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none.
+    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts: see
+    `begins.begun`.
     """
     if stowed.in_order and told is None:
         return _stated(view, name, stowed)
@@ -45,7 +47,7 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None) 
     sweep_image(units, 0, batches.append, threads=1)
     if not batches and told is None:
         return None
-    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE))
+    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw")
     size = stowed.size or found.size
     if size <= SECTOR:
         return None

@@ -93,7 +93,8 @@ def _array(reader: Reader, base: int, h: _Header, sector: int) -> bytes | None:
 
 def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | None:
     """A header under its CRC. Its place on the disk is my_lba sectors: proven by the entries' CRC at one sector size,
-    or by the MBR right before a primary header; else none is claimed."""
+    by the MBR right before a primary header, or by the room that it leaves for the backup's entries; else none is
+    claimed."""
     h = _parse(reader.read(offset, 512))
     if h is None:
         return None
@@ -101,6 +102,9 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
     if not sector and not h.backup and h.lba == 1:
         near = [s for s in SECTOR_SIZES if reader.read(offset - s + 510, 2) == b"\x55\xaa"]
         sector = near[0] if len(near) == 1 else 0
+    # behind what is usable lie the backup's entries, then the backup (seen: sfdisk, sgdisk, parted)
+    room = h.last - 1 - h.last_usable
+    sector = sector or next((s for s in SECTOR_SIZES if h.count * h.size == room * s), 0)
     kind = "gpt.backup" if h.backup else signature.kind
     if not sector:
         return Evidence(kind, offset, 512, identity=h.disk, confidence=0.5)

@@ -89,10 +89,12 @@ def _chunks(leaves: list[disk.Node]) -> tuple[int, disk.Chunks]:
     extents = [disk.Chunk(logical, length, kind := kinds.get(logical, usual), () if kind & split else tuple(at))
                for (logical, length), at in copies.items()]
     items = [c for logical, item in told if (c := disk.parse_chunk(logical, item, device, 1 << 62)) is not None]
-    if not items and not extents and not any(kind & PROFILES for kind in kinds.values()):
-        # a guess that the guest's own trees have to bear out: one device, and chunks where mkfs.btrfs puts the first
-        extents = [disk.Chunk(logical, length, kind, (logical,)) for logical, (length, kind) in groups.items()]
-        device = 1
+    known = [*items, *extents]
+    if all(c.copies == (c.logical,) for c in known) and not any(kind & PROFILES for kind in kinds.values()):
+        # a guess that the guest's own trees have to bear out: one device, and chunks where mkfs.btrfs puts the first.
+        # What is left of the tables may be older than some of the chunks
+        extents += [disk.Chunk(logical, length, kind, (logical,)) for logical, (length, kind) in groups.items()]
+        device = device or 1
     return device, disk.Chunks().with_more([*items, *extents])[0]
 
 
