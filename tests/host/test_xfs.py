@@ -459,6 +459,32 @@ def test_a_log_whose_end_is_gone_hides_no_file(tmp_path: Path) -> None:
     assert not opened(BytesReader(zeroed))._log.clean, "fixture too kind: nothing is there to be replayed"
 
 
+@needs_loop
+def test_the_log_has_inodes_that_are_missing(tmp_path: Path) -> None:
+    """A volume that lost the inodes of its files tells them from the log, but for what was deleted since."""
+    disk = make(tmp_path, 320 * MIB, *MKFS)
+    with disk.mounted() as point:
+        append_in_turns(point, ["first.img", "second.img"], 12, 1)
+        write_at_random(point, "thin.img", 30000, 4096, 700, 1)
+        (point / "gone").write_bytes(b"gone" * 9000)
+        run("sync", "-f", point)
+        (point / "gone").unlink()
+    data = disk.image.read_bytes()
+    whole = opened(BytesReader(data))
+
+    def told(volume: XfsVolume) -> list[tuple[str, int, list[list[int]]]]:
+        return sorted((f.identity, f.size, f.runs.tolist()) for f in volume.live())
+
+    live = told(whole)
+    assert len(live) == 3 and max(len(runs) for *_, runs in live) > 254
+    chunks = {whole.sb.inode_place(int(identity.split()[1]) // 64 * 64) for identity, *_ in live}
+    gone = [(at, 64 * whole.sb.inode_size) for at in chunks if at is not None]
+    for at, length in gone:
+        data = data[:at] + bytes(length) + data[at + length :]
+    assert not told(opened(BytesReader(data))), "fixture too kind: the inodes are somewhere else too"
+    assert told(opened(BytesReader(data, gone))) == live
+
+
 @settings(max_examples=60, deadline=2000)
 @given(st.binary(max_size=512), st.integers(0, 1 << 63))
 def test_noise_is_no_volume(noise: bytes, limit: int) -> None:

@@ -126,6 +126,21 @@ class Copies:
             sequence = self.before[sequence]
         return sequence
 
+    def ends(self, log: LogSuper) -> bool:
+        """Whether the last transaction of a log that was closed cleanly is there."""
+        last = max(self.commits, default=-1)  # Linux leaves two numbers out between mounts (see _before)
+        return log.start == 0 and log.sequence - 3 <= last < log.sequence
+
+    def newest(self) -> I64:
+        """Indices of the newest committed copy of each home block, but of those that were given up since, and of those
+        behind which a part of the log is lost."""
+        committed = np.isin(self.seq, np.fromiter(self.commits, np.int64, len(self.commits)))
+        committed = np.flatnonzero(committed & (self.seq >= self.unbroken))
+        last = committed[np.diff(self.home[committed], append=-1) != 0]
+        kept = [self.revoked.get(home, -1) < seq
+                for home, seq in zip(self.home[last].tolist(), self.seq[last].tolist(), strict=True)]
+        return last[np.array(kept, np.bool_)]
+
     def to_replay(self, reader: Reader, log: LogSuper, block_size: int) -> dict[int, bytes | int]:
         """Home block -> newest committed content (bytes, or the image offset of the copy) that was not yet at home."""
         if log.start == 0:
