@@ -25,6 +25,8 @@ from tests.host.loopfs import (
     write_at_random,
 )
 from vmcarve.checksums import crc32c_zeroed
+from vmcarve.host._xfs_log import BufferItem
+from vmcarve.host._xfs_remains import LogView, _follow
 from vmcarve.host.xfs import HOST, XfsVolume
 from vmcarve.model import SECTOR, Evidence, Reader
 from vmcarve.source import BytesReader, ImageSource
@@ -483,6 +485,17 @@ def test_the_log_has_inodes_that_are_missing(tmp_path: Path) -> None:
         data = data[:at] + bytes(length) + data[at + length :]
     assert not told(opened(BytesReader(data))), "fixture too kind: the inodes are somewhere else too"
     assert told(opened(BytesReader(data, gone))) == live
+
+
+@needs_loop
+def test_a_btree_block_outlives_a_directory_in_its_place(tmp_path: Path) -> None:
+    """The log had the map of a deleted file; that a directory got its block, and was logged there, loses nothing."""
+    sb = opened(BytesReader(make(tmp_path, 320 * MIB, *MKFS).image.read_bytes())).sb
+    view, place = LogView(), 8 * sb.block_size
+    for lsn, magic in enumerate((b"BMA3", b"XDB3"), 1):
+        _follow(view, BufferItem(lsn, place, sb.block_size, False, [(0, magic.ljust(128, b"\0"))]), sb, set())
+    assert view.blocks[place].data[:4] == b"XDB3"
+    assert view.former[place].data[:4] == b"BMA3"
 
 
 @settings(max_examples=60, deadline=2000)
