@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from tests.reference.unit_chances import unit_chances as reference
+from vmcarve._ext.unit_chances import unit_chances
 from vmcarve.assemble import unit_order
 from vmcarve.assemble.unit_order import NONE, order_units
 
@@ -62,6 +64,37 @@ def test_chances_are_those_of_all_orders(shape: tuple[int, int], rising: bool) -
     wanted, whole = every_order(weight, hole, joined, beside, leap)
     assert np.allclose(chance, wanted, atol=1e-9)
     assert math.isclose(likelihood, whole, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (30, 70), (70, 30)])
+@pytest.mark.parametrize("strength", [0.0, 1.0, 40.0, 3000.0])
+def test_sums_are_those_of_logarithms_whatever_speaks(shape: tuple[int, int], strength: float, rising: bool) -> None:
+    """Weights that contradict each other by more than a double reaches, places that cannot be, long gaps: the kernel's
+    numbers are those of plain logarithms."""
+    n, m = shape
+    rng = np.random.default_rng(n)
+    weight = rng.normal(size=shape) * strength
+    weight[rng.random(shape) < 0.1] = unit_order.NEVER
+    hole = -rng.random(m) * (1.0 + strength / 10) if rising else np.empty(0)
+    joined, beside = rng.normal(size=n - 1) * min(strength, 50.0), rng.random(m - 1) < 0.8
+    chance, power = np.empty(shape), np.empty(shape, np.int32)
+    got = unit_chances(weight, hole, joined, beside.view(np.uint8), FOLLOWS, NONE, 0.2, chance, power)
+    wanted = reference(weight, hole, joined, beside, FOLLOWS, NONE, 0.2)
+    assert np.allclose(chance, wanted[0], atol=1e-7)
+    assert np.allclose(got, wanted[1:], rtol=1e-9, atol=1e-7)
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    """A shape that is wrong is an error before anything is read."""
+    def run(hole: int = 4, joined: int = 2, beside: int = 3, rows: int = 3) -> None:
+        unit_chances(np.zeros((3, 4)), np.zeros(hole), np.zeros(joined), np.ones(beside, np.uint8), FOLLOWS, NONE, 0.2,
+                     np.empty((rows, 4)), np.empty((3, 4), np.int32))
+
+    run()
+    for wrong in ({"hole": 3}, {"joined": 3}, {"beside": 4}, {"rows": 4}):
+        with pytest.raises(ValueError, match="belong together|shape"):
+            run(**wrong)
 
 
 def test_a_copy_with_units_left_out_is_found_between_its_pins() -> None:

@@ -320,6 +320,35 @@ def test_unclean_journal_is_replayed_in_memory(tmp_path: Path) -> None:
 
 
 @needs_loop
+@pytest.mark.parametrize("kind", ["ext4-4k", "ext4-1k", "ext3-4k"])
+def test_the_journal_has_what_is_missing(tmp_path: Path, kind: str) -> None:
+    """A volume that lost its bitmaps and the inodes of its first group, the journal's own among them, tells the same
+    files and the same free space, from the copies in the journal."""
+    disk = make(tmp_path, 64 * MIB, *KINDS[kind])
+    with disk.mounted() as point:
+        append_in_turns(point, ["a.img", "vm/b.img"], 10)
+        (point / "gone").write_bytes(b"gone" * 9000)
+        run("sync", "-f", point)
+        (point / "gone").unlink()
+    data = bytearray(disk.image.read_bytes())
+    whole = opened(BytesReader(bytes(data)))
+    bs, groups, sb = whole.block_size, whole._groups, whole.sb
+    gone = [(int(groups.inode_table[0]) * bs, sb.inodes_per_group * sb.inode_size)]
+    gone += [(int(at) * bs, bs) for at in (groups.block_bitmap[0], groups.inode_bitmap[0])]
+    for at, length in gone:
+        data[at : at + length] = bytes(length)
+
+    def told(volume: ExtVolume) -> list[tuple[str, int, list[list[int]]]]:
+        return sorted((f.identity, f.size, f.runs.tolist()) for f in volume.live())
+
+    assert len(told(whole)) == 2
+    assert not told(opened(BytesReader(bytes(data)))), "fixture too kind: the inodes are somewhere else too"
+    volume = opened(BytesReader(bytes(data), gone))
+    assert told(volume) == told(whole)
+    assert volume.free().tolist() == whole.free().tolist()
+
+
+@needs_loop
 def test_a_reused_inode_keeps_its_former_file(tmp_path: Path) -> None:
     """A file whose inode has been given to another is told apart by generation, and keeps its own name and map."""
     disk = make(tmp_path, 64 * MIB, *KINDS["ext4-4k"])

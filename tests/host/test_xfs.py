@@ -25,6 +25,8 @@ from tests.host.loopfs import (
     write_at_random,
 )
 from vmcarve.checksums import crc32c_zeroed
+from vmcarve.host._xfs_log import BufferItem
+from vmcarve.host._xfs_remains import LogView, _follow
 from vmcarve.host.xfs import HOST, XfsVolume
 from vmcarve.model import SECTOR, Evidence, Reader
 from vmcarve.source import BytesReader, ImageSource
@@ -457,6 +459,43 @@ def test_a_log_whose_end_is_gone_hides_no_file(tmp_path: Path) -> None:
         volume = opened(reader)
         assert {f.name: f.runs.tolist() for f in volume.files() if not f.deleted} == live
     assert not opened(BytesReader(zeroed))._log.clean, "fixture too kind: nothing is there to be replayed"
+
+
+@needs_loop
+def test_the_log_has_inodes_that_are_missing(tmp_path: Path) -> None:
+    """A volume that lost the inodes of its files tells them from the log, but for what was deleted since."""
+    disk = make(tmp_path, 320 * MIB, *MKFS)
+    with disk.mounted() as point:
+        append_in_turns(point, ["first.img", "second.img"], 12, 1)
+        write_at_random(point, "thin.img", 30000, 4096, 700, 1)
+        (point / "gone").write_bytes(b"gone" * 9000)
+        run("sync", "-f", point)
+        (point / "gone").unlink()
+    data = disk.image.read_bytes()
+    whole = opened(BytesReader(data))
+
+    def told(volume: XfsVolume) -> list[tuple[str, int, list[list[int]]]]:
+        return sorted((f.identity, f.size, f.runs.tolist()) for f in volume.live())
+
+    live = told(whole)
+    assert len(live) == 3 and max(len(runs) for *_, runs in live) > 254
+    chunks = {whole.sb.inode_place(int(identity.split()[1]) // 64 * 64) for identity, *_ in live}
+    gone = [(at, 64 * whole.sb.inode_size) for at in chunks if at is not None]
+    for at, length in gone:
+        data = data[:at] + bytes(length) + data[at + length :]
+    assert not told(opened(BytesReader(data))), "fixture too kind: the inodes are somewhere else too"
+    assert told(opened(BytesReader(data, gone))) == live
+
+
+@needs_loop
+def test_a_btree_block_outlives_a_directory_in_its_place(tmp_path: Path) -> None:
+    """The log had the map of a deleted file; that a directory got its block, and was logged there, loses nothing."""
+    sb = opened(BytesReader(make(tmp_path, 320 * MIB, *MKFS).image.read_bytes())).sb
+    view, place = LogView(), 8 * sb.block_size
+    for lsn, magic in enumerate((b"BMA3", b"XDB3"), 1):
+        _follow(view, BufferItem(lsn, place, sb.block_size, False, [(0, magic.ljust(128, b"\0"))]), sb, set())
+    assert view.blocks[place].data[:4] == b"XDB3"
+    assert view.former[place].data[:4] == b"BMA3"
 
 
 @settings(max_examples=60, deadline=2000)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .._ext.unit_chances import unit_chances
+
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -112,56 +114,9 @@ def _stay_out(n: int, m: int, follows: float) -> float:
 def _chances(weight: Floats, hole: Floats | None, follows: float, joined: Floats, beside: Bools, leap: float = 0.0
              ) -> tuple[Floats, float, float]:
     """Chance float64[n, m] of each place, the log likelihood of all orders, and how often units follow each other."""
-    n, m = weight.shape
-    forward = np.empty((n, m))
-    into, jump = float(np.log(NONE)), float(np.log1p(-follows - NONE)) + leap
-    after = np.full(m, np.log(follows))  # unit j comes after the one before it
-    after[1:][~beside] = NEVER
-    skipped = np.concatenate(([0.0], np.cumsum(hole))) if hole is not None else np.zeros(0)  # before unit j
-    start = skipped[:-1] if hole is not None else np.full(m, -np.log(m))
-    forward[0] = start + weight[0]
-    none = into + (skipped if hole is not None else np.append(start, NEVER))  # unit i is none, by what would be next
-    for i in range(1, n):
-        forward[i] = np.logaddexp(np.append(NEVER, forward[i - 1, :-1] + joined[i - 1]), none[:m]) + after
-        forward[i] = np.logaddexp(forward[i], _jumped(forward[i - 1], none, skipped) + jump) + weight[i]
-        none[1:] = np.logaddexp(forward[i - 1], none[1:]) + into
-        none[0] += into
-    ends = skipped[-1] - skipped if hole is not None else np.zeros(m + 1)
-    back, back_none = ends[1:].copy(), ends.copy()
-    total = float(np.logaddexp.reduce(np.append(forward[-1] + back, none + back_none)))
-    chance = forward  # a row is not asked again once its chances are known
-    chance[-1] = np.exp(np.minimum(forward[-1] + back - total, 0.0))
-    followed = 0.0
-    for i in range(n - 2, -1, -1):
-        ahead = weight[i + 1] + back
-        onward = ahead[1:] + after[1:] + joined[i]  # place j goes on with j + 1
-        followed += float(np.exp(np.minimum(forward[i, :-1] + onward - total, 0.0)).sum())
-        leaps = _leaps(ahead, skipped)
-        new = np.logaddexp(np.logaddexp(np.append(onward, NEVER), leaps[1:] + jump), back_none[1:] + into)
-        stay = np.logaddexp(np.append(ahead + after, NEVER), back_none + into)
-        back_none = np.logaddexp(stay, leaps + jump)
-        back = new
-        chance[i] = np.exp(np.minimum(forward[i] + back - total, 0.0))
-    placed = float(chance[:-1].sum()) if n > 1 else 0.0
-    share = (followed + FOLLOWS) / (placed + 1.0)
+    chance, power = np.empty(weight.shape), np.empty(weight.shape, np.int32)
+    jump = (1.0 - follows - NONE) * float(np.exp(leap))
+    total, followed = unit_chances(weight, np.empty(0) if hole is None else hole, joined, beside.view(np.uint8),
+                                   follows, NONE, jump, chance, power)
+    share = (followed + FOLLOWS) / (float(chance[:-1].sum()) + 1.0)
     return chance, total, float(np.clip(share, LEAST_FOLLOWS, MOST_FOLLOWS - NONE))
-
-
-def _jumped(row: Floats, none: Floats, skipped: Floats) -> Floats:
-    """What comes into each place by a jump: from anywhere, or (rising) from before, over units that are left out."""
-    m = len(row)
-    if not len(skipped):
-        return np.full(m, np.logaddexp.reduce(np.append(row, none)) - np.log(m))
-    both = np.logaddexp(np.append(NEVER, row), none) - skipped  # index: the unit that would be next
-    before = np.append(NEVER, np.logaddexp.accumulate(both)[:-2])
-    return before + skipped[:-1]
-
-
-def _leaps(ahead: Floats, skipped: Floats) -> Floats:
-    """The same backwards: float64[m + 1] by the unit that would be next."""
-    m = len(ahead)
-    if not len(skipped):
-        return np.full(m + 1, np.logaddexp.reduce(ahead) - np.log(m))
-    both = ahead + skipped[:-1]
-    behind = np.logaddexp.accumulate(both[::-1])[::-1]
-    return np.append(behind[1:], [NEVER, NEVER]) - skipped

@@ -19,10 +19,12 @@ from ._blocks import I64, SWEEP_BYTES
 
 MAGIC = 0xC03B3998
 DESCRIPTOR, COMMIT, SUPER_V1, SUPER_V2, REVOKE = 1, 2, 3, 4, 5
-FLAG_ESCAPED, FLAG_SAME_UUID, FLAG_LAST = 1, 2, 8
+FLAG_ESCAPED, FLAG_SAME_UUID, FLAG_LAST, MOST_FLAGS = 1, 2, 8, 15
 INCOMPAT_64BIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V3, INCOMPAT_FAST_COMMIT = 0x2, 0x8, 0x10, 0x20
 SECTOR = 512
 OUR_MAX_LOGGED = 1 << 20  # bytes behind one descriptor: 254 tags of 4 KiB blocks and less
+MAX_BLOCK = 4096  # Linux's largest, on pages of that size
+NEAR = 16 << 10  # bytes between two of the journal's own blocks within which what is described is not counted
 DEFAULT_FAST_COMMIT_BLOCKS = 256  # JBD2_DEFAULT_FAST_COMMIT_BLOCKS
 OUR_MAX_LOG_BLOCKS = 1 << 22  # 16 GiB at 4 KiB: mke2fs makes logs of at most 1 GiB unless told otherwise
 
@@ -30,15 +32,31 @@ OUR_MAX_LOG_BLOCKS = 1 << 22  # 16 GiB at 4 KiB: mke2fs makes logs of at most 1 
 def logged(data: npt.NDArray[np.uint8], at: I64) -> npt.NDArray[np.bool_]:
     """Which of some positions in data uint8[n] lie in a transaction of a journal: copies, which belong elsewhere.
 
-    They lie behind a block that describes them, up to the next of the journal's own blocks, or not far.
+    They lie behind a block that describes them, up to the next of the journal's own blocks, or as many as it describes.
     """
     words = data[: len(data) // SECTOR * SECTOR].view(">u4").reshape(-1, SECTOR // 4)[:, :2]
-    own = np.flatnonzero(words[:, 0] == MAGIC).astype(np.int64)
+    own = np.flatnonzero(words[:, 0] == MAGIC).astype(np.int64) * SECTOR
     if not len(own) or not len(at):
         return np.zeros(len(at), np.bool_)
-    describes = words[own, 1] == DESCRIPTOR
-    i = np.searchsorted(own * SECTOR, at, side="right") - 1
-    return (i >= 0) & describes[i] & (at - own[i] * SECTOR < OUR_MAX_LOGGED)
+    reach = np.where(words[own // SECTOR, 1] == DESCRIPTOR, OUR_MAX_LOGGED, 0)
+    size = int(np.bitwise_or.reduce(own) | MAX_BLOCK)
+    size &= -size  # of a block, at most: own blocks begin at multiples of it
+    for k in np.flatnonzero((reach > 0) & (np.diff(own, append=1 << 62) > NEAR)).tolist():
+        reach[k] = min(OUR_MAX_LOGGED, (1 + _described(data[own[k] : own[k] + size].tobytes())) * size)
+    i = np.searchsorted(own, at, side="right") - 1
+    return (i >= 0) & (at - own[i] < reach[i])
+
+
+def _described(block: bytes) -> int:
+    """How many blocks a descriptor describes, whatever the journal's features; more than there can be: not known."""
+    for incompat in (INCOMPAT_CSUM_V3, 0, INCOMPAT_64BIT, INCOMPAT_CSUM_V2, INCOMPAT_CSUM_V2 | INCOMPAT_64BIT):
+        tags = parse_tags(block, incompat)
+        flags = [f for _, f in tags]
+        once = len({home for home, _ in tags}) == len(tags)
+        if tags and once and flags[-1] & FLAG_LAST and max(flags) <= MOST_FLAGS \
+                and all(bool(f & FLAG_SAME_UUID) == (k > 0) for k, f in enumerate(flags)):
+            return len(tags)
+    return OUR_MAX_LOGGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +143,21 @@ class Copies:
         while sequence in self.before:
             sequence = self.before[sequence]
         return sequence
+
+    def ends(self, log: LogSuper) -> bool:
+        """Whether the last transaction of a log that was closed cleanly is there."""
+        last = max(self.commits, default=-1)  # Linux leaves two numbers out between mounts (see _before)
+        return log.start == 0 and log.sequence - 3 <= last < log.sequence
+
+    def newest(self) -> I64:
+        """Indices of the newest committed copy of each home block, but of those that were given up since, and of those
+        behind which a part of the log is lost."""
+        committed = np.isin(self.seq, np.fromiter(self.commits, np.int64, len(self.commits)))
+        committed = np.flatnonzero(committed & (self.seq >= self.unbroken))
+        last = committed[np.diff(self.home[committed], append=-1) != 0]
+        kept = [self.revoked.get(home, -1) < seq
+                for home, seq in zip(self.home[last].tolist(), self.seq[last].tolist(), strict=True)]
+        return last[np.array(kept, np.bool_)]
 
     def to_replay(self, reader: Reader, log: LogSuper, block_size: int) -> dict[int, bytes | int]:
         """Home block -> newest committed content (bytes, or the image offset of the copy) that was not yet at home."""

@@ -66,7 +66,9 @@ class BufferItem:
 
 
 class Log:
-    """The internal log of a volume. clean: it ends in an unmount, or a part is missing and nobody can know."""
+    """The internal log of a volume. ended: its last record is an unmount; clean: so it is, or a part is missing and
+    nobody can know. unbroken, once it was gone through: the record from which on none is missing.
+    """
 
     def __init__(self, reader: Reader, sb: Super) -> None:
         self._reader, self._sb = reader, sb
@@ -74,13 +76,14 @@ class Log:
         self._start = sb.place(start) if start is not None else -1
         self._size = sb.log_blocks * sb.block_size // BB
         self.records = self._find_records() if start is not None else []
-        self.clean = True
-        self.tail = 0
-        if self.records and not reader.missing(self._start, self._size * BB):
+        self.clean, self.ended = True, False
+        self.tail = self.unbroken = 0
+        if self.records:
             last = self.records[-1]
-            self.tail = last.tail
             operations = _operations(self._body(last) or b"", last.operations)
-            self.clean = any(flags & OP_UNMOUNT for _, flags, _ in operations)
+            self.ended = any(flags & OP_UNMOUNT for _, flags, _ in operations)
+            if not reader.missing(self._start, self._size * BB):
+                self.tail, self.clean = last.tail, self.ended
 
     def _read(self, block: int, count: int) -> bytes:
         """`count` sectors of the log from `block`, going on at its start behind its end."""
@@ -146,6 +149,7 @@ class Log:
             body = self._body(record)
             if body is None or (previous >= 0 and record.before != previous):
                 pending.clear()  # a gap: what began before it has lost its middle
+                self.unbroken = record.lsn
             previous = record.block if body is not None else -1
             for tid, flags, data in _operations(body or b"", record.operations):
                 if flags & OP_START:

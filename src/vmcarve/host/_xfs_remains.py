@@ -47,6 +47,7 @@ class LogView:
     """The log's last word on files that had content, on names, and on the blocks of btrees and directories.
 
     files: (inode, generation) -> its last state with content; roots: the logged btree root of those in btree format;
+    former: btree blocks at whose place something else was logged since;
     names: inode -> (lsn, directory, name), rising in lsn; current: last logged state since the tail, when unclean;
     ended: (inode, generation) -> when its last name was taken away (Unix seconds).
     """
@@ -55,6 +56,7 @@ class LogView:
     roots: dict[tuple[int, int], bytes] = field(default_factory=dict[tuple[int, int], bytes])
     names: dict[int, list[tuple[int, int, str]]] = field(default_factory=dict[int, list[tuple[int, int, str]]])
     blocks: dict[int, Logged] = field(default_factory=dict[int, Logged])
+    former: dict[int, Logged] = field(default_factory=dict[int, Logged])
     current: dict[int, Inode] = field(default_factory=dict[int, Inode])
     current_roots: dict[int, bytes] = field(default_factory=dict[int, bytes])
     ended: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
@@ -138,6 +140,8 @@ def _follow(view: LogView, item: BufferItem, sb: Super, dying: set[int]) -> None
     if old is None or old.cancelled or len(old.data) != length or (at == 0 and first[:4] != old.data[:4]):
         if at != 0 or not sb.block_size <= length <= 1 << 16 or view.held + length > OUR_MAX_BUFFERS:
             return
+        if old is not None and old.data[:4] in BMBT_MAGICS and first[:4] not in BMBT_MAGICS:
+            view.former[item.place], old = old, None
         view.held += length if old is None else length - len(old.data)
         old = view.blocks[item.place] = Logged(bytearray(length), np.zeros(-(-length // CHUNK), np.bool_), item.lsn)
     old.lsn = item.lsn
@@ -254,7 +258,7 @@ def leaf_maps(leaves: list[BmbtBlock], sb: Super) -> Iterator[tuple[I64, bool]]:
 def logged_bmbt(view: LogView, sb: Super) -> dict[int, BmbtBlock]:
     """Btree blocks of the log by linear number, where all their records are known."""
     out: dict[int, BmbtBlock] = {}
-    for place, logged in view.blocks.items():
+    for place, logged in [*view.former.items(), *view.blocks.items()]:
         if bytes(logged.data[:4]) not in BMBT_MAGICS or place % sb.block_size or not logged.whole(CHUNK):
             continue
         count = struct.unpack_from(">H", logged.data, 6)[0]

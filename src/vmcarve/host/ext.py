@@ -77,7 +77,10 @@ class ExtVolume:
         self._groups = super_.Groups(reader, sb)
         if sb.incompat & super_.INCOMPAT_RECOVER:
             self._replay()
+        self.replayed = self._reader is not reader  # whether blocks of the journal are laid over those in place
         self._tree_budget = max(sb.blocks, 1 << 16)
+        if reader.missing(self.offset, self.size):
+            self._restore()
         self._free: I64 | None = None
         self._traced: set[tuple[int, int]] = set()
 
@@ -99,11 +102,6 @@ class ExtVolume:
         if not 0 <= group < self.sb.groups or not self._groups.good[group]:
             return None
         return self.offset + int(self._groups.inode_table[group]) * self.block_size + index * self.sb.inode_size
-
-    @property
-    def replayed(self) -> bool:
-        """Whether blocks of the journal are laid over those in place."""
-        return self._reader is not self._raw
 
     def _slot(self, ino: int) -> Slot | None:
         at = self._place(ino)
@@ -169,6 +167,25 @@ class ExtVolume:
         if sb is not None and (sb.block_size, sb.uuid) == (self.sb.block_size, self.sb.uuid):
             self.sb = sb
         self._groups = super_.Groups(self._reader, self.sb)
+
+    def _restore(self) -> None:
+        """Lays the newest copies that the journal has over blocks that are missing, in memory.
+
+        Whatever changed a block wrote it to the journal first: where nothing behind is lost, the newest copy is what
+        the block was at last.
+        """
+        opened = self._open_log(self._reader)
+        if opened is None or not opened[1].ends(opened[0]):
+            return
+        copies, bs = opened[1], self.block_size
+        blocks: dict[int, bytes | int] = {}
+        for i in copies.newest().tolist():
+            home, where = int(copies.home[i]), int(copies.where[i])
+            if self._reader.missing(self.offset + home * bs, bs) and not self._reader.missing(where, bs):
+                blocks[home] = copies.read(self._reader, i, bs)
+        if blocks:
+            self._reader = Overlay(self._reader, self.offset, bs, blocks)
+            self._groups = super_.Groups(self._reader, self.sb)
 
     @cached_property
     def _history(self) -> History:

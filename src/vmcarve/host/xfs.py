@@ -114,7 +114,7 @@ class XfsVolume:
         What the disk has of an inode is newer than the log where its own sequence number is (as in Linux,
         xlog_recover_inode_commit_pass2).
         """
-        current = {} if self._log.clean else dict(self._view.current)
+        current = dict(self._lost) if self._log.clean else dict(self._view.current)
         for numbers, raw, used in self._tables():
             modes = raw[:, 2].astype(np.int64) << 8 | raw[:, 3]
             written = raw[:, LSN : LSN + 8].copy().view(">u8")[:, 0].tolist() if self.sb.crc else [0] * len(raw)
@@ -129,6 +129,22 @@ class XfsVolume:
         for ino, inode in current.items():
             if inode.mode & inodes.S_IFMT == kind and (inode.links > 0) is linked:
                 yield self._completed(inode, ino)
+
+    @cached_property
+    def _lost(self) -> dict[int, Inode]:
+        """Files whose inodes are missing on the disk, as the log has them last.
+
+        All that changes an inode is logged: where no gap of the log lies behind, that is its last state.
+        """
+        if not self._log.ended or not self._reader.missing(self.offset, self.size):
+            return {}
+        out: dict[int, Inode] = {}
+        for key, inode in self._view.files.items():
+            place = self.sb.inode_place(inode.ino)
+            last = key not in self._view.ended and inode.lsn >= self._log.unbroken
+            if last and place is not None and self._reader.missing(place, self.sb.inode_size):
+                out[inode.ino] = max(inode, out.get(inode.ino, inode), key=lambda i: i.lsn)
+        return out
 
     def _completed(self, inode: Inode, ino: int) -> Inode:
         """A logged inode whose fork was not logged with it gets the fork that is on the disk."""
@@ -158,7 +174,7 @@ class XfsVolume:
             return rows, ok and len(rows) == inode.extents
         if inode.format == inodes.FORMAT_BTREE:
             level, children = inodes.root_children(inode.fork, self.sb)
-            if not self._log.clean and inode.ino in self._view.current_roots:
+            if inode.ino in (self._lost if self._log.clean else self._view.current_roots):
                 level, children = inodes.log_root_children(inode.fork, self.sb)
 
             def fetch(block: int) -> BmbtBlock | None:

@@ -217,6 +217,9 @@ class _Search:
         self._shares = Shares.of(k for u in free for k in u.kinds)
         same: dict[bytes, int] = {}
         self._content = np.array([same.setdefault(u.key, i) for i, u in enumerate(free)], np.int64)
+        self._tails = np.array([u.tail for u in free])
+        heads = np.array([u.head for u in free])
+        self._magic = MAGICS[np.minimum(np.searchsorted(MAGICS, heads), len(MAGICS) - 1)] == heads
         self._sides = sides
         self._rows: dict[tuple[Link, bool, int], Floats] = {}
         self._own = [self._alone(g, u) for g, u in gaps]
@@ -295,7 +298,6 @@ class _Search:
     def _alone(self, guest: int, unit: int) -> Floats:
         """What each free unit says by itself: ends and begins of files that should lie in it."""
         ends, low = self._guests[guest].ends, unit * self._unit
-        out = np.zeros(len(self._free))
         a, b = np.searchsorted(ends.file_offset, [low * BLOCK + 1, (low + self._unit) * BLOCK])
         inside = ends.picked(np.arange(a, b))
         c, d = np.searchsorted(ends.begins, [low * BLOCK, (low + self._unit) * BLOCK])
@@ -303,13 +305,9 @@ class _Search:
         begins = begins[begins % HEAD == 0] // HEAD - low * (BLOCK // HEAD)
         files = self._in_files(guest, low)
         files[begins] = False
-        for j, unit_ in enumerate(self._free):
-            magic = MAGICS[np.minimum(np.searchsorted(MAGICS, unit_.head), len(MAGICS) - 1)] == unit_.head
-            right = magic[begins]
-            out[j] = float(np.where(right, BEGIN_RIGHT, BEGIN_OPEN).sum())
-            out[j] += max(2 * BEGIN_AMID, BEGIN_AMID * int(np.count_nonzero(magic & files)))
-            out[j] += _ends(unit_.tail, inside, low)
-        return out
+        out = np.where(self._magic[:, begins], BEGIN_RIGHT, BEGIN_OPEN).sum(axis=1)
+        out += np.maximum(2 * BEGIN_AMID, BEGIN_AMID * np.count_nonzero(self._magic & files, axis=1))
+        return out + _ends(self._tails, inside, low)
 
     def _in_files(self, guest: int, low: int) -> npt.NDArray[np.bool_]:
         """Which blocks of a unit of a guest's file are a file's; at what else files may begin nothing is said."""
@@ -359,14 +357,11 @@ class _Search:
         return self._sides[key]
 
 
-def _ends(tail: npt.NDArray[np.uint16], ends: FileEnds, low: int) -> float:
-    """Bits of the ends of files in a unit that begins with file block `low`."""
-    out = 0.0
+def _ends(tail: npt.NDArray[np.uint16], ends: FileEnds, low: int) -> Floats:
+    """Bits of the ends of files for units (tail uint16[n, sectors]) that would begin with file block `low`."""
+    out = np.zeros(len(tail))
     for w, empty in zip((ends.file_offset - low * BLOCK).tolist(), ends.empty.tolist(), strict=True):
         sector, inside = divmod(w, SECTOR)
-        if tail[sector] > inside or tail[sector + 1 : sector + 1 + empty].any():
-            out += END_WRONG
-        else:
-            out += END_RIGHT if tail[sector] == inside else END_OPEN
+        wrong = (tail[:, sector] > inside) | tail[:, sector + 1 : sector + 1 + empty].any(axis=1)
+        out += np.where(wrong, END_WRONG, np.where(tail[:, sector] == inside, END_RIGHT, END_OPEN))
     return out
-
