@@ -179,6 +179,24 @@ def test_fat_second_copy_and_backup_boot_sector(fat_scene: Scene) -> None:
         assert found == wanted
 
 
+@FAT_TOOLS
+def test_fat_directories_that_nothing_names_are_found(fat_scene: Scene) -> None:
+    """Where the root directory is lost, what lies below the others is listed all the same."""
+    data = fat_scene.image.read_bytes()
+    volume = opened(fat_scene.kind, BytesReader(data), fat_scene.size)
+    assert isinstance(volume, fat.FatVolume)
+    if volume.name == "fat12":
+        pytest.skip("clusters of the smallest volumes are not looked through")
+    rows = volume._root().rows
+    lost = BytesReader(data, [(at, length) for _, at, length, _ in rows.tolist()])
+    name = "fragmented live disk.vmdk"
+    wanted = next(f for f in volume.live() if f.name.endswith(name))
+    found = [f for f in opened(fat_scene.kind, lost, fat_scene.size).live() if f.name.endswith(name)]
+    assert [(f.size, f.runs.tolist(), f.complete) for f in found] == [(wanted.size, wanted.runs.tolist(), True)]
+    names = [f.name for f in opened(fat_scene.kind, lost, fat_scene.size).live()]
+    assert not any(n.endswith("Name of one piece.img") for n in names), "a deleted directory is not in use"
+
+
 def test_fat_guess_offers_both_readings() -> None:
     """A used cluster amid a deleted file was either there before (skipped) or is a later file's (lost)."""
     heap = Heap(1000, 512, 100)

@@ -54,12 +54,17 @@ def _table(sectors: npt.NDArray[np.uint8], boot: Boot) -> tuple[I64, I64]:
 
 
 def _directories(sectors: npt.NDArray[np.uint8], boot: Boot) -> tuple[I64, I64]:
-    words = sectors[:, :4].copy().view("<u4")[:, 0]
-    rows = np.flatnonzero(words == int.from_bytes(DOT[:4], "little"))
-    rows = rows[[sectors[r, :11].tobytes() == DOT and sectors[r, 32:43].tobytes() == DOT_DOT for r in rows.tolist()]] \
-        if len(rows) else rows
-    low = sectors[rows, 26].astype(np.int64) | sectors[rows, 27].astype(np.int64) << 8
-    high = sectors[rows, 20].astype(np.int64) | sectors[rows, 21].astype(np.int64) << 8
-    cluster = low | (high << 16 if boot.bits == 28 else 0)
+    rows, cluster = own_clusters(sectors, boot.bits)
     good = (cluster >= 2) & (cluster < boot.clusters + 2)
-    return rows[good].astype(np.int64) * SECTOR, boot.heap + (cluster[good] - 2) * boot.cluster
+    return rows[good] * SECTOR, boot.heap + (cluster[good] - 2) * boot.cluster
+
+
+def own_clusters(blocks: npt.NDArray[np.uint8], bits: int) -> tuple[I64, I64]:
+    """Which of blocks uint8[n, 64 or more] begin a directory, and the cluster that each says it has."""
+    words = blocks[:, :4].copy().view("<u4")[:, 0]
+    rows = np.flatnonzero(words == int.from_bytes(DOT[:4], "little"))
+    rows = rows[[blocks[r, :11].tobytes() == DOT and blocks[r, 32:43].tobytes() == DOT_DOT for r in rows.tolist()]] \
+        if len(rows) else rows
+    low = blocks[rows, 26].astype(np.int64) | blocks[rows, 27].astype(np.int64) << 8
+    high = blocks[rows, 20].astype(np.int64) | blocks[rows, 21].astype(np.int64) << 8
+    return rows.astype(np.int64), low | (high << 16 if bits == 28 else 0)

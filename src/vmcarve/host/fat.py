@@ -20,8 +20,8 @@ import numpy as np
 
 from ..model import HostFile, HostKind, HostVolume, Reader
 from ._fat_boot import ENTRY, Boot, parse_boot
-from ._fat_chains import Guess, Heap, Table, read_table
-from ._fat_placer import placer
+from ._fat_chains import FIRST, Guess, Heap, Table, read_table
+from ._fat_placer import own_clusters, placer
 from ._first_look import named
 from ._space import NO_ROWS, Runs, Stream, cut_rows
 
@@ -33,6 +33,7 @@ OUR_MAX_DIRECTORIES = 1 << 20
 OUR_MAX_DELETED = 1 << 20  # deleted entries of one volume
 OUR_MAX_HIGH_HALVES = 4  # values tried for the half of a first cluster that Windows cleared
 LOST_INITIAL = "_"
+STEP = 4 << 20  # bytes that are looked through at once
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class FatVolume:
         copies = [offset + boot.reserved + i * boot.table for i in order]
         self._table = Table(self._heap, read_table(reader, copies, boot.bits, self._heap), (1 << boot.bits) - 8)
         self._guess = Guess(self._heap, self._table.free)
+        self._lost = False  # a part of some directory
         self.label = next((e.name for e in self._entries(self._root(), labels=True)), boot.label)
 
     def free(self) -> Runs:
@@ -126,11 +128,14 @@ class FatVolume:
         if self._boot.bits == 28:
             return self._folder("", self._boot.root_cluster)
         start = self.offset + self._boot.heap - self._boot.root_bytes
+        self._lost |= self._reader.missing(start, self._boot.root_bytes)
         return _Folder("", np.array([[0, start, self._boot.root_bytes, 0]], np.int64), False)
 
     def _folder(self, path: str, cluster: int) -> _Folder:
-        runs, _ = self._table.chain(cluster, -(-FORMAT_MAX_DIRECTORY // self._heap.cluster))
-        return _Folder(path, self._heap.rows(runs), False)
+        runs, held = self._table.chain(cluster, -(-FORMAT_MAX_DIRECTORY // self._heap.cluster))
+        rows = self._heap.rows(runs)
+        self._lost |= not held or any(self._reader.missing(at, n) for _, at, n, _ in rows.tolist())
+        return _Folder(path, rows, False)
 
     def _deleted_folder(self, entry: _Entry) -> _Folder | None:
         """A deleted directory, as long as its first cluster is free and says that it is itself; one cluster of it."""
@@ -144,22 +149,37 @@ class FatVolume:
 
     def _walk(self) -> Iterator[_Entry]:
         """All files of the tree, breadth first; each directory once, whoever names it."""
-        waiting = deque([self._root()])
         met = {self._boot.root_cluster}
         left = self._heap.count * self._heap.cluster  # bytes: directories that claim more share clusters
-        while waiting and left >= 0:
-            here = waiting.popleft()
-            left -= int(here.rows[:, 2].sum()) if self._boot.bits == 28 or here.path else 0
-            for entry in self._entries(here):
-                if not entry.folder:
-                    yield entry
-                    continue
-                if entry.cluster in met or len(met) > OUR_MAX_DIRECTORIES:
-                    continue
-                folder = self._deleted_folder(entry) if entry.deleted else self._folder(entry.name, entry.cluster)
-                if folder is not None:
-                    met.add(entry.cluster)
-                    waiting.append(folder)
+        for top in itertools.chain([self._root()], self._loose(met)):
+            waiting = deque([top])
+            while waiting and left >= 0:
+                here = waiting.popleft()
+                left -= int(here.rows[:, 2].sum()) if self._boot.bits == 28 or here.path else 0
+                for entry in self._entries(here):
+                    if not entry.folder:
+                        yield entry
+                        continue
+                    if entry.cluster in met or len(met) > OUR_MAX_DIRECTORIES:
+                        continue
+                    folder = self._deleted_folder(entry) if entry.deleted else self._folder(entry.name, entry.cluster)
+                    if folder is not None:
+                        met.add(entry.cluster)
+                        waiting.append(folder)
+
+    def _loose(self, met: set[int]) -> Iterator[_Folder]:
+        """Where parts of directories are lost: those in use that were not met, as each states where it lies."""
+        if self._boot.bits == 12 or not (self._lost and self._reader.missing(self.offset, self.size)):
+            return
+        cluster, step = self._heap.cluster, max(1, STEP // self._heap.cluster)
+        for first in range(0, self._heap.count, step):
+            data = np.frombuffer(self._reader.read(self._heap.start + first * cluster, step * cluster), np.uint8)
+            rows, stated = own_clusters(data[: len(data) // cluster * cluster].reshape(-1, cluster), self._boot.bits)
+            number = rows + first + FIRST
+            for c in number[stated == number].tolist():
+                if c not in met and len(met) <= OUR_MAX_DIRECTORIES and not self._guess.is_free(c):
+                    met.add(c)
+                    yield self._folder(f"(cluster {c})", c)
 
     def _entries(self, folder: _Folder, labels: bool = False) -> Iterator[_Entry]:
         """Files and directories of one directory (or, `labels`, only the volume's label)."""
