@@ -145,6 +145,19 @@ def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: 
     assert wrong < 0.01
 
 
+def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path) -> None:
+    """A qcow2 of which the header alone is lost: its size is that of the disk that its clusters tell of, by an MBR."""
+    raw, made = tmp_path / "raw", tmp_path / "qcow2"
+    raw.write_bytes(disk := ext4_disk(tmp_path, 1, "dos", SIZE, 1024, 60_000))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", raw, made)
+    content = random.Random(8).randbytes(MIB) + made.read_bytes()[MIB:]
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.qcow2")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    guest = state.done[0].container.guests[0]
+    assert guest.virtual_size == SIZE
+    assert VirtualDisk(FileView(state.image, state.done[0].map), guest.map).read(0, SIZE) == disk
+
+
 def test_files_that_are_no_disks_are_left_alone(disk: bytes, tmp_path: Path) -> None:
     """Neither a name of another kind, nor a disk's name over bytes without a guest, nor a small file is taken."""
     rng = random.Random(5)

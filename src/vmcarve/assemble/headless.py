@@ -146,7 +146,7 @@ def _best(view: Reader, names: list[str], starts: dict[str, int]) -> tuple[Conta
             best = found
             if best[0] >= ENOUGH * view.size:
                 break
-    tables = _by_tables(view, names)
+    tables = _by_tables(view, names, best[1].virtual_size if best is not None else 0)
     if tables is not None and (best is None or placed(tables.container) >= LEAST_TABLES * placed(best[1])):
         return tables.container, tables.runs
     return None if best is None else (best[1], np.array([[0, 0, view.size]], np.int64))
@@ -159,13 +159,13 @@ def _stowed(view: Reader, names: list[str]) -> Iterator[tuple[str, Stowed]]:
             yield name, stowed
 
 
-def _by_tables(view: Reader, names: list[str]) -> Orphan | None:
+def _by_tables(view: Reader, names: list[str], size: int) -> Orphan | None:
     """What of `rebuilt` tells most: of a file that begins where this one does, or of a stream."""
     batches: list[pa.RecordBatch] = []
     sweep_image(ViewSource(view), 0, batches.append, threads=1)
     places = Places.of(pa.Table.from_batches(batches, EVIDENCE))
     found: list[Orphan] = []
-    for orphan in rebuilt(view, places, Claims(), None):
+    for orphan in rebuilt(view, places, Claims(), None, size):
         begins = orphan.runs[:, :2].max() == 0
         if orphan.container.format in names and (begins or orphan.container.guests[0].map.encoding.any()):
             orphan.container.size = view.size if begins else orphan.container.size

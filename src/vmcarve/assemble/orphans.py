@@ -208,10 +208,10 @@ def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:
     return table[:, :2], np.maximum(table[:, 2], 0)
 
 
-def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) -> Iterator[Orphan]:
+def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None, size: int = 0) -> Iterator[Orphan]:
     """Containers that are put together from table shapes, outside `claims`; the caller claims each one.
 
-    free: the host's free runs int64[n, 2], or None.
+    free: the host's free runs int64[n, 2], or None. size: bytes that a disk may have of which nothing in place tells.
     """
     pins, sizes = pins_of(image, places)
     space = claims.free_of(np.array([[0, image.size]], np.int64) if free is None or not len(free) else free)
@@ -232,14 +232,23 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None) 
         for origin, agreeing in zip(origins.tolist(), found.agreeing(origins, pins), strict=True):
             if found.inside(origin, [orphan for _, orphan in best]):
                 continue
-            size = _disk_size(sizes, agreeing[0])
-            orphan = found.format.rebuild(image, Clue(origin, size, found.pieces, found.first(pins, agreeing)))
-            if orphan is not None and orphan.container.guests:
+            told = _disk_size(sizes, agreeing[0])
+            first = found.first(pins, agreeing)
+            made = [found.format.rebuild(image, Clue(origin, k, found.pieces, first))
+                    for k in dict.fromkeys([told or size, told])]
+            orphan = max((o for o in made if o is not None and o.container.guests), key=_stored, default=None)
+            if orphan is not None:
                 stated = len(found.stating(origin)) > 0
                 best.append((_agreeing(image, orphan, pins, stated), orphan))
         for count, orphan in sorted(best, key=lambda b: -b[0]):
             if count >= LEAST and not any(claims.overlap(p, p + n) for _, p, n in orphan.runs.tolist()):
                 yield orphan
+
+
+def _stored(orphan: Orphan) -> int:
+    """Guest bytes that lie in the container."""
+    m = orphan.container.guests[0].map
+    return int(m.length[m.state == DATA].sum())
 
 
 def _disk_size(sizes: Int64s, agreeing: Int64s) -> int:
