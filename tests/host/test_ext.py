@@ -25,6 +25,8 @@ from tests.host.loopfs import (
     write_at_random,
 )
 from vmcarve.checksums import crc32c
+from vmcarve.guest.ext import begin
+from vmcarve.host import _ext_super as super_
 from vmcarve.host._space import joined_rows
 from vmcarve.host.ext import HOST, ExtVolume
 from vmcarve.model import RUN_DATA, RUN_HOLE, RUN_REUSED, SECTOR, Evidence, HostFile, Reader
@@ -435,6 +437,48 @@ def test_lost_bitmaps_leave_what_no_file_claims(tmp_path: Path) -> None:
     assert at is not None
     lost = BytesReader(data, [(int(at[1]) * 4096, 4096)])
     assert opened(lost).free().tolist() == whole.tolist()
+
+
+@needs_loop
+@pytest.mark.parametrize("kind", ["ext4-4k", "ext4-1k", "ext3-1k"])
+def test_a_log_that_was_written_back_has_metadata_that_is_lost(tmp_path: Path, kind: str) -> None:
+    """Where all descriptors, bitmaps and inodes but the superblock are lost, the log's copies give the same files."""
+    disk = make(tmp_path, 64 * MIB, *KINDS[kind])
+    with disk.mounted() as point:
+        append_in_turns(point, ["a.img", "d/b.img"], 6)
+        write_at_random(point, "thin.img", 30000, 4096, 200)
+        disk.record()
+    data = disk.image.read_bytes()
+    whole = opened(BytesReader(data))
+    wanted = [(f.identity, f.size, f.runs.tolist()) for f in whole.live()]
+    assert len(wanted) == 3
+    block = whole.block_size
+    runs = super_.metadata_runs(whole.sb, super_.Groups(BytesReader(data), whole.sb))
+    holes = [(max(at * block, 2048), n * block - max(0, 2048 - at * block)) for at, n in runs.tolist()]
+    lost = opened(BytesReader(data, holes))
+    assert [(f.identity, f.size, f.runs.tolist()) for f in lost.live()] == wanted
+    newest = max(whole._log.commits)
+    at = int(whole._log.where[whole._log.seq == newest].max()) + block  # its commit
+    assert not list(opened(BytesReader(data, [*holes, (at, block)])).live()), "newer copies may be in what is lost"
+    oldest = int(whole._log.where.min())
+    some = [(f.identity, f.size, f.runs.tolist()) for f in opened(BytesReader(data, [*holes, (oldest, block)])).live()]
+    assert all(file in wanted for file in some), "of what was written before a part that is lost nothing is believed"
+
+
+@needs_loop
+def test_what_begins_a_volume_again_hides_no_inode(tmp_path: Path) -> None:
+    """Descriptors of a copy are those of the new volume, in which no inode was used: nothing of that is kept."""
+    disk = make(tmp_path, 32 * MIB, *KINDS["ext4-1k"])
+    with disk.mounted() as point:
+        append_in_turns(point, ["a.img", "d/b.img"], 6)
+        disk.record()
+    data = disk.image.read_bytes()
+    made = begin(BytesReader(data), 8193 * 1024)
+    assert made is not None
+    again = opened(BytesReader(made.data + data[len(made.data) :]))
+    wanted = [(f.identity, f.runs.tolist()) for f in opened(BytesReader(data)).live()]
+    assert [(f.identity, f.runs.tolist()) for f in again.live()] == wanted
+    assert again.free().tolist() == opened(BytesReader(data)).free().tolist()
 
 
 @pytest.fixture(scope="module")

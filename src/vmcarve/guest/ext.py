@@ -250,8 +250,27 @@ def begin(reader: Reader, offset: int) -> Begin | None:
     data[0x5A:0x5C] = bytes(2)  # the group that it is in
     if s.proven:
         data[0x3FC:] = _raw(bytes(data[:0x3FC]), ALL).to_bytes(4, "little")
-    behind = reader.read(at + s.block, min(s.groups, OUR_MAX_DESCRIPTORS) * s.descriptor) if s.group else b""
-    return Begin((bytes(AT) + bytes(data)).ljust(s.table, b"\0") + behind)
+    count = min(s.groups, OUR_MAX_DESCRIPTORS) if s.group else 0
+    behind = reader.read(at + s.block, count * s.descriptor)
+    table = [_of_any_use(s, n, behind[n * s.descriptor : (n + 1) * s.descriptor])
+             for n in range(len(behind) // s.descriptor)]
+    return Begin((bytes(AT) + bytes(data)).ljust(s.table, b"\0") + b"".join(table))
+
+
+def _of_any_use(s: _Super, number: int, descriptor: bytes) -> bytes:
+    """A descriptor of a copy, which is as old as the volume, without what it says of use: flags, free inodes, sums."""
+    if not _descriptor_fits(s, number, descriptor):
+        return descriptor
+    d = bytearray(descriptor)
+    for at in (0x12, 0x18, 0x1A, 0x1C, *((0x32, 0x38, 0x3A) if s.descriptor >= 64 else ())):
+        d[at : at + 2] = bytes(2)
+    place = number.to_bytes(4, "little")
+    if s.ro_compat & METADATA_CSUM:
+        d[0x1E:0x20] = (_raw(bytes(d[:0x1E]) + b"\0\0" + bytes(d[0x20:]), _raw(place, s.seed)) & 0xFFFF
+                        ).to_bytes(2, "little")
+    elif s.ro_compat & GDT_CSUM:
+        d[0x1E:0x20] = _crc16(s.data[0x68:0x78] + place + bytes(d[:0x1E]) + bytes(d[0x20:])).to_bytes(2, "little")
+    return bytes(d)
 
 
 GUEST = GuestKind("ext", SIGNATURES, probe, confirm, begin=begin)

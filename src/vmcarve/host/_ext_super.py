@@ -329,8 +329,9 @@ def free_blocks(reader: Reader, sb: Super, groups: Groups) -> tuple[I64, npt.NDA
         there = np.array([not reader.missing(sb.offset + int(b) * bs, bs) for b in groups.block_bitmap[part]], np.bool_)
         if sb.checksums:
             crc = crc_rows(rows[:, : clusters // 8], sb.seed_state)
-            # a backup descriptor's checksum is that of an older bitmap
-            there &= groups.backup[part] | ((crc if groups.wide else crc & 0xFFFF) == groups.bitmap_csum[part])
+            # a backup descriptor's checksum is that of an older bitmap; one that was made from it has none
+            stated = groups.bitmap_csum[part]
+            there &= groups.backup[part] | (stated == 0) | ((crc if groups.wide else crc & 0xFFFF) == stated)
         known[part] = there
         for g, row in zip(part[there].tolist(), rows[there], strict=True):
             run = clear_bits(row, -(-int(sizes[g]) // sb.cluster_blocks)) * sb.cluster_blocks
