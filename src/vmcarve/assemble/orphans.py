@@ -96,10 +96,12 @@ class Found:
     def agreeing(self, origins: Int64s, pins: Int64s) -> list[tuple[Int64s, Int64s]]:
         """(pins, pieces) of each origin, by their numbers: where a piece names the place of a pin, if the file begins
         there. Pins rise."""
+        if not len(origins):
+            return []
         order = np.argsort(origins, kind="stable")
         rising = origins[order]
         rows: list[tuple[Int64s, Int64s, Int64s]] = []
-        for j, (p, g) in enumerate(pins.tolist() if len(origins) else ()):
+        for j, (p, g) in enumerate(pins.tolist()):
             at = self.named(g)
             i = np.minimum(np.searchsorted(rising, p - at), len(rising) - 1)
             same = np.flatnonzero((at >= 0) & (rising[i] == p - at))
