@@ -27,12 +27,18 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 	$(BIN)/python -m pip install -q -e .
 	touch $@
 
+# $(call extra,name): what an extra of pyproject.toml lists; "pip install -e .[name]" would build the kernels again
+define extra
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' > $(VENV)/$(1).txt
+	$(BIN)/python -m pip install -q -r $(VENV)/$(1).txt
+endef
+
 $(VENV)/.test: $(VENV)/.built
-	$(BIN)/python -m pip install -q -e '.[test]'
+	$(call extra,test)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.built
-	$(BIN)/python -m pip install -q -e '.[lint]'
+	$(call extra,lint)
 	touch $@
 
 # $(call install,packages): only what is not installed yet; as root or through sudo

@@ -27,5 +27,6 @@ setup(
         ],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
