@@ -257,3 +257,14 @@ def test_partition_entries_that_are_not_there_are_zeros_when_their_sum_says_so(t
     assert found is not None and [p[0] for p in found.partitions] == [MIB]
     lost = gpt.probe(Holes(data[:1024] + bytes(len(data) - 1024)), 0, len(data))
     assert lost is not None and lost.partitions == [] and "entries lost" in lost.detail
+
+
+def test_a_text_that_lies_there_twice_is_one_disk(tmp_path: Path) -> None:
+    """A descriptor in older copies of a tree's blocks; where it names another file it is another disk."""
+    text = (b'# Disk DescriptorFile\nversion=1\nCID=1a2b3c4d\nparentCID=ffffffff\ncreateType="twoGbMaxExtentSparse"\n\n'
+            b'RW 4192256 SPARSE "disk-s001.vmdk"\n\nddb.adapterType = "ide"\n')
+    noise = random.Random(8)
+    parts = [text, text, text.replace(b"disk-s001", b"work-s001"), text]
+    (tmp_path / "image").write_bytes(b"".join(noise.randbytes(65536) + part.ljust(4096, b"\0") for part in parts))
+    case = vmcarve.recover([tmp_path / "image"], tmp_path / "case", options=vmcarve.Options(write=False))
+    assert [d["header_offset"] for d in case.disks()] == [65536, 2 * 69632 + 65536]

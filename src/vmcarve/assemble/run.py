@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ..disk import VirtualDisk
 from ..filemap import FileMap
-from ..model import GUESSED, Evidence, Reader
+from ..model import DATA, GUESSED, Evidence, Reader
 from ..registry import formats, guests
 from ..tables import pc
 from .boot_sectors import BootSectors
@@ -56,7 +56,7 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table, spots: list[S
     host_files(state, rows, starts, evidence, deleted=True)
     if not files_only:
         _without_host_files(state, rows, evidence, state.free)
-    return state.done, views, [*troubles, *more]
+    return without_copies(state.done), views, [*troubles, *more]
 
 
 def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence: pa.Table,
@@ -94,6 +94,26 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space, boot, known):
         if not state.taken(file_map):
             state.accept(container, file_map, deleted=state.deleted_at(file_map), host=None)
+
+
+def without_copies(items: list[Assembled]) -> list[Assembled]:
+    """The items, of each text that only names other files the host's, or the first: older copies of a tree's blocks, in
+    which hosts keep small files, have it too."""
+    def says(item: Assembled) -> tuple[object, ...] | None:
+        c = item.container
+        bare = c.members and not any((g.map.state == DATA).any() for g in c.guests)
+        return (c.format, *c.identities, *c.members) if bare else None
+
+    of_hosts = {says(i) for i in items if i.host is not None}
+    out: list[Assembled] = []
+    seen: set[tuple[object, ...]] = set()
+    for item in items:
+        text = says(item)
+        if text is None or item.host is not None or (text not in of_hosts and text not in seen):
+            out.append(item)
+        if text is not None:
+            seen.add(text)
+    return out
 
 
 def _names(state: State) -> set[str]:
