@@ -29,6 +29,7 @@ FITS = np.array([[-1.0, 0.02], [0.3, -0.8], [0.0, 0.0]])  # [USED, FREE, UNKNOWN
 ALIKE = 8  # blocks from the edge of a row of blocks that are alike: one there says half as much
 NOWHERE = -2.5  # a block that neither run explains
 AMID = -12.0  # a part between two runs that neither explains
+KNOWN = 0.9  # of the blocks of a hole, those that the guest must call free for it to be a hole
 MEETS = 0.7  # share of the runs that end where a known one begins, where one begins in their reach
 END_WRONG = -6.0  # a file end that is not where the run has it
 MAGIC_RIGHT, MAGIC_WRONG = 3.0, -3.0  # a file's first bytes where a file begins; where none does
@@ -282,8 +283,9 @@ def _within_run(image: Reader, begin: int, a: Segment, b: Segment, expected: Exp
         others[-(-(start - base) // BLOCK) : (start + length - base) // BLOCK] = False
     others[0] = others[-1] = False
     use = expected.use[a.last : b.first + 1]
-    # where too little is known to be free the guest has not been read: then nobody can say where the holes are
-    jumps = foreign or int((use == FREE).sum()) < -step
+    # where too little is known to be free the guest has not been read: then nobody can say where the holes are. A few
+    # blocks that are used and zero may be holes too
+    jumps = foreign or int((use == FREE).sum()) < KNOWN * -step
     found = align(use, full, others, [Pin(0, 0), Pin(n + 1, n + 1 + step)], jumps=jumps)
     if found is None:
         return None
