@@ -165,8 +165,8 @@ def test_a_host_hole_inside_a_run_lies_where_the_guest_is_free() -> None:
 
 
 def test_a_hole_may_hold_blocks_that_are_used_and_zero() -> None:
-    """Of 140 blocks of a hole the guest calls 138 free. That 63 used ones behind it are zero is no reason to let the run
-    begin earlier and jump: it would lie over itself."""
+    """Of 140 blocks of a hole the guest calls 138 free. That 63 used ones behind it are zero is no reason to let the
+    run begin earlier and jump: it would lie over itself."""
     use = [USED] * 14 + [FREE] * 138 + [USED] * 120
     got = laid(picture(140, list(range(20, 83))), [run(0, 0, 0, 1), run(0, -140, 270, 271)], {0: expect(use)})
     assert got == {0: [(0, 14, 0, GUESSED, "aligned"), (14, 140, -1, MISSING, "aligned.host-hole"),
