@@ -11,7 +11,9 @@ import pytest
 
 import vmcarve
 from tests.helpers import run
+from vmcarve.assemble.headers import _most  # pyright: ignore[reportPrivateUsage]
 from vmcarve.guest import gpt
+from vmcarve.model import DATA, EXTERNAL, Check, Container, GuestDisk, GuestMap, Member, Region
 from vmcarve.source import BytesReader
 
 MIB = 1 << 20
@@ -268,3 +270,13 @@ def test_a_text_that_lies_there_twice_is_one_disk(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(b"".join(noise.randbytes(65536) + part.ljust(4096, b"\0") for part in parts))
     case = vmcarve.recover([tmp_path / "image"], tmp_path / "case", options=vmcarve.Options(write=False))
     assert [d["header_offset"] for d in case.disks()] == [65536, 2 * 69632 + 65536]
+
+
+@pytest.mark.parametrize(("state", "most"), [(EXTERNAL, 320 << 10), (DATA, 40_370_176)], ids=["elsewhere", "inside"])
+def test_tables_in_doubt_make_no_container_large_whose_data_lie_elsewhere(state: int, most: int) -> None:
+    """A header that names data in another file holds tables only: what wrong ones name behind them is others'."""
+    disk = GuestDisk(20 << 20, GuestMap.build([0], [20 << 20], [state], [0]))
+    c = Container("qcow2", "v3-data-file", 1 << 32, [disk], members=[Member("data", "data-file", 0, 20 << 20)],
+                  checks=[Check("entries name each cluster once", False)],
+                  regions=[Region(0, 64 << 10, "header"), Region(256 << 10, 64 << 10, "l2")])
+    assert _most(c, 1 << 40) == most

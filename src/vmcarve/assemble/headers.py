@@ -270,9 +270,12 @@ def in_doubt(container: Container) -> bool:
 
 
 def _most(container: Container, limit: int) -> int:
-    """Bytes that the container may have: tables in doubt do not make it much larger than its disks."""
+    """Bytes that the container may have: tables in doubt do not make it much larger than its disks, nor one whose data
+    lie in another file larger than its tables."""
     if not container.guests or not in_doubt(container):
         return limit
+    if container.members and not any((g.map.state == DATA).any() for g in container.guests):
+        return min(limit, max((r.file_offset + r.length for r in container.regions), default=limit))
     disks = sum(g.virtual_size for g in container.guests)
     return min(limit, disks + disks // 8 + MOST_SLACK)
 
