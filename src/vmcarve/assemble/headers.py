@@ -185,6 +185,8 @@ def _pin_by_name(candidates: Sequence[Candidate], rows: list[tuple[str, Evidence
     for module, e in rows:
         if e.container_offset is None and e.identity is not None:
             places[module, e.kind, e.identity].append(e.image_offset)
+    if not places:
+        return
     bearers = Counter(name for c in candidates for name in c.container.identities)
     for c in candidates:
         if in_doubt(c.container):

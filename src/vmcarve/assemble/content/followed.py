@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from .want import BLOCK, Guest, Told
 
 
 @dataclass(slots=True)
-class Followed:
+class Followed(ABC):
     """Mechanism whose image is seen once, as soon as any guest has something to ask (`asks`), and whose files are
     followed (`follow`) once in each round. Once found, a place stays.
     """
@@ -38,8 +39,9 @@ class Followed:
     def asks(self) -> bool:
         return any(len(g.files.size) for g in self._guests)
 
+    @abstractmethod
     def follow(self) -> None:
-        raise NotImplementedError
+        """Notes in `_found` what comes next to what is placed."""
 
 
 def given(found: dict[int, int], guest: Guest, blocks: int) -> Told:
