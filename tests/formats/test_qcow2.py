@@ -15,6 +15,7 @@ from tests.helpers import check_map, read_guest, run
 from vmcarve.codec import decode
 from vmcarve.errors import Damaged
 from vmcarve.formats._qcow2_refcounts import pack, unpack
+from vmcarve.formats._qcow2_wants import wants
 from vmcarve.formats.qcow2 import FORMAT, SIGNATURES
 from vmcarve.model import DATA, EXTERNAL, HOLE, LOST, PLAIN, UNALLOCATED, Container
 from vmcarve.source import BytesReader
@@ -231,6 +232,37 @@ def test_encrypted(tmp_path: Path, kind: str) -> None:
     assert int((container.guests[0].map.state == DATA).sum()) == 2
     assert (failed(container), container.size) == (set(), reader.size)
     assert any(r.kind == "qcow2.luks" for r in container.regions) == (kind == "luks")
+    assert not FORMAT.wants(reader)
+    if kind == "luks":
+        data = bytearray(path.read_bytes())
+        at, _ = region(container, "qcow2.luks")
+        header = bytes(data[at: at + 4 * KIB])
+        data[at: at + 4 * KIB] = data[-4 * KIB:]
+        want, = FORMAT.wants(BytesReader(bytes(data)))
+        assert (want.kind, want.file_offset) == ("qcow2.luks", at)
+        assert want.fits(header) > 0 and not want.fits(header[:8] + bytes(4 * KIB - 8))
+
+
+def test_tables_that_refcounts_prove_are_not_looked_for(tmp_path: Path) -> None:
+    """A table may name first what lies right behind another one, as if it were that: the counts tell it is not."""
+    path = tmp_path / "a.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, SIZE)
+    run("qemu-io", "-f", "qcow2", "-c", "write -z 2M 4k", "-c", "write -z 0 4k", "-c", "write -P 1 3M 64k",
+        "-c", "write -P 2 16k 64k", path)
+    container, reader = opened(path)
+    first, second = l2_of(path.read_bytes(), 0), l2_of(path.read_bytes(), 1)
+    place = container.guests[0].map.file_offset
+    assert first == second + 4 * KIB and int(place[place > 0].min()) == first + 4 * KIB
+    assert wants(reader) and not FORMAT.wants(reader)
+
+
+@pytest.mark.parametrize("options", ["cluster_size=4k", "cluster_size=64k", "extended_l2=on,cluster_size=64k"])
+def test_tables_with_clusters_of_zeros_are_in_their_place(tmp_path: Path, options: str) -> None:
+    """What a guest discards, or a writer saw to be zeros, is an entry that names nothing, any number of times."""
+    path = tmp_path / "a.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, "1G")
+    run("qemu-io", "-f", "qcow2", "-c", "write -z 0 1M", "-c", "write -P 1 1M 64k", "-c", "write -z 512M 1M", path)
+    assert not wants(BytesReader(path.read_bytes()))
 
 
 def test_bitmaps(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from ._wants import (
     BITS,
     BLOCK,
     MAX_BITS,
+    NO_PLACE,
     OUR_MAX_WANTS,
     TIED,
     Legal,
     Words,
     first_place,
     lacking,
+    magic,
     missing,
     nothing,
     table,
@@ -27,6 +29,8 @@ from ._wants import (
 
 COPIED, COMPRESSED, ZERO = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1)
 OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
+MOST = np.uint64(1 << 63)
+LUKS = b"LUKS\xba\xbe\0\1"  # with the version, which is the only one that QEMU writes
 OUR_MAX_COUNT = 256  # references to one cluster: snapshots, and compressed clusters in it
 OUR_SLACK = 64 << 20  # bytes of metadata that a container may have beyond its disk
 
@@ -42,6 +46,8 @@ def wants(reader: Reader) -> list[Want]:
     named: set[int] = set()
     behind = h.reftable_offset + h.reftable_clusters * h.cluster
     out = lacking(reader, _references(reader, h), ">u8", OFFSET, behind, named)
+    if h.luks is not None:
+        out += [w for w in [magic(h.luks[0], "qcow2.luks", LUKS, _luks)] if missing(reader, w)]
     found: list[tuple[int, int]] = []  # index in the L1, and place, of each L2 table that is named
     for number, want in enumerate(_l1(h, named)):
         if missing(reader, want):
@@ -119,20 +125,25 @@ def _l2(h: Header, offset: int, named: set[int], others: set[int]) -> list[Want]
     """
     inside = np.uint64((1 << (62 - (h.cluster_bits - 8))) - 1)  # of an entry of a compressed cluster
 
+    def place(words: Words) -> Words:
+        return np.where(words & COMPRESSED != 0, words & inside, words & OFFSET)
+
     def bonus(words: Words) -> float:
-        places = np.where(words & COMPRESSED != 0, words & inside, words & OFFSET)
+        places = place(words)
+        places = places[places > 0]  # clusters of zeros name none
         if (places == np.uint64(offset)).any() or (places == np.uint64(h.l1_offset)).any():
             return -1.0
-        if not named.isdisjoint(first_place(words & OFFSET)) or int(places.min()) in others:
+        lowest = int(places.min(initial=MOST))
+        if not named.isdisjoint(first_place(words & OFFSET)) or lowest in others:
             return -1.0
-        if int(places.min()) == offset + h.cluster:
+        if lowest == offset + h.cluster:
             return TIED
         return 20.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
 
     legal = _legal(h, COPIED | COMPRESSED | ZERO)
     if h.extended:
         return [_pairs(offset + at, legal, bonus, at > 0) for at in range(0, h.cluster, BLOCK)]
-    return [table(offset + at, "qcow2.l2", ">u8", legal, bonus=bonus, empty=at > 0)
+    return [table(offset + at, "qcow2.l2", ">u8", legal, places=place, bonus=bonus, empty=at > 0)
             for at in range(0, h.cluster, BLOCK)]
 
 
@@ -152,13 +163,23 @@ def _pairs(file_offset: int, legal: Legal, bonus: Callable[[Words], float], empt
         there = pairs[pairs.any(axis=1)]
         entry = there[:, 0][there[:, 0] != 0]
         places = entry & OFFSET
-        if not len(entry) or not legal(entry).all() or not sound(there[:, 1]).all() or (there[:, 1] == 0).any() or \
-                len(np.unique(places)) < len(places):
+        if not legal(entry).all() or not sound(there[:, 1]).all() or (there[:, 1] == 0).any() or \
+                not len(there) or len(np.unique(places)) < len(places):
             return 0.0
+        if not len(entry):
+            return NO_PLACE
         more = bonus(entry)
         return 0.0 if more < 0 else min(MAX_BITS, BITS * len(entry)) + more
 
     return Want(file_offset, "qcow2.l2", begins, fits, empty)
+
+
+def _luks(block: bytes) -> bool:
+    """Whether a block that begins as a LUKS header goes on as one: the names of its cipher, mode and hash, then where
+    its payload begins, in sectors. Source: LUKS1 On-Disk Format Specification 1.2.3, 2.1.
+    """
+    names = [block[at: at + 32].rstrip(b"\0") for at in (8, 40, 72)]
+    return all(name and name.isascii() for name in names) and int.from_bytes(block[104:108], "big") > 0
 
 
 def _external_l2(h: Header, offset: int, index: int) -> list[Want]:
@@ -192,6 +213,6 @@ def _legal(h: Header, flags: np.uint64):  # noqa: ANN202
         place = words & ~flags
         plain = (place & mask == 0) & (place < most) & (place >= h.cluster)
         stream = (words & np.uint64((1 << shift) - 1) < most) & (words & COPIED == 0)
-        return np.where(compressed, stream, plain)
+        return np.where(compressed, stream, plain | (words & flags & ZERO == words))
 
     return legal

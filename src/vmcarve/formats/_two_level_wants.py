@@ -59,10 +59,10 @@ def wants(reader: Reader, shape: Shape) -> list[Want]:
 
 def _l2(shape: Shape, offset: int, named: set[int]) -> list[Want]:
     def bonus(words: Words) -> float:
-        places = shape.place(words)
+        places = shape.place(words[words > 1])
         if (places == np.uint64(offset)).any() or not named.isdisjoint(first_place(words)):
             return -1.0
-        if int(places.min()) == offset + shape.l2_bytes:
+        if int(places.min(initial=EVERY_BIT)) == offset + shape.l2_bytes:
             return TIED
         return 20.0 if (places == np.uint64(offset + shape.l2_bytes)).any() else 0.0
 

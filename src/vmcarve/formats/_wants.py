@@ -17,6 +17,7 @@ Legal = Callable[[Words], npt.NDArray[np.bool_]]
 BLOCK = 4096
 BITS = 8.0  # of each legal word
 MAX_BITS = 40.0
+NO_PLACE = 4.0  # bits of legal words that name nothing: believed in its place, and found in no other
 TIED = 30.0  # bits of what only this very place would say: as good as a full table, however few its words are
 OUR_MAX_WANTS = 1024  # of one container at a time
 
@@ -46,7 +47,9 @@ def table(file_offset: int, kind: str, dtype: str, legal: Legal, *, skip: int = 
             return 0.0
         named = places(there)
         named = named[named != 0]
-        if len(named) == 0 or len(np.unique(named)) < len(named):
+        if len(named) == 0:
+            return NO_PLACE
+        if len(np.unique(named)) < len(named):
             return 0.0
         more = bonus(there) if bonus is not None else 0.0
         bits = MAX_BITS if more >= TIED else min(MAX_BITS, BITS * len(named))

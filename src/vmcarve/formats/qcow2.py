@@ -34,6 +34,7 @@ from ..model import (
     Reader,
     Region,
     Signature,
+    Want,
 )
 from ._qcow2_extras import Piece, Snapshot, read_bitmaps, read_snapshots
 from ._qcow2_header import (
@@ -171,6 +172,20 @@ def open_container(reader: Reader) -> Container:
     if walk.compressed:
         container.detail["compression"] = "zstd" if h.compression else "zlib"
     return container
+
+
+def _wants(reader: Reader) -> list[Want]:
+    """What is not in its place. No table is missing where the refcounts prove them, whatever they look like: the first
+    cluster that one of them names may lie right behind another.
+    """
+    rows = wants(reader)
+    return [w for w in rows if w.kind == "qcow2.luks"] if rows and _proven(open_container(reader)) else rows
+
+
+def _proven(container: Container) -> bool:
+    """Whether the refcounts agree with tables that name clusters of this file: those of a data file nobody counts."""
+    tables = [r.grade for r in container.regions if r.kind == "qcow2.l2"]
+    return bool(tables) and tables[0] == PROVEN and not container.members
 
 
 def _without_missing(reader: Reader, h: Header, walk: _Walk, guests: list[GuestDisk]) -> list[Patch]:
@@ -398,5 +413,5 @@ def _regions(walk: _Walk, grade: str) -> list[Region]:
 
 
 FORMAT = Format(name="qcow2", extension="qcow2", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qcow2", wants=wants, stated=stated, shapes=shapes,
+                qemu_name="qcow2", wants=_wants, stated=stated, shapes=shapes,
                 rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container), stow=stow)
