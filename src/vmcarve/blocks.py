@@ -88,7 +88,7 @@ def distinct(rows: U8) -> tuple[list[bytes], npt.NDArray[np.int32]]:
         return [], np.zeros(0, np.int32)
     rows = np.ascontiguousarray(rows)
     words = rows.view(np.uint64) if rows.shape[1] % 8 == 0 else rows  # few long columns compare faster than many short
-    if (words == words[0]).all():
+    if all((words[:, i] == words[0, i]).all() for i in range(words.shape[1])):
         return [rows[0].tobytes()], np.zeros(len(rows), np.int32)
     first = np.ones(len(rows), np.bool_)
     first[1:] = np.logical_or.reduce([words[1:, i] != words[:-1, i] for i in range(words.shape[1])])

@@ -232,6 +232,11 @@ class Container:
     def virtual_size(self) -> int:
         return self.guests[0].virtual_size if self.guests else 0
 
+    @property
+    def holds_data(self) -> bool:
+        """Whether the tables name data, here or in another file. Those that lie elsewhere may read as empty."""
+        return any(bool(((g.map.state == DATA) | (g.map.state == EXTERNAL)).any()) for g in self.guests)
+
 
 @dataclass(frozen=True, slots=True)
 class Orphan:

@@ -129,6 +129,19 @@ def test_nothing_is_put_together_from_noise() -> None:
     assert list(orphans.rebuilt(reader, places, Claims(), None)) == []
 
 
+def test_a_table_that_names_nothing_is_no_disk() -> None:
+    """A single number that may be a grain directory, and zeros where the tables would be, which agree with anything."""
+    data = bytearray(MIB)
+    at = 65 * 4096  # a block
+    data[at: at + 4] = (22).to_bytes(4, "little")  # a table at sector 22: the directory is in sector 21
+    reader = BytesReader(bytes(data))
+    space = np.array([[0, len(data)]])
+    assert any((f.pieces.own >= 0).any() for f in orphans.find(reader, space)), "an enemy too kind"
+    none = np.zeros(0, np.int64)
+    places = Places(none, np.zeros(0, np.int64), none, none > 0, none, none, [], [])
+    assert list(orphans.rebuilt(reader, places, Claims(), None)) == []
+
+
 @pytest.mark.parametrize("name", SHAPED)
 @pytest.mark.parametrize("seed", range(6))
 def test_hostile_clues(name: str, seed: int) -> None:

@@ -76,8 +76,10 @@ def expect(c: Candidate) -> Expectation:
         volume = opened.get(offset)
         free = volume.free() if volume is not None else np.empty((0, 2), np.int64)
         if volume is None or len(free) == 0 or int(free[0, 0]) <= offset:  # its first block free: no bitmap of it
-            nothing = c.flat and bool(c.owned) and all(offset != o.guest_offset for o in c.owned) and offset > 0
-            used.append((offset, length, FREE if nothing else UNKNOWN))
+            between = bool(c.owned) and all(offset != o.guest_offset for o in c.owned)
+            table = min(length, BLOCK) if between and offset == 0 else 0  # of the partitions: it is there
+            used += [(offset, table, USED), (offset + table, length - table,
+                                             FREE if between and c.flat and offset > 0 else UNKNOWN)]
             continue
         at = offset
         for start, size in free.tolist():

@@ -28,7 +28,6 @@ from ..registry import formats
 from .candidate import Candidate
 from .places import Places
 from .segments import BLOCK
-from .settled import holds_data
 from .solve import solve
 from .state import Claims
 from .tables import Found, Search
@@ -151,7 +150,7 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
                        near.get((start, module)))
         if led is not None:
             opened.append((start, formats()[module], led))
-            if not lacking and holds_data(led.container) and not in_doubt(led.container):
+            if not lacking and led.container.holds_data and not in_doubt(led.container):
                 search.keep(led.container, led.map)
     return sorted(opened, key=lambda one: (one[0], one[1].name))
 

@@ -17,8 +17,6 @@ import pyarrow as pa
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import (
-    DATA,
-    EXTERNAL,
     GUESSED,
     LOST,
     MISSING,
@@ -88,7 +86,8 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
         if not modules and not has_guest:
             continue
         opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
-        if opened is not None and not (view.carved and _empty(opened[0])):
+        # a loose record of a small file, perhaps a guest's own, can happen to name a header's place, and no more of it
+        if opened is not None and not (view.carved and opened[0].guests and not opened[0].holds_data):
             found.append((_doubt(file, *opened[:2], len(found)), view, file, *opened))
     solved: set[tuple[str, str]] = set()
     for _, view, file, container, file_map, encrypted in sorted(found, key=lambda f: (f[1].carved, f[0])):
@@ -153,14 +152,6 @@ def _begun_by(content: bytes) -> list[str]:
     """The formats one of whose magics stands where it should in the content of a file."""
     return [name for name, fmt in formats().items()
             if any(content.startswith(s.magic, s.at) for s in fmt.signatures)]  # fmt: skip
-
-
-def _empty(container: Container) -> bool:
-    """Whether nothing of the disk lies in it: a loose record of a small file, perhaps a guest's own, can happen to name
-    the place of a header, and has no more of it than that.
-    """
-    kept = [(g.map.state == DATA) | (g.map.state == EXTERNAL) for g in container.guests]
-    return bool(container.guests) and not any(k.any() for k in kept)
 
 
 def _files(state: State, deleted: bool) -> Iterator[tuple[HostView, HostFile]]:

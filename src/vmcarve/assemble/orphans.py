@@ -238,7 +238,8 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None, 
             first = found.first(pins, agreeing)
             made = [found.format.rebuild(image, Clue(origin, k, found.pieces, first))
                     for k in dict.fromkeys([told or size, told])]
-            orphan = max((o for o in made if o is not None and o.container.guests), key=_stored, default=None)
+            # tables that name nothing agree with any zeros
+            orphan = max((o for o in made if o is not None and o.container.holds_data), key=_stored, default=None)
             if orphan is not None:
                 stated = len(found.stating(origin)) > 0
                 best.append((_agreeing(image, orphan, pins, stated), orphan))

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..disk import VirtualDisk
 from ..filemap import FileView
-from ..model import DATA, EXTERNAL, LOST, Container, Reader
+from ..model import LOST, Reader
 from ..verify.guest import describe
 from .align import USED
 from .asked import asked
@@ -22,17 +22,12 @@ FEW = 4  # file ends below which their share says nothing
 CHANCE = 1e-4  # that so many file ends would all lie so far in front, were they anywhere in what the guest uses
 
 
-def holds_data(container: Container) -> bool:
-    """Whether the tables name data, here or in another file: those that lie elsewhere may read as an empty disk's."""
-    return any(bool(((g.map.state == DATA) | (g.map.state == EXTERNAL)).any()) for g in container.guests)
-
-
 def settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     """Whether one run from the first byte agrees with everything that the container and its guest tell."""
     if c.joined and not c.plain:
         return True
     if not c.plain:
-        return holds_data(c.container) and all(k.ok for k in c.container.checks)
+        return c.container.holds_data and all(k.ok for k in c.container.checks)
     if c.open or any((g.map.state == LOST).any() for g in c.container.guests):
         return False
     rows = c.map.rows()

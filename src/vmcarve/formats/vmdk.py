@@ -71,7 +71,8 @@ SIGNATURES = (
     *(Signature(magic, "vmdk.header", also=(4, b"\xfc\xff\xff\xff", bytes(4)))  # version 0 to 3
       for magic in (header.MAGIC, header.UNFINISHED)),
     *(Signature(magic, "vmdk.descriptor", also=text.rest_of(magic)) for magic in text.MAGICS),
-    Signature(struct.pack("<QII", 4, 0, stream.GRAIN_TABLE), "vmdk.stream-table"),
+    Signature(struct.pack("<QII", 4, 0, stream.GRAIN_TABLE), "vmdk.stream-table",
+              also=(16, b"\xff" * 16, bytes(16))),  # a marker is padded with zeros to a sector
     *(
         Signature(struct.pack("<II", first, first + 4), "vmdk.directory",
                   # the next two rise by four too; in a directory of one sector they may be zero
