@@ -158,6 +158,26 @@ def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path)
     assert VirtualDisk(FileView(state.image, state.done[0].map), guest.map).read(0, SIZE) == disk
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_is_written_out_whole_lies_as_its_guest_does(whole: bool, tmp_path: Path) -> None:
+    """A fixed VDI of a guest that says nothing of itself is given out as it stands; without its zeros it could lie
+    in any order, and nothing is."""
+    rng = random.Random(8)
+    guest = b"".join(rng.randbytes(MIB) if n % 3 else bytes(MIB) for n in range(26))
+    (tmp_path / "raw").write_bytes(guest)
+    run("qemu-img", "convert", "-f", "raw", "-O", "vdi", "-o", "static=on" if whole else "static=off", tmp_path / "raw",
+        tmp_path / "a.vdi")
+    content = bytearray((tmp_path / "a.vdi").read_bytes())
+    content[: 2 * MIB] = rng.randbytes(2 * MIB)
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "a.vdi")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    assert len(state.done) == whole
+    if whole:
+        assert state.done[0].container.guests[0].virtual_size == SIZE
+        got, _ = read(state)
+        assert got[2 * MIB :] == guest[2 * MIB :]
+
+
 def test_files_that_are_no_disks_are_left_alone(disk: bytes, tmp_path: Path) -> None:
     """Neither a name of another kind, nor a disk's name over bytes without a guest, nor a small file is taken."""
     rng = random.Random(5)

@@ -292,13 +292,14 @@ class Stowed:
     unit: guest bytes of each, a multiple of 4096. map: where they lie, unit i from i times `unit` on in place of guest
     offsets, in the order in which the file gives them out; what is no unit but cannot be told from one may be among
     them. size: bytes of the guest disk, 0 unknown. in_order: the units themselves say which they are, and the map is
-    the guest's.
+    the guest's. linear: it is the guest's too where a file of this kind is written out whole, zeros and all.
     """
 
     unit: int
     map: GuestMap
     size: int = 0
     in_order: bool = False
+    linear: bool = False
 
 
 @dataclass(frozen=True, slots=True)

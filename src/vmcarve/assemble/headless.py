@@ -20,6 +20,7 @@ from ..model import (
     MISSING,
     PLAIN,
     Container,
+    GuestDisk,
     GuestMap,
     HostFile,
     Orphan,
@@ -36,7 +37,7 @@ from .orphans import rebuilt
 from .partly import completed
 from .places import Places
 from .state import Claims, HostView, State
-from .unit_lay import placed, solved
+from .unit_lay import placed, solved, without_tables
 from .unit_round import RULE
 
 Int64s = npt.NDArray[np.int64]
@@ -48,6 +49,7 @@ PLAIN_UNIT = 1 << 20  # of a raw disk, whose blocks follow each other
 RAW = ("img", "raw", "dd")  # extensions of raw disks
 LEAST_TABLES = 0.9  # share of what units tell that tables must tell to be taken instead
 ENOUGH = 0.75  # guest bytes for each of the file: nothing else is tried then
+LEAST_ZERO = 0.1  # share of the units that hold zeros in a file that is written out whole: others leave those out
 LEAST_NAMED = 0.5  # share of a file that the tables of a container that opened must name to be taken
 
 
@@ -70,7 +72,8 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
             break
         file_map, _ = without_ciphertext(state.image, file_map)
         starts: dict[str, int] = {}
-        found = _best(FileView(state.image, file_map), names, starts)
+        content = FileView(state.image, file_map)
+        found = _best(content, names, starts) or (_written_out(content, names[:1]) if file.name else None)
         if found is None:
             continue
         container, runs = found
@@ -157,6 +160,24 @@ def _stowed(view: Reader, names: list[str]) -> Iterator[tuple[str, Stowed]]:
         stow = formats()[name].stow if name != "raw" else _plainly
         for stowed in stow(view) if stow is not None else ():
             yield name, stowed
+
+
+def _written_out(view: Reader, names: list[str]) -> tuple[Container, Int64s] | None:
+    """The container whose units follow each other as those of its guest, for it holds the zeros of that too.
+
+    Nothing of the guest says so, and nothing has to: a file that grows by what is written has few units of zeros.
+    """
+    for name, stowed in _stowed(view, names):
+        m = stowed.map
+        here = [(f, n) for f, n in zip(m.file_offset.tolist(), m.length.tolist(), strict=True) if f >= 0]
+        units = [(f + at, stowed.unit) for f, n in here for at in range(0, n, stowed.unit)] if stowed.linear else []
+        zeros = sum(not view.missing(f, n) and not any(view.read(f, n)) for f, n in units)
+        if units and zeros >= LEAST_ZERO * len(units):
+            guest = GuestDisk(stowed.size or int(m.length.sum()), m, guessed=True)
+            container = without_tables(view, name, stowed, guest)
+            container.detail["header"] = "lost; the file holds zeros as the guest does, so it is laid out as it stands"
+            return container, np.array([[0, 0, view.size]], np.int64)
+    return None
 
 
 def _by_tables(view: Reader, names: list[str], size: int) -> Orphan | None:

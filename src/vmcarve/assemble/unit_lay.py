@@ -78,7 +78,7 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         return None
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
-    container = _without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map), guessed=True))
+    container = without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map), guessed=True))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     # where the solver laid single blocks, what lies between no points counts for nothing
     return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container
@@ -100,12 +100,13 @@ def least_in_phase(unit: int) -> float:
 
 def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:
     """The container as its units state themselves, and the guest bytes that are in them."""
-    container = _without_tables(view, name, stowed, GuestDisk(stowed.size, stowed.map))
+    container = without_tables(view, name, stowed, GuestDisk(stowed.size, stowed.map))
     container.detail["header"] = "lost; the units say which they are"
     return (float(placed(container)), container) if placed(container) else None
 
 
-def _without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
+def without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
+    """What is known of a container of which only units are left."""
     return Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
 
 

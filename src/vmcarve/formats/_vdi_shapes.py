@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ def rebuild(reader: Reader, clue: Clue, open_vdi: Callable[[Reader], Container])
 
 def stow(reader: Reader) -> Iterable[Stowed]:
     """Blocks up to the file's end: each writer allocates whole ones, and nothing follows the last."""
-    return in_row(reader.size % BLOCK or BLOCK, reader.size, BLOCK)
+    return [replace(s, linear=True) for s in in_row(reader.size % BLOCK or BLOCK, reader.size, BLOCK)]
 
 
 def _places(begins: int, origin: int, blocks: int) -> Iterator[tuple[int, int]]:
