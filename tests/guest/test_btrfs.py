@@ -10,6 +10,7 @@ import pytest
 from tests.guest.images import MIB, blkid, evidence, finds_nothing, flip, need, poke, probe, sound, sparse, tree
 from tests.helpers import run
 from vmcarve.guest.btrfs import GUEST
+from vmcarve.source import open_image
 
 SIZE = 128 * MIB
 
@@ -57,3 +58,17 @@ def test_damage_is_seen(tmp_path: Path) -> None:
 def test_magic_alone_is_nothing(tmp_path: Path) -> None:
     """_BHRfS_M in text, zeros, noise or code is neither evidence nor a volume."""
     finds_nothing(GUEST, tmp_path)
+
+
+@pytest.mark.parametrize("checksum", ("crc32c", "blake2"))
+def test_either_superblock_tells_what_the_volume_begins_with(tmp_path: Path, checksum: str) -> None:
+    """The second one makes the first again, byte for byte; what is neither makes nothing."""
+    path = make(tmp_path, checksum)
+    assert GUEST.begin is not None
+    with open_image(path) as source:
+        first = source.read(64 << 10, 4096)
+        for at in (0, 64 * MIB):
+            found = GUEST.begin(source, at)
+            assert found is not None
+            assert found.data[64 << 10 :] == first and len(found.data) == (64 << 10) + 4096
+        assert GUEST.begin(source, 4096) is None

@@ -97,8 +97,10 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     known = _volumes(places)
     found = [(key, mine, made) for key, mine in known.items()
              if (made := next((b for i in mine if (b := _begin(units, places, i)) is not None), None)) is not None]
-    found += [((name, made.identity), [], made) for name, made in _by_metadata(units, evidence)
-              if (name, made.identity) not in known]
+    loose = {(name, made.identity): made for name, made in _by_metadata(units, evidence)}
+    found = [(key, mine, replace(made, stated=made.stated or loose[key].stated) if key in loose else made)
+             for key, mine, made in found]
+    found += [(key, [], made) for key, made in loose.items() if key not in known]
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)

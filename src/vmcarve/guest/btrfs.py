@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import xxhash
 
 from ..checksums import crc32c
-from ..model import Evidence, GuestKind, Reader, Signature, Volume
+from ..model import Begin, Evidence, GuestKind, Reader, Signature, Volume
 from ._fields import label, le16, le32, le64, power_of_two, uuid
 
 KIND = "btrfs.superblock"
@@ -77,6 +77,23 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
     return Evidence(KIND, at, SIZE, volume_offset=s.place, identity=s.uuid, value=s.size)
 
 
+def begin(reader: Reader, offset: int) -> Begin | None:
+    """What lies up to the first superblock's end, by that, or by another one that takes its place: they differ in where
+    they say that they lie, and so in their checksum.
+    """
+    first = reader.read(offset, PLACES[0] + SIZE)
+    s = _parse(first[PLACES[0] :])
+    if s is not None and s.place == PLACES[0]:
+        return Begin(first)
+    data = bytearray(first[:SIZE])
+    if _parse(bytes(data)) is None:
+        return None
+    data[0x30:0x38] = PLACES[0].to_bytes(8, "little")
+    check = _sum(le16(data, 0xC4), bytes(data[32:])) or b""
+    data[: len(check)] = check
+    return Begin(bytes(PLACES[0]) + bytes(data))
+
+
 def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     """The volume at `offset`, from the newest of its superblocks."""
     found = {place: s for place in PLACES
@@ -101,4 +118,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume("btrfs", offset, newest.size, newest.name, newest.uuid, not bad, "; ".join(bad + notes))
 
 
-GUEST = GuestKind("btrfs", SIGNATURES, probe, confirm)
+GUEST = GuestKind("btrfs", SIGNATURES, probe, confirm, begin=begin)
