@@ -273,9 +273,9 @@ class TablePieces:
 class Clue:
     """What shapes and guest structures tell of a container whose header is lost (`Format.rebuild`).
 
-    origin: image offset of the origin that `pieces` count from, at most 64 MiB before the image's begin. first
-    int64[m]: unit number of each piece's first entry, -1 unknown; a guest structure that lies where the piece says
-    proves it. size: bytes of the guest disk as its own structures say, 0 unknown.
+    origin: image offset of the origin that `pieces` count from, at most 64 MiB before the image's begin; their `place`
+    has no rows here. first int64[m]: unit number of each piece's first entry, -1 unknown; a guest structure that lies
+    where the piece says proves it. size: bytes of the guest disk as its own structures say, 0 unknown.
     """
 
     origin: int

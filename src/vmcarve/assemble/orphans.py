@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,50 @@ MOST = 0.5  # share of a volume's used space that its container must store
 LEAST = 2  # guest units that must agree on where a file begins
 
 Int64s = npt.NDArray[np.int64]
+Rows = tuple[int, npt.NDArray[np.int32], npt.NDArray[np.uint16], Int64s]
+"""Of a batch of pieces how many there are, and by row the piece, the entry and the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the entries of pieces name, entry by entry: most name nothing, and an image can be full of pieces.
+
+    pieces: how many. first int64[k + 1]: entry e has the rows from first[e] up to first[e + 1]. piece int32, rising
+    within an entry; place int64: where the unit that it names lies, from the container's origin.
+    """
+
+    pieces: int
+    first: Int64s
+    piece: npt.NDArray[np.int32]
+    place: Int64s
+
+    @classmethod
+    def of(cls, parts: list[Rows], width: int) -> Named:
+        """parts: of batches that follow each other."""
+        before = np.cumsum([0, *(count for count, *_ in parts)])
+        piece = np.concatenate([p + start for (_, p, _, _), start in zip(parts, before.tolist(), strict=False)])
+        entry = np.concatenate([e for _, _, e, _ in parts])
+        some = np.flatnonzero(piece < MAX_PIECES)
+        order = some[np.argsort(entry[some], kind="stable")]
+        first = np.searchsorted(entry[order], np.arange(width + 1))
+        place = np.concatenate([at for _, _, _, at in parts])[order]
+        return cls(min(int(before[-1]), MAX_PIECES), first, piece[order].astype(np.int32), place)
+
+    def column(self, entry: int) -> Int64s:
+        """int64[pieces]: what that entry of each names, -1 nothing."""
+        out = np.full(self.pieces, -1, np.int64)
+        rows = slice(int(self.first[entry]), int(self.first[entry + 1]))
+        out[self.piece[rows]] = self.place[rows]
+        return out
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Pieces of one format's tables, of one kind and unit, over the whole image."""
+    """Pieces of one format's tables, of one kind and unit, over the whole image. What they name is in `names` alone."""
 
     format: Format
     pieces: TablePieces
+    names: Named
 
     def votes(self, pins: Int64s) -> tuple[Int64s, Int64s]:
         """Where files would begin (image offsets), and how many guest units say so; most first.
@@ -86,12 +122,12 @@ class Found:
     def named(self, g: int) -> Int64s:
         """int64[m]: where each piece would have the guest byte `g`, from its origin; -1 where it names none."""
         unit = self.pieces.unit
-        at = self.pieces.place[:, self._column(g)]
+        at = self.names.column(int(self._column(g)))
         return np.where(at >= 0, at + g % unit, -1)
 
     def _column(self, g: Any) -> Any:
         """The entry of a piece that tells of a guest byte (or of each of int64[n])."""
-        return (g // self.pieces.unit - self.pieces.phase) % self.pieces.place.shape[1]
+        return (g // self.pieces.unit - self.pieces.phase) % (len(self.names.first) - 1)
 
     def agreeing(self, origins: Int64s, pins: Int64s) -> list[tuple[Int64s, Int64s]]:
         """(pins, pieces) of each origin, by their numbers: where a piece names the place of a pin, if the file begins
@@ -122,15 +158,16 @@ class Found:
 
 def find(image: Reader, space: Int64s) -> list[Found]:
     """Pieces of tables in `space` int64[n, 2] (offset, length, rising) of the image. Threads look, a part each."""
-    parts: dict[tuple[str, str, int, int, int], list[TablePieces]] = {}
+    parts: dict[tuple[str, str, int, int, int], list[tuple[TablePieces, Rows]]] = {}
     with ThreadPoolExecutor(LOOKERS, thread_name_prefix="shapes") as pool:
         for found in pool.map(lambda part: list(_pieces(image, part)), _shared_out(space)):
-            for name, p in found:
-                parts.setdefault((name, p.kind, p.unit, p.place.shape[1], p.phase), []).append(p)
+            for name, p, names in found:
+                parts.setdefault((name, p.kind, p.unit, p.place.shape[1], p.phase), []).append((p, names))
     out: list[Found] = []
-    for (name, kind, unit, _, phase), same in parts.items():
-        joined = [np.concatenate([getattr(p, c) for p in same])[:MAX_PIECES] for c in ("image_offset", "place", "own")]
-        out.append(Found(formats()[name], TablePieces(kind, unit, joined[0], joined[1], joined[2], phase)))
+    for (name, kind, unit, width, phase), same in parts.items():
+        at, own = (np.concatenate([getattr(p, c) for p, _ in same])[:MAX_PIECES] for c in ("image_offset", "own"))
+        bare = TablePieces(kind, unit, at, np.empty((0, width), np.int64), own, phase)
+        out.append(Found(formats()[name], bare, Named.of([names for _, names in same], width)))
     return out
 
 
@@ -152,13 +189,15 @@ def _shared_out(space: Int64s) -> list[Int64s]:
     return [np.array(part, np.int64) for part in out if part]
 
 
-def _pieces(image: Reader, space: Int64s) -> Iterator[tuple[str, TablePieces]]:
-    """(format, pieces of its tables) of a part of the space."""
+def _pieces(image: Reader, space: Int64s) -> Iterator[tuple[str, TablePieces, Rows]]:
+    """(format, pieces of its tables, what they name) of a part of the space."""
     for blocks, where in _blocks(image, space):
         for fmt in formats().values():
             for p in fmt.shapes(blocks, where) if fmt.shapes is not None else ():
                 if len(p.image_offset):
-                    yield fmt.name, p
+                    row, entry = np.nonzero(p.place >= 0)
+                    names = len(p.place), row.astype(np.int32), entry.astype(np.uint16), p.place[row, entry]
+                    yield fmt.name, replace(p, place=np.empty((0, p.place.shape[1]), np.int64)), names
 
 
 def _blocks(image: Reader, space: Int64s) -> Iterator[tuple[npt.NDArray[np.uint8], Int64s]]:
@@ -220,7 +259,7 @@ def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None, 
     outside = np.array([not claims.holds(int(p)) for p, _ in pins], bool)
     pins, sizes = pins[outside], sizes[outside]
     for found in find(image, space):
-        if found.format.loose is not None and not (found.pieces.place >= 0).any():
+        if found.format.loose is not None and not len(found.names.place):
             # pieces that name nothing begin streams, whose units may lie in several parts
             marks = look(image, space, found.format, 0)
             yield from (Orphan(g.container, g.pins, f"{found.format.name}.units")
