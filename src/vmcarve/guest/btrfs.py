@@ -85,13 +85,12 @@ def begin(reader: Reader, offset: int) -> Begin | None:
     s = _parse(first[PLACES[0] :])
     if s is not None and s.place == PLACES[0]:
         return Begin(first)
-    data = bytearray(first[:SIZE])
-    if _parse(bytes(data)) is None:
+    copy = first[:SIZE]
+    if _parse(copy) is None:
         return None
-    data[0x30:0x38] = PLACES[0].to_bytes(8, "little")
-    check = _sum(le16(data, 0xC4), bytes(data[32:])) or b""
-    data[: len(check)] = check
-    return Begin(bytes(PLACES[0]) + bytes(data))
+    body = copy[32:0x30] + PLACES[0].to_bytes(8, "little") + copy[0x38:]
+    check = _sum(le16(copy, 0xC4), body) or b""
+    return Begin(bytes(PLACES[0]) + check + copy[len(check) : 32] + body)
 
 
 def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
