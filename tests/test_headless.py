@@ -178,6 +178,19 @@ def test_a_file_that_is_written_out_whole_lies_as_its_guest_does(whole: bool, tm
         assert got[2 * MIB :] == guest[2 * MIB :]
 
 
+def test_zeros_in_blocks_say_nothing_of_the_order_of_blocks(tmp_path: Path) -> None:
+    """A dynamic VHD without head and footer: blocks of 2 MiB that hold little data hold a MiB of zeros too."""
+    rng = random.Random(9)
+    (tmp_path / "raw").write_bytes(b"".join(rng.randbytes(UNIT) + bytes(2 * MIB - UNIT) for _ in range(13)))
+    run("qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "subformat=dynamic", tmp_path / "raw",
+        tmp_path / "a.vhd")
+    content = bytearray((tmp_path / "a.vhd").read_bytes())
+    content[: 2 * MIB], content[-512:] = rng.randbytes(2 * MIB), rng.randbytes(512)
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "a.vhd")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    assert not state.done
+
+
 def test_files_that_are_no_disks_are_left_alone(disk: bytes, tmp_path: Path) -> None:
     """Neither a name of another kind, nor a disk's name over bytes without a guest, nor a small file is taken."""
     rng = random.Random(5)

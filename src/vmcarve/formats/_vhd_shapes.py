@@ -88,7 +88,7 @@ def stow(reader: Reader) -> Iterable[Stowed]:
     else:
         end, size, kind = reader.size - SECTOR, 0, 0
     if kind in (0, FIXED):
-        yield Stowed(1 << 20, GuestMap.flat(end), end, linear=True)
+        yield Stowed(1 << 20, GuestMap.flat(end), end, linear=kind == FIXED)
     for block, strides in STRIDES.items() if kind != FIXED else ():
         for stride in strides:
             # who begins data at pages may also end the footer at one
