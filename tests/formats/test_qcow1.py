@@ -224,3 +224,17 @@ def test_mutated_containers_never_break_the_contract(sample: bytes, pick: st.Dat
         return
     check_map(container, reader)
     assert container.size < 1 << 62
+
+
+def test_a_stream_that_begins_in_the_header_is_no_entry(tmp_path: Path) -> None:
+    """Sparse words with a high byte, as file systems have them, are not taken for an L2 of compressed clusters."""
+    path = tmp_path / "c.qcow"
+    make_compressed(path)
+    data = bytearray(path.read_bytes())
+    at = int.from_bytes(data[56:64], "big")  # the second entry of the L1, behind the header
+    table = bytes(data[at: at + 4 * KIB])
+    foreign = np.zeros(512, ">u8")
+    foreign[::128] = [(0x9720 + i * 0x100) << 48 for i in range(4)]
+    data[at: at + 4 * KIB] = foreign.tobytes()
+    want, = FORMAT.wants(BytesReader(bytes(data)))
+    assert want.file_offset == at and want.fits(table) > 0 and want.fits(foreign.tobytes()) == 0

@@ -265,6 +265,22 @@ def test_tables_with_clusters_of_zeros_are_in_their_place(tmp_path: Path, option
     assert not wants(BytesReader(path.read_bytes()))
 
 
+def test_a_stream_that_begins_in_the_header_is_no_entry(tmp_path: Path) -> None:
+    """Sparse words with a high byte, as file systems have them, are not taken for an L2 of compressed clusters."""
+    path = tmp_path / "c.qcow2"
+    rng = random.Random(5)
+    path.with_suffix(".raw").write_bytes(b"".join(rng.randbytes(999) + bytes([i]) * 31769 for i in range(200)))
+    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", path.with_suffix(".raw"), path)
+    data = bytearray(path.read_bytes())
+    at = l2_of(bytes(data), 0)
+    table = bytes(data[at: at + 4 * KIB])
+    foreign = np.zeros(512, ">u8")
+    foreign[::128] = [(0x4700 + i * 0x100) << 48 for i in range(4)]
+    data[at: at + 4 * KIB] = foreign.tobytes()
+    want, = wants(BytesReader(bytes(data)))
+    assert want.file_offset == at and want.fits(table) > 0 and want.fits(foreign.tobytes()) == 0
+
+
 def test_bitmaps(tmp_path: Path) -> None:
     """Dirty bitmaps are regions of their own and no loss of references."""
     path = tmp_path / "a.qcow2"

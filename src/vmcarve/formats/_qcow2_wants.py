@@ -212,7 +212,8 @@ def _legal(h: Header, flags: np.uint64):  # noqa: ANN202
         compressed = words & flags & COMPRESSED != 0
         place = words & ~flags
         plain = (place & mask == 0) & (place < most) & (place >= h.cluster)
-        stream = (words & np.uint64((1 << shift) - 1) < most) & (words & COPIED == 0)
+        at = words & np.uint64((1 << shift) - 1)
+        stream = (at >= h.cluster) & (at < most) & (words & COPIED == 0)
         return np.where(compressed, stream, plain | (words & flags & ZERO == words))
 
     return legal

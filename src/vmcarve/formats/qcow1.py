@@ -183,16 +183,15 @@ def wants(reader: Reader) -> list[Want]:
     table_bytes = 8 << h.l2_bits
     if h.cluster < 4096 or table_bytes < 4096:
         return []
-    most = h.size + h.size // 4 + OUR_SLACK
-    plain = clusters(h.cluster, h.l1_offset + 8 * h.entries, most)
+    least, most = np.uint64(h.l1_offset + 8 * h.entries), np.uint64(h.size + h.size // 4 + OUR_SLACK)
+    plain = clusters(h.cluster, int(least), int(most))
+    inside = (np.uint64(1) << np.uint64(63 - h.cluster_bits)) - np.uint64(1)
 
     def legal(words: U64) -> npt.NDArray[np.bool_]:
-        size = np.uint64(63 - h.cluster_bits)
-        stream = (words & COMPRESSED != 0) & (words & ((np.uint64(1) << size) - np.uint64(1)) < most)
-        return stream | plain(words)
+        at = words & inside
+        return ((words & COMPRESSED != 0) & (at >= least) & (at < most)) | plain(words)
 
     def place(words: U64) -> U64:
-        inside = (np.uint64(1) << np.uint64(63 - h.cluster_bits)) - np.uint64(1)
         return np.where(words & COMPRESSED != 0, words & inside, words)
 
     return table_wants(reader, Shape("qcow1", ">u8", h.l1_offset, 8 * h.entries, table_bytes, plain, legal, place))
