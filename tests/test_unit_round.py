@@ -78,8 +78,18 @@ def test_points_of_units_of_another_size_are_out_of_phase() -> None:
     fine = rng.permutation(1024)
     for file_block, is_so in ((coarse, True), (fine, False)):
         points = Points.of([(0, file_block, p - file_block, np.full(1024, 8.0))])
-        assert (in_phase(points, 0, 16, 64) > unit_lay.least_in_phase(UNIT)) == is_so
+        assert (in_phase(points, 0, 16, np.zeros(1024, np.bool_)) > unit_lay.least_in_phase(UNIT)) == is_so
     assert unit_lay.least_in_phase(2 * MIB) < 0.25 < unit_lay.least_in_phase(16384)
+
+
+def test_copies_in_a_log_are_not_out_of_phase() -> None:
+    """Where the log of a volume lies has nothing to do with where what it repeats belongs."""
+    p = np.arange(64)
+    points = Points.of([(0, np.concatenate((p, p)), np.concatenate((p * 0, 101 + p * 0)), np.full(128, 8.0))])
+    copies = np.zeros(256, np.bool_)
+    assert in_phase(points, 0, 16, copies) < unit_lay.least_in_phase(UNIT) + 0.1
+    copies[101:165] = True
+    assert in_phase(points, 0, 16, copies) == 1.0
 
 
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:

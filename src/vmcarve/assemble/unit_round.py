@@ -121,7 +121,7 @@ class UnitRound:
             self.full, self.known, self.copies = _blocks(image, n * per)
         if self.joined is None:
             self.joined = joined(image, n, self.unit)
-        self.in_phase = in_phase(points, c.start // BLOCK, per, n)
+        self.in_phase = in_phase(points, c.start // BLOCK, per, self.copies)
         use = used(image, c, m * per)
         place = np.maximum(self.told, -1) if len(self.told) else np.full(n, -1, np.int64)
         self.sure, self.spoken = 0.0, 0
@@ -266,10 +266,11 @@ def _among(rising: Int64s, number: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_
     return i, rising[i] == number
 
 
-def in_phase(points: Points, start: int, per: int, n: int) -> float:
+def in_phase(points: Points, start: int, per: int, copies: npt.NDArray[np.bool_]) -> float:
     """The share of the points that lie at one place in both units, as in `spoken`: of units of another size few do."""
     p = points.file_block + points.delta + start
-    inside = (p >= 0) & (p < n * per)
+    inside = (p >= 0) & (p < len(copies))
+    inside[inside] = ~copies[p[inside]]
     return float((p[inside] % per == points.file_block[inside] % per).sum()) / max(1, np.count_nonzero(inside))
 
 
