@@ -213,8 +213,8 @@ def test_a_volume_whose_first_block_is_lost_begins_by_its_copy(disk: bytes) -> N
     content = disk[8 * MIB :]  # units of 1 MiB, in order, from the one before the second group's superblock on
     found = begun(BytesReader(content), MIB, sweep(content))
     assert found.size == SIZE
-    assert found.blocks[0].tolist() == [MIB // 4096, len(content) // 4096]
-    made = found.reader.read(int(found.blocks[0, 1]) * 4096, 4096)
+    assert found.begins.tolist() == [[MIB, len(content), 2048 + 3 * 64]]
+    made = found.reader.read(int(found.begins[0, 1]), 4096)
     probe = guests()["ext"].probe
     volume = probe(BytesReader(made + disk[MIB + 4096 : SIZE - MIB]), 0, SIZE - 2 * MIB)
     whole = probe(BytesReader(disk[MIB : SIZE - MIB]), 0, SIZE - 2 * MIB)
@@ -284,7 +284,7 @@ def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, in
                   *, whole: bool = False) -> int:
     """Where a volume of 16 MiB is taken to begin of which nothing is left but structures (offset, place in it)."""
     made = Begin(bytes(4096), size=16 * MIB, identity="name", stated=tuple(stated))
-    monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence: [("btrfs", made)])
+    monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence, unit: [("btrfs", made)])
     found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole)
     return found.table[1][0][0]
 

@@ -458,10 +458,12 @@ class Volume:
 class Begin:
     """What a volume begins with, as a copy of its first structure tells (`GuestKind.begin`).
 
-    data: the bytes from the volume's start on. before: bytes of the disk before the volume, -1 not stated. copy: where
-    in the volume the copy lies when nothing beside it tells, -1 where the evidence states it. also: (kind, value,
-    places in the volume) of other evidence, which lies at one of these places. size, identity: of the volume, where no
-    evidence of it says so. stated: (image offset, place in the volume) of structures that tell where they lie.
+    data: the bytes from the volume's start on, b"" where they are not known. before: bytes of the disk before the
+    volume, -1 not stated. copy: where in the volume the copy lies when nothing beside it tells, -1 where the evidence
+    states it. also: (kind, value, places in the volume) of other evidence, which lies at one of these places. size,
+    identity: of the volume, where no evidence of it says so. stated: (image offset, place in the volume) of structures
+    that tell where they lie. parts: (place in the volume, bytes) of other metadata, as a log has it: for where it is
+    lost.
     """
 
     data: bytes
@@ -471,6 +473,7 @@ class Begin:
     size: int = 0
     identity: str = ""
     stated: tuple[tuple[int, int], ...] = ()
+    parts: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -601,13 +604,15 @@ class HostKind:
     carve(reader, evidence, offset, limit): maps that survive without the superblock (found by the sweep), or None.
     placer(reader, offset, limit): how loose metadata of the volume at `offset` places itself, None without a volume.
     former(reader, offset, limit): the volume that its superblock's copies tell of, whatever begins at `offset` now.
-    tell(volume, image_offset int64[n]): where a sweep of all free space found what `signatures` stand for, so that
-    `files` need not look for it; any volume may be given.
+    tell(volume, image_offset int64[n]): where a sweep of all free space found what the first of `signatures` stands
+    for, so that `files` need not look for it; any volume may be given.
     sums(reader, offset, limit): what the volume at `offset` states of its data, None without a volume.
     fills(reader, offset, limit): int64[n, 3] of offset, length and byte: parts of the volume's own files that hold
     nothing but that byte unless somebody wrote there since.
     logged(data uint8[n], at int64[k]): which of these positions in data hold copies in a log of what belongs elsewhere.
-    begins(reader, evidence): what volumes begin with of which only loose metadata is left, no copy of what begins them.
+    begins(reader, evidence, unit): what volumes begin with of which only loose metadata is left, in units of `unit`
+    bytes in any order, and what a log of theirs has of their metadata. guest: the module of guest/ for the same file
+    system, where that has another name.
     """
 
     name: str
@@ -622,7 +627,8 @@ class HostKind:
     sums: Callable[[Reader, int, int], DataSums | None] | None = None
     fills: Callable[[Reader, int, int], npt.NDArray[np.int64]] | None = None
     logged: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.bool_]] | None = None
-    begins: Callable[[Reader, Sequence[Evidence]], Iterable[Begin]] | None = None
+    begins: Callable[[Reader, Sequence[Evidence], int], Iterable[Begin]] | None = None
+    guest: str = ""
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

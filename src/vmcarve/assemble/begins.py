@@ -35,15 +35,17 @@ MAX_BOOTS = 1 << 16  # ours: units whose first sector is read
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """places: with every volume's begin. tail: blocks that are behind the units in `reader`, made from copies.
+    """places: with every volume's begin. reader: the units, and behind them what is made from copies.
 
-    blocks int64[k, 2]: guest block, and the block of `reader` that stands there. size: bytes of the disk, 0 unknown.
-    table: where its volumes begin.
+    begins, parts int64[k, 3], rising: byte of the guest, the byte of `reader` that stands there, length; begins hold
+    whatever lies there, parts (metadata that a log has) where nothing does. size: bytes of the disk, 0 unknown. table:
+    where its volumes begin.
     """
 
     reader: Reader
     places: Places
-    blocks: Int64s
+    begins: Int64s
+    parts: Int64s
     size: int
     table: Table
 
@@ -88,19 +90,17 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     boots = [] if tables else _boots(units, unit, places)
     parts = [part for _, found in stated_tables(units, places) for part in found] + [p for _, f in boots for p in f]
     usual = USUAL if tables or boots else USUAL[::-1]
-    at = -(-units.size // unit) * unit
-    tail = b""
+    tail = _Tail(-(-units.size // unit) * unit)
     added: list[tuple[int, str, str, int]] = []
     also: list[tuple[int, int, str, str]] = []
-    blocks: list[tuple[int, int]] = []
     begins: list[tuple[int, int]] = []
     known = _volumes(places)
     found = [(key, mine, made) for key, mine in known.items()
              if (made := next((b for i in mine if (b := _begin(units, places, i)) is not None), None)) is not None]
-    loose = {(name, made.identity): made for name, made in _by_metadata(units, evidence)}
-    found = [(key, mine, replace(made, stated=made.stated or loose[key].stated) if key in loose else made)
-             for key, mine, made in found]
-    found += [(key, [], made) for key, made in loose.items() if key not in known]
+    loose = {(name, made.identity): made for name, made in _by_metadata(units, evidence, unit)}
+    found = [(key, mine, replace(made, stated=made.stated or loose[key].stated, parts=loose[key].parts)
+              if key in loose else made) for key, mine, made in found]
+    found += [(key, [], made) for key, made in loose.items() if made.data and key not in {k for k, *_ in found}]
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
@@ -118,18 +118,51 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
             size = max(size, start + length + min(start, USUAL[0]))
         also += [(*row, module, identity) for row in _also(rows, made, start, unit)]
         also += [(p, v, module, identity) for p, v in made.stated if (start + v - p) % unit == 0]
-        if any(places.volume_offset[i] == 0 for i in mine):
-            continue
-        data = (bytes(start % BLOCK) + made.data)[:MAX_BEGIN]
-        added.append((at + len(tail) + start % BLOCK, module, identity, length))
-        blocks += [(start // BLOCK + k, (at + len(tail)) // BLOCK + k) for k in range(-(-len(data) // BLOCK))]
-        tail += data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0")
+        if not any(places.volume_offset[i] == 0 for i in mine):
+            added.append((tail.add(start, made.data[:MAX_BEGIN], tail.begins), module, identity, length))
+        for place, data in made.parts:
+            tail.add(start + place, data, tail.parts)
     stated = [(p, v, module, identity, 0) for p, v, module, identity in also]
     stated += [(p, 0, module, identity, length) for p, module, identity, length in added]
     places = _with(places, stated)
     if len(boots) == 1:
         places = _with(places, [(boots[0][0], -1, "mbr", "", size)])
-    return Begun(Appended(units, at, tail), places, np.array(blocks, np.int64).reshape(-1, 2), size, (size, begins))
+    return Begun(Appended(units, tail.at, bytes(tail.data)), places, *tail.rows(), size, (size, begins))
+
+
+class _Tail:
+    """Blocks that follow the units: bytes of the guest that are known though none of them lies among those.
+
+    at: where the first begins. A block of it holds what is known of one block of the guest.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.data = bytearray()
+        self.begins: list[tuple[int, int, int]] = []
+        self.parts: list[tuple[int, int, int]] = []
+        self._block: dict[tuple[int, int], int] = {}  # of each kind of rows: guest block -> byte of `data`
+
+    def add(self, guest: int, data: bytes, rows: list[tuple[int, int, int]]) -> int:
+        """Puts the bytes of the guest from `guest` on behind the units; returns where they begin there."""
+        first = -1
+        at = 0
+        while at < len(data):
+            block, inside = divmod(guest + at, BLOCK)
+            length = min(BLOCK - inside, len(data) - at)
+            where = self._block.setdefault((id(rows), block), len(self.data))
+            if where == len(self.data):
+                self.data += bytes(BLOCK)
+            self.data[where + inside : where + inside + length] = data[at : at + length]
+            rows.append((guest + at, self.at + where + inside, length))
+            first = self.at + where + inside if first < 0 else first
+            at += length
+        return first
+
+    def rows(self) -> tuple[Int64s, Int64s]:
+        """The begins and the parts, see Begun."""
+        begins, parts = (np.array(sorted(rows), np.int64).reshape(-1, 3) for rows in (self.begins, self.parts))
+        return begins, parts
 
 
 def _boots(units: Reader, unit: int, places: Places) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -168,14 +201,14 @@ def _begin(units: Reader, places: Places, i: int) -> Begin | None:
     return make(units, int(places.image_offset[i])) if make is not None else None
 
 
-def _by_metadata(units: Reader, evidence: pa.Table) -> Iterator[tuple[str, Begin]]:
+def _by_metadata(units: Reader, evidence: pa.Table, unit: int) -> Iterator[tuple[str, Begin]]:
     """(module, begin) of volumes of which only loose metadata is left."""
     for kind in hosts().values():
         if kind.begins is None:
             continue
         rows = evidence.filter(pc.is_in(evidence["kind"], value_set=pa.array([s.kind for s in kind.signatures])))
         read = [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")}) for r in rows.to_pylist()]
-        yield from ((kind.name, made) for made in kind.begins(units, read)) if read else ()
+        yield from ((kind.guest or kind.name, made) for made in kind.begins(units, read, unit)) if read else ()
 
 
 def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int) -> int:

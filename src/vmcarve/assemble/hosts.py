@@ -149,8 +149,7 @@ def _tell(volume: HostVolume, evidence: pa.Table) -> None:
     for kind in hosts().values():
         if kind.tell is None:
             continue
-        of_kind = pa.array([s.kind for s in kind.signatures], pa.string())
-        rows = evidence.filter(pc.is_in(evidence["kind"], value_set=of_kind))
+        rows = evidence.filter(pc.equal(evidence["kind"], kind.signatures[0].kind))
         start, length, count = (rows[c].to_numpy().astype(np.int64) for c in ("image_offset", "length", "count"))
         number = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)  # in its row
         kind.tell(volume, np.repeat(start, count) + number * np.repeat(length // np.maximum(count, 1), count))

@@ -53,14 +53,14 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         return None
     flat = Container("raw", "", size, [GuestDisk(size, GuestMap.flat(size))])
     count, places = -(-units.size // stowed.unit), -(-size // stowed.unit)
-    laid = UnitRound(stowed.unit, count, found.blocks)
+    laid = UnitRound(stowed.unit, count, found.begins, found.parts)
     rows = [(0, min(size, units.size), 0, GUESSED, UNTRIED)]
     if told is not None:
         laid.told = told
         rows = laid.rows(told, size)
     parts = Open.parts(told if told is not None else np.full(count, UNTOLD), places)
     few = max((part.cells for part in parts), default=0) <= MAX_CELLS
-    first = laid.with_begins(FileMap.build(rows).resized(size))
+    first = laid.with_begins(found.reader, FileMap.build(rows).resized(size))
     c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True, open=told is not None,
                   scattered=None if name == "raw" else found.table)
     if told is not None:

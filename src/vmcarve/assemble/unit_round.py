@@ -101,8 +101,9 @@ class UnitRound:
     """A round of the solver in which whole units are laid: one candidate, whose image is its units in file order."""
 
     unit: int
-    count: int  # of them; what is behind them in the image begins volumes
-    begins: Int64s  # int64[k, 2]: guest block and image block of what begins volumes
+    count: int  # of them; what is behind them in the image begins volumes, or is metadata of theirs
+    begins: Int64s  # int64[k, 3], rising: byte of the guest, of the image, length of what begins volumes
+    parts: Int64s  # int64[k, 3]: and of what stands for metadata that is lost
     told: Int64s = field(default_factory=lambda: np.empty(0, np.int64))  # see Open; empty: nothing is told
     full: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
@@ -130,7 +131,7 @@ class UnitRound:
         rows = self.rows(place, c.container.size)
         runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
                 for f, length, p, *_ in rows if p >= 0]
-        c.map = self.with_begins(FileMap.build(rows).resized(c.container.size))
+        c.map = self.with_begins(image, FileMap.build(rows).resized(c.container.size))
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
 
@@ -159,14 +160,23 @@ class UnitRound:
             at = f + length
         return rows
 
-    def with_begins(self, file_map: FileMap) -> FileMap:
-        """The map with what begins volumes in its place."""
-        rows = file_map.rows()
-        for f, p in (self.begins * BLOCK).tolist():
-            end = min(f + BLOCK, file_map.size)
-            rows = [*file_map.cut(0, f), (f, end - f, p, GUESSED, BEGIN), *file_map.cut(end, file_map.size - end)]
-            file_map = FileMap.build(rows)
-        return file_map
+    def with_begins(self, image: Reader, file_map: FileMap) -> FileMap:
+        """The map with what begins volumes in its place, and with their metadata where nothing lies."""
+        lost = [(f, image_offset + f - guest, n) for guest, image_offset, length in self.parts.tolist()
+                for f, n, p, *_ in file_map.cut(guest, length) if p < 0 or image.missing(p, n)]
+        return _laid_over(_laid_over(file_map, lost), self.begins.tolist())
+
+
+def _laid_over(file_map: FileMap, begins: list[tuple[int, int, int]]) -> FileMap:
+    """begins: (byte of the guest, of the image, length), rising."""
+    rows: list[tuple[int, int, int, str, str]] = []
+    at = 0
+    for f, p, n in begins:
+        low, high = max(f, at), min(f + n, file_map.size)
+        if low < high:
+            rows += [*file_map.cut(at, low - at), (low, high - low, p + low - f, GUESSED, BEGIN)]
+            at = high
+    return FileMap.build([*rows, *file_map.cut(at, file_map.size - at)]) if rows else file_map
 
 
 class _Filled:

@@ -92,22 +92,33 @@ def parse_super(block: bytes, log_blocks: int, block_size: int) -> LogSuper | No
 
 def parse_tags(block: bytes, incompat: int) -> list[tuple[int, int]]:
     """(home block, flags) of each tag of a descriptor block, in the order of the blocks that follow it."""
+    return [(home, flags) for home, flags, _ in tags_of(block, incompat)]
+
+
+def tags_of(block: bytes, incompat: int) -> list[tuple[int, int, int]]:
+    """As `parse_tags`, and the byte of the block at which each tag begins."""
     v3, v2, wide = incompat & INCOMPAT_CSUM_V3, incompat & INCOMPAT_CSUM_V2, incompat & INCOMPAT_64BIT
     # journal_tag_bytes(): version 2 checksums add two bytes that nothing uses
     size = 16 if v3 else 8 + (2 if v2 else 0) + (4 if wide else 0)
     end = len(block) - (4 if v2 or v3 else 0)
     at = 12
-    tags: list[tuple[int, int]] = []
+    tags: list[tuple[int, int, int]] = []
     while at + size <= end:
         home = int.from_bytes(block[at : at + 4], "big")
         flags = int.from_bytes(block[at + 4 : at + 8] if v3 else block[at + 6 : at + 8], "big")
         if wide:
             home |= int.from_bytes(block[at + 8 : at + 12], "big") << 32
-        tags.append((home, flags))
+        tags.append((home, flags, at))
         if flags & FLAG_LAST:
             return tags
         at += size + (0 if flags & FLAG_SAME_UUID else 16)
     return tags
+
+
+def revoked(block: bytes, wide: bool) -> list[int]:
+    """The home blocks whose copies a revoke block gives up. wide: numbers of 64 bits."""
+    used = min(int.from_bytes(block[12:16], "big"), len(block))
+    return np.frombuffer(block, ">u8" if wide else ">u4", max(used - 16, 0) // (8 if wide else 4), 16).tolist()
 
 
 @dataclass
@@ -188,7 +199,7 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
     descriptors: list[tuple[int, int, list[tuple[int, int]]]] = []
     commits: dict[int, int] = {}
     times: dict[int, float] = {}
-    revoked: dict[int, int] = {}
+    given_up: dict[int, int] = {}
     for at, kind, sequence, block in _control_blocks(reader, where, log, block_size):
         control[at] = (kind, sequence)
         if kind == DESCRIPTOR:
@@ -198,11 +209,8 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
             seconds, nanoseconds = struct.unpack_from(">QI", block, 48)
             times[sequence] = seconds + min(nanoseconds, 999_999_999) / 1e9
         elif kind == REVOKE:
-            width = 8 if log.wide else 4
-            used = min(int.from_bytes(block[12:16], "big"), len(block))
-            numbers = np.frombuffer(block, ">u8" if log.wide else ">u4", max(used - 16, 0) // width, 16)
-            for number in numbers.tolist():
-                revoked[number] = max(revoked.get(number, -1), sequence)
+            for number in revoked(block, log.wide):
+                given_up[number] = max(given_up.get(number, -1), sequence)
     home: list[int] = []
     seq: list[int] = []
     place: list[int] = []
@@ -223,7 +231,7 @@ def read_log(reader: Reader, where: I64, log: LogSuper, block_size: int, volume_
     order = np.lexsort((arrays[1], arrays[0]))
     h, s, w = (a[order] for a in arrays)
     before = _before(log, control, commits)
-    return Copies(h, s, w, np.array(escaped, np.bool_)[order], commits, revoked, before, times)
+    return Copies(h, s, w, np.array(escaped, np.bool_)[order], commits, given_up, before, times)
 
 
 def _before(log: LogSuper, control: dict[int, tuple[int, int]], commits: dict[int, int]) -> dict[int, int]:

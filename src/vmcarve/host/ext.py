@@ -15,7 +15,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..model import HostFile, HostKind, HostVolume, Reader
+from ..blocks import Blocks
+from ..model import EvidenceBatch, HostFile, HostKind, HostVolume, Reader, Signature
+from . import _ext_begin as begin
 from . import _ext_dir as dirs
 from . import _ext_indirect as indirect
 from . import _ext_inode as inodes
@@ -593,6 +595,14 @@ def tell(volume: HostVolume, image_offset: npt.NDArray[np.int64]) -> None:
         volume.leaves = image_offset.tolist()
 
 
-HOST = HostKind(name="ext4", open=open_volume, carve=leaf.carve, former=former_volume, signatures=(leaf.SIGNATURE,),
-                confirm_batch=leaf.confirm_batch, logged=journal.logged, placer=placer, tell=tell)
+def confirm_batch(blocks: npt.NDArray[np.uint8] | Blocks, image_offset: I64, signature: Signature
+                  ) -> EvidenceBatch | None:
+    """Extent blocks, or blocks of a journal."""
+    confirm = leaf.confirm_batch if signature.kind == leaf.KIND else begin.confirm_batch
+    return confirm(blocks, image_offset, signature)
+
+
+HOST = HostKind(name="ext4", open=open_volume, carve=leaf.carve, former=former_volume, confirm_batch=confirm_batch,
+                signatures=(leaf.SIGNATURE, begin.SIGNATURE), logged=journal.logged, placer=placer, tell=tell,
+                begins=begin.begins, guest="ext")
 __all__ = ["HOST", "ExtVolume", "open_volume"]
