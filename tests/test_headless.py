@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,11 @@ def test_zeros_in_blocks_say_nothing_of_the_order_of_blocks(tmp_path: Path) -> N
 def test_files_that_are_no_disks_are_left_alone(disk: bytes, tmp_path: Path) -> None:
     """Neither a name of another kind, nor a disk's name over bytes without a guest, nor a small file is taken."""
     rng = random.Random(5)
-    for name, content in (("a.tar", bytes(UNIT) + disk), ("a.vmdk", rng.randbytes(4 * MIB)), ("b.vdi", disk[:4096])):
-        folder = tmp_path / name
+    texts = zlib.compress(b"".join(b"%d lines\n" % rng.randrange(1 << 40) for _ in range(200_000)))
+    assert len(texts) > MIB
+    for name, content in (("a.tar", bytes(UNIT) + disk), ("a.vmdk", rng.randbytes(4 * MIB)), ("b.vdi", disk[:4096]),
+                          ("", texts), ("", rng.randbytes(2 * MIB))):
+        folder = tmp_path / f"{name}{len(content)}"
         folder.mkdir()
         state, file, file_map, evidence = deleted(folder, content, name)
         headless(state, iter([(state.views[0], file, file_map)]), evidence)
@@ -248,16 +252,17 @@ def test_a_map_that_is_lost_in_part_calls_nothing_free_or_used_that_it_lost(disk
     assert unknown
 
 
-def test_a_stream_is_put_together_in_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.vmdk", ""])
+def test_a_stream_is_put_together_in_the_file(name: str, tmp_path: Path) -> None:
     """A streamOptimized VMDK whose first 128 KiB are gone has no structure of a guest outside its grains: it is known
-    by its name, and its grains follow each other in the file, not on the image."""
+    by its name or by them, and its grains follow each other in the file, not on the image."""
     raw, out = tmp_path / "raw", tmp_path / "out"
     guest = np.random.default_rng(4).integers(0, 4, 6 * MIB, np.uint8).tobytes()
     raw.write_bytes(guest)
     run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, out)
     content = bytearray(out.read_bytes())
     content[: 2 * UNIT] = random.Random(1).randbytes(2 * UNIT)
-    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "a.vmdk")
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), name)
     headless(state, iter([(state.views[0], file, file_map)]), evidence)
     (item,) = state.done
     view = VirtualDisk(FileView(state.image, item.map), item.container.guests[0].map)

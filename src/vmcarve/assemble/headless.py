@@ -43,6 +43,7 @@ from .unit_round import RULE
 Int64s = npt.NDArray[np.int64]
 
 LEAST_FILE = 256 << 10  # bytes; what is smaller holds no file system
+LEAST_UNSHOWN = 1 << 20  # bytes, where neither name nor content speaks of a disk: what is in streams shows nothing
 LEAST_LEFT = 0.25  # share of a file that must still be its own
 MAX_FILES = 256  # ours: files without a header that are looked through
 PLAIN_UNIT = 1 << 20  # of a raw disk, whose blocks follow each other
@@ -61,7 +62,8 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         names = _formats_of(file)
         if not (file.complete and file.certain):  # a remnant beside others of one file
             continue
-        if file.size < LEAST_FILE or not names or not (file.name or _any_in(whole, told)):
+        shown = bool(file.name) or _any_in(whole, told)
+        if file.size < (LEAST_FILE if shown else LEAST_UNSHOWN) or not names:
             continue
         file_map = state.claims.rest_of(whole, "others")  # a live file that was opened is not its own any more
         kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
@@ -73,7 +75,8 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         file_map, _ = without_ciphertext(state.image, file_map)
         starts: dict[str, int] = {}
         content = FileView(state.image, file_map)
-        found = _best(content, names, starts) or (_written_out(content, names[:1]) if file.name else None)
+        found = _best(content, names, starts, encoded=not shown) or (
+            _written_out(content, names[:1]) if file.name else None)
         if found is None:
             continue
         container, runs = found
@@ -135,15 +138,18 @@ def _formats_of(file: HostFile) -> list[str]:
     return [*named, "raw"] if named or extension in RAW else []
 
 
-def _best(view: Reader, names: list[str], starts: dict[str, int]) -> tuple[Container, Int64s] | None:
+def _best(view: Reader, names: list[str], starts: dict[str, int], *, encoded: bool = False
+          ) -> tuple[Container, Int64s] | None:
     """The container as what is left of its tables tells, or as the units of which most is told, where they tell more.
 
-    starts: see `begins.begun`; grows.
+    starts: see `begins.begun`; grows. encoded: only as units that are streams.
 
     With it int64[n, 3]: its file offsets, those of `view` that they are, length.
     """
     best: tuple[float, Container] | None = None
     for name, stowed in _stowed(view, names):
+        if encoded and not stowed.map.encoding.any():
+            continue
         found = solved(view, name, stowed, starts=starts)
         if found is not None and (best is None or found[0] > best[0]):
             best = found
