@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +43,16 @@ def run(*argv: str | Path, timeout: float = LIMIT_SECONDS, check: bool = True) -
     return done
 
 
-def ext4_disk(folder: Path, seed: int, label: str, size: int, block: int, most: int) -> bytes:
+def ext4_disk(folder: Path, seed: int, label: str, size: int, block: int, most: int, files: int = 500,
+              content: Callable[[random.Random, int], bytes] = random.Random.randbytes) -> bytes:
     """A disk of `size` bytes with one partition from 1 MiB to 1 MiB before its end, label "gpt" or "dos": an ext4 in
-    blocks of `block` bytes with 500 files of 2000 to `most` random bytes, other ones for every seed.
+    blocks of `block` bytes with `files` files of 2000 to `most` bytes of content(rng, bytes), others for every seed.
     """
     rng = random.Random(seed)
     tree, volume, raw = folder / f"tree{seed}", folder / f"volume{seed}", folder / f"raw{seed}"
     tree.mkdir()
-    for n in range(500):
-        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(2_000, most)))
+    for n in range(files):
+        (tree / f"file{n}").write_bytes(content(rng, rng.randrange(2_000, most)))
     with volume.open("wb") as file:
         file.truncate(size - (2 << 20))
     run("mkfs.ext4", "-q", "-F", "-b", str(block), "-O", "^has_journal", "-N", "600", "-d", tree, volume)

@@ -102,6 +102,25 @@ def test_grains_without_header_and_tables_find_their_places(kind: str, disk: byt
     assert not item.container.rebuild
 
 
+def texts(rng: random.Random, size: int) -> bytes:
+    """Prose, in each file with words of its own."""
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randrange(2, 9))) for _ in range(300)]
+    return " ".join(rng.choices(words, k=size // 4)).encode()[:size]
+
+
+def test_what_nothing_places_by_itself_is_placed_by_what_goes_on(tmp_path: Path) -> None:
+    """A VMDK without its first 256 KiB, each of its grains elsewhere: most have no metadata, and no file's end."""
+    disk = ext4_disk(tmp_path, 3, "gpt", SIZE, 1024, 900_000, 40, texts)
+    used = [n for n in range(SIZE // UNIT) if any(disk[n * UNIT : (n + 1) * UNIT])]
+    random.Random(4).shuffle(used)
+    content = bytearray(bytes(4 * UNIT) + stored(disk, used))
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "vms/a.vmdk")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    right, wrong = agreement(*read(state), disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.1  # 0.01 where only what lies inside a unit is asked
+    assert wrong < 0.01
+
+
 @pytest.mark.parametrize("table", ["gpt", "dos"])
 def test_a_volume_that_happens_to_begin_a_file_does_not_begin_its_disk(table: str, tmp_path: Path) -> None:
     """Units in any order, that with the volume's begin first: where the disk's volume begins its own table says, also

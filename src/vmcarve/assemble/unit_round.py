@@ -15,6 +15,7 @@ from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
 from .candidate import Candidate
 from .content.joins import REACH, Kind, Shares, before, behind, bits
+from .host_units import Unit
 from .places import free_space
 from .segments import BLOCK, Points
 from .unit_order import NEVER, order_units
@@ -132,6 +133,7 @@ class UnitRound:
         runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
                 for f, length, p, *_ in rows if p >= 0]
         c.map = self.with_begins(image, FileMap.build(rows).resized(c.container.size))
+        c.unit = Unit(per)  # what nothing places by itself is looked at by what lies around it
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
 
