@@ -121,6 +121,18 @@ def test_what_nothing_places_by_itself_is_placed_by_what_goes_on(tmp_path: Path)
     assert wrong < 0.01
 
 
+def test_units_that_speak_for_themselves_stand_where_the_others_cannot_be_laid(disk: bytes, tmp_path: Path) -> None:
+    """Of a VHDX little is left: the blocks with a superblock and with the table at the disk's end say where they lie,
+    and of the others nobody can tell."""
+    order = [12, 9, 18, 25, 15]
+    content = bytes(MIB) + b"".join(disk[n * MIB : (n + 1) * MIB] for n in order)
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.vhdx")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    got, known = read(state)
+    assert got[9 * MIB : 10 * MIB] == disk[9 * MIB : 10 * MIB]
+    assert np.flatnonzero(known).tolist() == [*range(9 * 256, 10 * 256), SIZE // 4096 - 1]
+
+
 @pytest.mark.parametrize("table", ["gpt", "dos"])
 def test_a_volume_that_happens_to_begin_a_file_does_not_begin_its_disk(table: str, tmp_path: Path) -> None:
     """Units in any order, that with the volume's begin first: where the disk's volume begins its own table says, also

@@ -37,7 +37,7 @@ from .orphans import rebuilt
 from .partly import completed
 from .places import Places
 from .state import Claims, HostView, State
-from .unit_lay import placed, solved, without_tables
+from .unit_lay import WITHOUT_TABLES, placed, solved, without_tables
 from .unit_round import RULE
 
 Int64s = npt.NDArray[np.int64]
@@ -81,7 +81,8 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
             continue
         container, runs = found
         file_map = guessed(file_map, runs, container.size)
-        container = completed(FileView(state.image, file_map), container, starts) or container
+        if container.variant != WITHOUT_TABLES:  # else the units were asked already
+            container = completed(FileView(state.image, file_map), container, starts) or container
         if not file.name and not container.rebuild:
             container.format = "raw"  # units of one size are alike in several formats
         state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",

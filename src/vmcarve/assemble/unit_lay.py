@@ -29,6 +29,7 @@ LEAST_TOLD = 60.0  # nats: more than two structures that state their place
 LEAST_SPOKEN = 3  # units with such: two at one distance may be chance, and all between them is laid by that
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
 LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
+WITHOUT_TABLES = "without its tables"  # the variant of such a container
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
@@ -69,10 +70,12 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     sure = laid.sure if few else _between_points(c)
     if told is not None and not few:
         c.map = _only_between_points(c)
-    if told is None and (not c.owned or not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
+    if told is None and (not c.owned or not few and not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
         return None
-    if told is None and few and not c.settled and laid.spoken < min(LEAST_SPOKEN, count):
-        return None
+    if told is None and few and not c.settled and (sure < LEAST_TOLD or laid.spoken < min(LEAST_SPOKEN, count)):
+        if UNTRIED in c.map.rule or not laid.alone.any():
+            return None
+        c.map = laid.only_alone(c.map)
     share = laid.in_phase if few else 1.0
     if told is None and not c.settled and share < least_in_phase(stowed.unit):
         return None
@@ -107,7 +110,7 @@ def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
 
 def without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
     """What is known of a container of which only units are left."""
-    return Container(name, "without its tables", view.size, [guest], cluster=stowed.unit, rebuild=False)
+    return Container(name, WITHOUT_TABLES, view.size, [guest], cluster=stowed.unit, rebuild=False)
 
 
 def _in_order(file_map: FileMap) -> float:

@@ -32,6 +32,7 @@ STEP = 4 << 20
 MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
 INSIDE = 0.7  # share of the borders of units that lie inside a file
 MAX_JOINED = 1 << 14  # ours: units of which what goes on is asked
+LEAST_ALONE = 20.0  # nats that speak for a unit's place whatever the others do: a structure that states its place
 LOGGED = 1 << 10  # bytes of the smallest block of a log
 UNTOLD, NO_UNIT = -1, -2
 
@@ -113,6 +114,7 @@ class UnitRound:
     copies: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # in logs, of other blocks
     sure: float = 0.0  # nats that speak for the places of the last round
     spoken: int = 0  # units of it for whose place something speaks, beside the order
+    alone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # units: LEAST_ALONE speaks so
 
     def __call__(self, image: Reader, c: Candidate, points: Points, _: Expectation
                  ) -> list[tuple[int, int, int, int]]:
@@ -126,7 +128,7 @@ class UnitRound:
         self.in_phase = in_phase(points, c.start // BLOCK, per, self.copies)
         use = used(image, c, m * per)
         place = np.maximum(self.told, -1) if len(self.told) else np.full(n, -1, np.int64)
-        self.sure, self.spoken = 0.0, 0
+        self.sure, self.spoken, self.alone = 0.0, 0, np.zeros(n, np.bool_)
         for part in Open.parts(self.told if len(self.told) else np.full(n, UNTOLD), m):
             self._lay(part, place, spoken(points, c.start // BLOCK, per, part, self.copies), use.reshape(m, per))
         rows = self.rows(place, c.container.size)
@@ -147,9 +149,22 @@ class UnitRound:
         goes_on = np.where(follow, self.joined[part.units[:-1]], 0.0) if self.joined is not None else None
         order = order_units(weight, left_out(use)[part.places], goes_on, np.diff(part.places) == 1)
         placed = np.flatnonzero((order.place >= 0) & part.untold)
-        self.sure += float(told[placed, order.place[placed]].sum())
-        self.spoken += int(np.count_nonzero(told[placed, order.place[placed]]))
+        speaks = told[placed, order.place[placed]]
+        self.sure += float(speaks.sum())
+        self.spoken += int(np.count_nonzero(speaks))
+        self.alone[part.units[placed[speaks >= LEAST_ALONE]]] = True
         place[part.units[placed]] = part.places[order.place[placed]]
+
+    def only_alone(self, file_map: FileMap) -> FileMap:
+        """The map without the units that the others placed."""
+        rows: list[tuple[int, int, int, str, str]] = []
+        for f, n, p, grade, why in file_map.rows():
+            for at in range(0, n, self.unit) if p >= 0 and why == RULE else ():
+                kept = self.alone[(p + at) // self.unit]
+                rows.append((f + at, min(self.unit, n - at), p + at if kept else -1, grade if kept else MISSING, why))
+            if p < 0 or why != RULE:
+                rows.append((f, n, p, grade, why))
+        return FileMap.build(rows)
 
     def rows(self, place: Int64s, size: int) -> list[tuple[int, int, int, str, str]]:
         """Rows of a FileMap. place int64[n]: of each unit, below 0 none."""
