@@ -13,6 +13,7 @@ from vmcarve.assemble.begins import Appended, begun
 from vmcarve.host import _btrfs_disk as disk
 from vmcarve.host._btrfs_begin import begins
 from vmcarve.host._btrfs_carve import KIND
+from vmcarve.host._btrfs_stated import data_sums
 from vmcarve.host.btrfs import open_volume
 from vmcarve.model import Evidence
 from vmcarve.source import BytesReader, ViewSource
@@ -83,9 +84,29 @@ def test_nodes_say_where_on_the_disk_the_volume_begins(volume: bytes) -> None:
     assert all((v - p) % MIB == 0 for p, v in stated)
 
 
-def test_nodes_without_a_root_tell_nothing(volume: bytes) -> None:
+def test_without_a_root_nodes_lie_where_they_say_and_checksums_are_known(volume: bytes) -> None:
+    """No node of the root tree is left: no file is listed, but the volume begins, and leaves tell what its data are."""
     content = without_superblocks(volume, 5 * MIB)
     others = [e for e in evidence(content) if e.value != 1]
+    (made,) = begins(BytesReader(content), others, MIB)
+    laid = made.data + content[len(made.data) :]
+    whole, right = open_volume(BytesReader(laid), 0, len(laid)), open_volume(BytesReader(volume), 0, len(volume))
+    assert whole is not None and right is not None
+    assert made.identity == whole.uuid == right.uuid
+    assert list(whole.live()) == []
+    assert made.stated and all(at == place for at, place in made.stated)
+    known, wanted = data_sums(BytesReader(laid), 0, len(laid)), data_sums(BytesReader(volume), 0, len(volume))
+    assert (known is None) == (wanted is None)  # xxhash is not looked for
+    if known is not None and wanted is not None:
+        found, all_ = (dict(zip(sums.volume_offset.tolist(), sums.crc.tolist(), strict=True))
+                       for sums in (known, wanted))
+        assert found and found.items() <= all_.items()
+        assert not known.current.any()
+
+
+def test_nodes_that_no_chunk_has_tell_nothing(volume: bytes) -> None:
+    content = without_superblocks(volume, 5 * MIB)
+    others = [e for e in evidence(content) if e.value not in (1, 2, 3, 4, 11)]
     assert list(begins(BytesReader(content), others, MIB)) == []
     assert list(begins(BytesReader(bytes(8192)), [Evidence(KIND, 0, 4096, value=1, identity="00" * 16)], MIB)) == []
 

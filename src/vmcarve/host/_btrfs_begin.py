@@ -3,7 +3,8 @@
 The superblock has one copy at 64 KiB and, on larger volumes, one at 64 MiB; a small volume whose first part is
 overwritten has none. The newest node of the root tree says where all trees are. Where logical addresses lie on the
 device, the chunk tree says; it is small and lies near the volume's begin, but the tree of device extents says the same
-the other way round. All chunks go into the superblock's own array, so that the chunk tree is not needed.
+the other way round. All chunks go into the superblock's own array, so that the chunk tree is not needed. Where no root
+is left, trees cannot be read from it, but nodes still say where they lie, and leaves of checksums what data are.
 Source: Btrfs documentation "On-disk format" (superblock, CHUNK_ITEM, DEV_EXTENT, BLOCK_GROUP_ITEM).
 """
 
@@ -51,15 +52,15 @@ def _begin(reader: Reader, identity: bytes, size: int, places: list[tuple[int, i
     read = [disk.parse_node(reader.read(at, size).ljust(size, b"\0"))
             for at, owner in places if owner in wanted][:OUR_MAX_NODES]  # fmt: skip
     nodes = sorted((n for n in read if n is not None), key=lambda n: (-n.generation, -n.level))
-    root = next((n for n in nodes if n.owner == ROOT_TREE), None)
-    if root is None:
-        return None
     device, chunks = _chunks([n for n in nodes if n.level == 0])
-    if not chunks.copies(root.block, size):
+    # one that no chunk has may be older than they are, or they are not the volume's: then there is nothing to begin
+    placed = [n for n in nodes if chunks.copies(n.block, size)]
+    root = next((n for n in nodes if n.owner == ROOT_TREE), None)
+    if not placed or root is not None and root not in placed:
         return None
     # without the device's own item: up to the last chunk, behind which nothing is held
     total = max([_device_size(nodes, device), *(at + c.length for c in chunks.all for at in c.copies)])
-    data = bytes(disk.SUPER_AT[0]) + _super(identity, size, root, device, chunks, total)
+    data = bytes(disk.SUPER_AT[0]) + _super(identity, placed[0], root, device, chunks, total)
     stated: list[tuple[int, int]] = []
     for at, _ in places[:: 1 + len(places) // MAX_STATED]:
         copies = chunks.copies(int.from_bytes(reader.read(at + 48, 8), "little"), size)
@@ -117,16 +118,19 @@ def _device_size(nodes: list[disk.Node], device: int) -> int:
     return 0
 
 
-def _super(identity: bytes, node: int, root: disk.Node, device: int, chunks: disk.Chunks, total: int) -> bytes:
+def _super(identity: bytes, any_node: disk.Node, root: disk.Node | None, device: int, chunks: disk.Chunks, total: int
+           ) -> bytes:
     out = bytearray(disk.SUPER_BYTES)
-    row = np.frombuffer(root.data, np.uint8).reshape(1, -1)
+    node = len(any_node.data)
+    row = np.frombuffer(any_node.data, np.uint8).reshape(1, -1)
     kinds = (disk.CRC32C, disk.XXHASH, disk.SHA256, disk.BLAKE2)
     kind = next((k for k in kinds if disk.sound_rows(k, row)[0]), disk.CRC32C)
     array = _array(device, chunks)
-    struct.pack_into("<16sQQ8sQQQQQQQQQ", out, 0x20, identity, disk.SUPER_AT[0], 1, disk.MAGIC, root.generation,
-                     root.block, 0, 0, 0, total, 0, ROOT_DIRECTORY, 1)  # fmt: skip
+    struct.pack_into("<16sQQ8sQQQQQQQQQ", out, 0x20, identity, disk.SUPER_AT[0], 1, disk.MAGIC, any_node.generation,
+                     root.block if root is not None else 0, 0, 0, 0, total, 0, ROOT_DIRECTORY, 1)  # fmt: skip
     struct.pack_into("<IIIII", out, 0x90, SECTOR, node, node, SECTOR, len(array))
-    struct.pack_into("<QHBBBQQ", out, 0xBC, DEFAULT_FEATURES | MIXED_GROUPS, kind, root.level, 0, 0, device, total)
+    struct.pack_into("<QHBBBQQ", out, 0xBC, DEFAULT_FEATURES | MIXED_GROUPS, kind,
+                     root.level if root is not None else 0, 0, 0, device, total)
     out[ARRAY_AT : ARRAY_AT + len(array)] = array
     check = disk.checksum(kind, memoryview(out)[32:])
     out[: len(check)] = check
