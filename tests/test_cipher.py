@@ -11,10 +11,10 @@ import pytest
 from tests.helpers import run
 from tests.host.written import needs
 from tests.test_headless import deleted
-from vmcarve.assemble.cipher import even, opening, without_ciphertext
+from vmcarve.assemble.cipher import even, lost_end, opening, without_ciphertext
 from vmcarve.assemble.host_files import host_files
 from vmcarve.assemble.run import _format_rows, _guest_places
-from vmcarve.filemap import FileMap
+from vmcarve.filemap import FileMap, FileView
 from vmcarve.model import GUESSED, MISSING, SUPPORTED, ZERO
 from vmcarve.source import BytesReader
 
@@ -49,6 +49,17 @@ def test_ciphertext_ends_where_something_else_begins(length: int) -> None:
     assert [row[:4] for row in found.rows()] == [*([(0, sure, -1, MISSING)] if sure else []),
                                                  (sure, len(content) - sure, sure, SUPPORTED)]
     assert without_ciphertext(BytesReader(content[:length]), whole.resized(length)) == (whole.resized(length), True)
+
+
+def test_the_end_of_a_file_is_lost_where_it_is_ciphertext_or_not_there() -> None:
+    noise = random.Random(3).randbytes(64 * KIB)
+    assert lost_end(BytesReader(WORDS[:MIB] + noise)) and lost_end(BytesReader(noise + noise[:100]))
+    assert not lost_end(BytesReader(noise + WORDS[:MIB])) and not lost_end(BytesReader(WORDS[:100]))
+    assert not lost_end(BytesReader(WORDS[:MIB] + noise + WORDS[:4 * KIB]))
+    size = MIB + 4 * KIB
+    for there in (MIB, size):
+        view = FileView(BytesReader(WORDS[:size]), FileMap.build([(0, there, 0, "guessed", "x")]).resized(size))
+        assert lost_end(view) is (there < size)
 
 
 def test_parts_that_are_encrypted_amid_a_file_are_missing_too() -> None:

@@ -317,11 +317,11 @@ def test_maps_compose_and_what_is_in_no_unit_is_lost() -> None:
 
 
 def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, int], monkeypatch: pytest.MonkeyPatch,
-                  *, whole: bool = False) -> int:
+                  *, whole: bool = False, cut: bool = False) -> int:
     """Where a volume of 16 MiB is taken to begin of which nothing is left but structures (offset, place in it)."""
     made = Begin(bytes(4096), size=16 * MIB, identity="name", stated=tuple(stated))
     monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence, unit: [("btrfs", made)])
-    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole)
+    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole, cut=cut)
     return found.table[1][0][0]
 
 
@@ -334,6 +334,18 @@ def test_a_volume_begins_where_units_of_another_size_told(monkeypatch: pytest.Mo
     stated = [(place + 3 * MIB, place) for place in range(0, 4 * MIB, UNIT)]
     assert told_by_nodes(stated, 2 * MIB, starts, monkeypatch) == MIB and starts == {"name": MIB}
     assert told_by_nodes(mixed, UNIT, starts, monkeypatch) == MIB
+
+
+def test_a_disk_without_its_end_may_have_had_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a table there is a copy at the disk's end: where units come in the disk's order, by and large, and that end is
+    lost too, most disks have one. In any order the copy would be anywhere."""
+    place = np.arange(64).reshape(-1, 4)[:, ::-1].ravel()
+    near = [(n * UNIT, int(at) * UNIT) for n, at in enumerate(place)]
+    assert told_by_nodes(near, UNIT, {}, monkeypatch) == 0
+    assert told_by_nodes(near, UNIT, {}, monkeypatch, cut=True) == MIB
+    assert told_by_nodes(near[:5], UNIT, {}, monkeypatch, cut=True) == 0
+    mixed = [(n * UNIT, n * 29 % 64 * UNIT) for n in range(64)]
+    assert told_by_nodes(mixed, UNIT, {}, monkeypatch, cut=True) == 0
 
 
 def test_what_lies_farther_behind_than_in_its_volume_tells_of_something_before_it(monkeypatch: pytest.MonkeyPatch

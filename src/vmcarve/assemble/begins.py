@@ -75,12 +75,13 @@ class Appended:
         return offset < self._at and self._inner.missing(offset, min(length, self._at - offset))
 
 
-def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None, *, whole: bool = False
-          ) -> Begun:
+def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None, *, whole: bool = False,
+          cut: bool = False) -> Begun:
     """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of.
 
     told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added. whole: the
-    units are all of the file, whose header may be among them.
+    units are all of the file, whose header may be among them. cut: the file's end is lost, where a partition table has
+    its copy if units rise: that there is none says nothing then, and most disks have one.
     """
     told = {} if told is None else told
     places = Places.of(evidence)
@@ -103,8 +104,9 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     found += [(key, [], made) for key, made in loose.items() if made.data and key not in {k for k, *_ in found}]
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
-        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else list(usual)
         known_at = _stated(places, mine, made)
+        starts = list(USUAL if cut and _rises(known_at, unit) else usual)
+        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else starts
         later = _in_place(known_at, unit) or unit >= USUAL[0] and _comes_later(known_at, unit)
         if later and not whole:
             starts = [s for s in starts if s] or starts
@@ -258,6 +260,15 @@ def _comes_later(at: Int64s, unit: int) -> bool:
     rising = np.diff(at[first, 1]) > 0
     behind = np.count_nonzero(at[:, 0] - at[:, 1] >= USUAL[0])
     return len(rising) >= LEAST_RISING and float(rising.mean()) >= MOST_STATED and bool(behind >= LEAST_BEHIND)
+
+
+def _rises(at: Int64s, unit: int) -> bool:
+    """Whether units come in the volume's order, by and large: each that states its place has about its rank there."""
+    _, first = np.unique(at[:, 0] // unit, return_index=True)
+    if len(first) < LEAST_STATED:
+        return False
+    rank = np.argsort(np.argsort(at[first, 1], kind="stable"), kind="stable")
+    return float(np.corrcoef(rank, np.arange(len(rank)))[0, 1]) >= MOST_STATED
 
 
 def _by_phase(at: Int64s, start: int, starts: Sequence[int], unit: int) -> bool:

@@ -48,6 +48,15 @@ def opening(view: Reader) -> int:
     return at if at >= LEAST else 0
 
 
+def lost_end(view: Reader) -> bool:
+    """Whether a file's end is not there, or as even as ciphertext."""
+    at = max(0, view.size - ROUND) // BLOCK * BLOCK
+    length = (view.size - at) // BLOCK * BLOCK
+    if view.missing(at, view.size - at):
+        return True
+    return length > 0 and bool(even(np.frombuffer(view.read(at, length), np.uint8).reshape(-1, BLOCK)).all())
+
+
 def without_ciphertext(image: Reader, file_map: FileMap) -> tuple[FileMap, bool]:
     """A file's map without what of it is surely ciphertext, where it begins with any; and whether it does.
 

@@ -16,6 +16,7 @@ from ..model import DATA, GUESSED, LOST, MISSING, PLAIN, SECTOR, Container, Gues
 from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE
+from . import cipher
 from .begins import begun
 from .candidate import Candidate
 from .segments import BLOCK
@@ -48,7 +49,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     sweep_image(units, 0, batches.append, threads=1)
     if not batches and told is None:
         return None
-    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw")
+    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw",
+                  cut=cipher.lost_end(view))
     size = stowed.size or found.size
     if size <= SECTOR:
         return None
