@@ -9,6 +9,8 @@ def unit_chances(
     follows: float,
     none: float,
     jump: float,
+    near: float,
+    stray: float,
     chance: npt.NDArray[np.float64],
     power: npt.NDArray[np.int32],
 ) -> tuple[float, float]: ...

@@ -1,10 +1,11 @@
 """Which unit of a guest each unit of a container is, when the table that told it is lost.
 
 A container gives out its units as the guest first writes them. So a unit of the file is most often followed by the
-guest's next one, else by any (a guest at work), or by a later one (a copy from front to back, which leaves out what is
-empty). This is a hidden Markov model: its states are the guest's units, and none (a table, or lost). What the evidence
-says of each pair is summed over all orders at once (forward and backward), so that every unit's place has a
-probability in which each place of each break counts.
+guest's next one, else by any (a guest at work), by a later one (a copy from front to back, which leaves out what is
+empty), or by one near by (a copy that has several writes under way, or packs several units at a time). This is a hidden
+Markov model: its states are the guest's units, and none (a table, or lost). What the evidence says of each pair is
+summed over all orders at once (forward and backward), so that every unit's place has a probability in which each place
+of each break counts.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ LEAST_STAY, MOST_STAY = 0.2, 0.99  # see _stay_out
 SURE = 0.9  # a place as likely as this is taken from all others
 LIKELY = 0.7  # and one as likely is given in the end: the rate comes from runs that were found, and is rather too long
 ROUNDS = 6
+NEAR = 0.8  # of a copy with several writes under way: how a step's chance falls with each unit that it is longer
+STRAY = 0.1  # and the share of its steps that are of any length: over what is empty, and to what came late
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Order:
 
 
 def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, beside: Bools | None = None) -> Order:
-    """Of the two kinds of order, rising (some units are left out) or any, that under which the evidence is likelier.
+    """Of three kinds of order that under which the evidence is likelier: rising (some units are left out), any, or any
+    with most steps to what is near, which is asked only where the units do not rise.
 
     weight float64[n, m]: what speaks for unit i of the file being unit j of the guest (log of a likelihood ratio).
     hole float64[m]: what speaks for a file written from front to back leaving unit j out. joined float64[n - 1]: what
@@ -55,10 +59,13 @@ def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, besi
     joined = np.zeros(max(0, n - 1)) if joined is None else joined
     beside = np.ones(max(0, m - 1), np.bool_) if beside is None else beside
     rising, free = _settle(weight, hole, joined, beside), _settle(weight, None, joined, beside)
-    return rising if rising.likelihood > free.likelihood else free
+    if rising.likelihood > free.likelihood:
+        return rising
+    close = _settle(weight, None, joined, beside, NEAR)
+    return close if close.likelihood > free.likelihood else free
 
 
-def _settle(weight: Floats, hole: Floats | None, joined: Floats, beside: Bools) -> Order:
+def _settle(weight: Floats, hole: Floats | None, joined: Floats, beside: Bools, near: float = 0.0) -> Order:
     """Places one after the other: those that are sure are taken from the other units, and the rest is weighed again."""
     n, m = weight.shape
     left = weight.copy()
@@ -67,7 +74,7 @@ def _settle(weight: Floats, hole: Floats | None, joined: Floats, beside: Bools) 
 
     def chances(weight: Floats, joined: Floats) -> tuple[Floats, float, float]:
         if hole is None:
-            return _chances(weight, None, follows, joined, beside)
+            return _chances(weight, None, follows, joined, beside, near=near)
         stay = _stay_out(n, m, follows)
         out = np.minimum(hole + np.log(stay), np.log(MOST_STAY))
         return _chances(weight, out, follows, joined, beside, float(np.log1p(-stay) - np.log(stay)))
@@ -111,12 +118,12 @@ def _stay_out(n: int, m: int, follows: float) -> float:
     return float(np.clip(1.0 - gaps / max(1.0, m - n), LEAST_STAY, MOST_STAY))
 
 
-def _chances(weight: Floats, hole: Floats | None, follows: float, joined: Floats, beside: Bools, leap: float = 0.0
-             ) -> tuple[Floats, float, float]:
+def _chances(weight: Floats, hole: Floats | None, follows: float, joined: Floats, beside: Bools, leap: float = 0.0,
+             near: float = 0.0) -> tuple[Floats, float, float]:
     """Chance float64[n, m] of each place, the log likelihood of all orders, and how often units follow each other."""
     chance, power = np.empty(weight.shape), np.empty(weight.shape, np.int32)
     jump = (1.0 - follows - NONE) * float(np.exp(leap))
     total, followed = unit_chances(weight, np.empty(0) if hole is None else hole, joined, beside.view(np.uint8),
-                                   follows, NONE, jump, chance, power)
+                                   follows, NONE, jump, near, STRAY, chance, power)
     share = (followed + FOLLOWS) / (float(chance[:-1].sum()) + 1.0)
     return chance, total, float(np.clip(share, LEAST_FOLLOWS, MOST_FOLLOWS - NONE))
