@@ -11,7 +11,7 @@ from tests.helpers import run
 from tests.host.written import needs
 from tests.makers import vhd, vma, xva
 from vmcarve.disk import VirtualDisk
-from vmcarve.model import DATA, Reader
+from vmcarve.model import DATA, HOLE, Reader
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -128,18 +128,47 @@ def test_extents_of_a_vma_tell_their_blocks_without_the_header(in_order: bool, t
     assert known >= len(guest) - (MIB if in_order else 2 * 59 * 65536)
 
 
-@pytest.mark.parametrize("options", ["compression_type=zlib", "compression_type=zstd",
-                                     "compression_type=zstd,cluster_size=16k"])
+def packed_qcow2(guest: np.ndarray, options: str, folder: Path) -> bytearray:
+    raw, out = folder / "raw", folder / "out"
+    raw.write_bytes(guest.tobytes())
+    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, out)
+    return bytearray(out.read_bytes())
+
+
+PACKED = ["compression_type=zlib", "compression_type=zstd", "compression_type=zstd,cluster_size=16k"]
+
+
+@pytest.mark.parametrize("options", PACKED)
+def test_a_table_that_names_streams_covers_its_part_of_the_guest(options: str, tmp_path: Path) -> None:
+    """Header and first-level table are lost, and streams amid the file: the others lie where the table has them, and
+    what it leaves out is a hole."""
+    rng = np.random.default_rng(1)
+    guest = rng.integers(0, 4, SIZE, np.uint8).reshape(-1, MIB)
+    guest[11] = rng.integers(0, 256, MIB, np.uint8)  # is stored as it is
+    guest[5:7] = 0
+    content, cluster = packed_qcow2(guest, options, tmp_path), 16384 if "16k" in options else 65536
+    for at, length in ((0, 4 * cluster), (2 * MIB, 65536)):
+        content[at : at + length] = rng.integers(0, 256, length, np.uint8).tobytes()
+    stow = formats()["qcow2"].stow
+    assert stow is not None
+    first, second, *_ = stow(BytesReader(bytes(content)))
+    assert first.unit == 512 * cluster and second.unit == cluster
+    disk = VirtualDisk(BytesReader(bytes(content)), first.map)
+    data, wanted = np.frombuffer(disk.read(0, SIZE), np.uint8).reshape(-1, cluster), guest.reshape(-1, cluster)
+    lost = [at // cluster for at in range(0, SIZE, cluster) if disk.missing(at, cluster)]
+    assert np.flatnonzero((data != wanted).any(axis=1)).tolist() == lost
+    assert 0 < len(lost) <= (65536 / cluster + 2) * (SIZE - 3 * MIB) / (len(content) - MIB)
+    assert first.map.state[np.searchsorted(first.map.guest_offset, 5 * MIB, "right") - 1] == HOLE
+
+
+@pytest.mark.parametrize("options", PACKED)
 def test_streams_and_the_plain_clusters_between_them_are_units_where_the_tables_are_lost(options: str, tmp_path: Path
                                                                                          ) -> None:
     """Compressed clusters follow each other to the byte; behind a part that is encrypted the next ones are found."""
     rng = np.random.default_rng(1)
     guest = rng.integers(0, 4, SIZE, np.uint8).reshape(-1, MIB)
     guest[11] = rng.integers(0, 256, MIB, np.uint8)  # is stored as it is
-    raw, out = tmp_path / "raw", tmp_path / "out"
-    raw.write_bytes(guest.tobytes())
-    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, out)
-    content = bytearray(out.read_bytes())
+    content = packed_qcow2(guest, options, tmp_path)
     for at, length in ((0, 8 * 65536), (3 * MIB, 65536)):
         content[at : at + length] = rng.integers(0, 256, length, np.uint8).tobytes()
     stow = formats()["qcow2"].stow

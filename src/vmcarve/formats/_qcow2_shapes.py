@@ -70,7 +70,12 @@ def stow(reader: Reader) -> Iterable[Stowed]:
     def places(words: npt.NDArray[np.uint64]) -> I64:
         return np.where(words & ~(OFFSET | COPIED | np.uint64(1)), np.uint64(1), words & OFFSET).astype(np.int64)
 
-    yield from by_streams(reader)
+    def entries(words: npt.NDArray[np.uint64], cluster: int) -> tuple[I64, Bools]:
+        packed = words >> np.uint64(62) == 1  # a stream's place is as wide as its number of sectors leaves room
+        wide = np.uint64((1 << 62 - (cluster.bit_length() - 9)) - 1)
+        return np.where(packed, (words & wide).astype(np.int64), places(words)), packed
+
+    yield from by_streams(reader, entries)
     yield from by_tables(reader, [1 << bits for bits in range(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS + 1)], ">u8", places)
     yield from in_row(0, reader.size, USUAL_CLUSTER)
     yield from in_row(0, reader.size, PIECE)

@@ -2,21 +2,27 @@
 
 Where the tables are lost, a stream still says by itself where it ends: there the next one begins. Behind what is lost,
 or a table, the next place is looked for at which one decodes to a cluster. Whole clusters that no stream touches may be
-such as are stored plain.
+such as are stored plain. Where a second-level table is left, the streams that it names prove it, and what it covers is
+one unit.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ..codec import MAX_CLUSTER, decode_counted, likely, stream_at
-from ..model import DATA, DEFLATE, PLAIN, ZSTD, GuestMap, Reader, Stowed
+from ..model import DATA, DEFLATE, HOLE, LOST, PLAIN, ZSTD, GuestMap, Reader, Stowed
 
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+Entries = Callable[[U64, int], tuple[I64, Bools]]
+"""(words of a table, bytes of a cluster) -> file offsets that entries name, 0 for none, -1 for what is no entry; and
+which are of streams"""
 
 PAGE = 4096  # bytes: clusters that are no multiple of it are not looked for
 USUAL = 256 << 10  # bytes of the file within which the first stream ends
@@ -25,17 +31,47 @@ STEP = 1 << 20
 LEAST = 8  # streams
 MAX_STREAMS = 1 << 20  # ours: of one file
 MAX_TRIED = 1 << 20  # ours: places at which a stream might begin and none does
+MAX_PIECES = 1 << 14  # ours: of tables
 MOST_FIRST = 4096  # ours: places that are tried before it is said that there are no streams
 
 
-def by_streams(reader: Reader, encodings: Sequence[int] = (ZSTD, DEFLATE)) -> list[Stowed]:
-    """The streams that are left, by the encoding that most of the file is of, with the plain clusters between them."""
+def by_streams(reader: Reader, entries: Entries, encodings: Sequence[int] = (ZSTD, DEFLATE)) -> list[Stowed]:
+    """The streams that are left, by the encoding that most of the file is of, with the plain clusters between them: as
+    the tables that are left name them, and one by one.
+    """
     for encoding in encodings:
         cluster = _cluster(reader, encoding)
         found = list(_streams(reader, encoding, cluster)) if cluster else []
         if len(found) >= LEAST:
-            return [_stowed(reader, encoding, cluster, np.array(found, np.int64))]
+            streams = np.array(found, np.int64)
+            return [*_by_tables(reader, encoding, cluster, streams, entries),
+                    _stowed(reader, encoding, cluster, streams)]
     return []
+
+
+def _by_tables(reader: Reader, encoding: int, cluster: int, streams: I64, entries: Entries) -> Iterator[Stowed]:
+    """What pieces of tables that name the streams (file offset, stored bytes) cover."""
+    rows: list[tuple[I64, Bools]] = []
+    for at in range(0, reader.size, STEP):
+        data = reader.read(at, STEP)
+        words = np.frombuffer(data, ">u8", len(data) // PAGE * (PAGE // 8)).reshape(-1, PAGE // 8)
+        words = words[words.any(axis=1)].astype(np.uint64)
+        place, packed = entries(words, cluster)
+        inside = (place >= 0) & (place < reader.size) & (packed | (place % cluster == 0))
+        row = np.flatnonzero(inside.all(axis=1))
+        named = packed[row] & np.isin(place[row], streams[:, 0])  # not one is hit by chance
+        rows += [(place[i], packed[i]) for i in row[named.any(axis=1)].tolist()]
+    if not rows:
+        return
+    place, packed = (np.concatenate(part) for part in zip(*rows[:MAX_PIECES], strict=True))
+    which = np.minimum(np.searchsorted(streams[:, 0], place), len(streams) - 1)
+    whole = packed & (streams[which, 0] == place)
+    there = whole | ~packed & (place + cluster <= reader.size)
+    state = np.select([place == 0, there], [HOLE, DATA], LOST).astype(np.uint8)
+    n = len(place)
+    yield Stowed(PAGE // 8 * cluster, GuestMap.build(
+        np.arange(n, dtype=np.int64) * cluster, np.full(n, cluster), state, np.where(state == DATA, place, -1),
+        np.where(whole, encoding, PLAIN).astype(np.uint8), np.where(whole, streams[which, 1], cluster)))
 
 
 def _stowed(reader: Reader, encoding: int, cluster: int, streams: I64) -> Stowed:
