@@ -180,6 +180,27 @@ def test_streams_and_the_plain_clusters_between_them_are_units_where_the_tables_
     assert _told(BytesReader(bytes(content)), first, wanted) >= len(wanted) - lost // 4096
 
 
+@pytest.mark.parametrize("lost", [4096, 8192])
+def test_streams_of_a_qcow_begin_at_sectors(lost: int, tmp_path: Path) -> None:
+    """Of qcow 1, whose clusters begin at the sector behind the file's end: one by one, and as the tables have them that
+    are left, from the first or the second on."""
+    rng = np.random.default_rng(1)
+    guest = rng.integers(0, 4, 8 * MIB, np.uint8).reshape(-1, MIB)
+    guest[5] = rng.integers(0, 256, MIB, np.uint8)  # is stored as it is
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.write_bytes(guest.tobytes())
+    run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow", raw, out, check=False)  # QEMU 7.2 ends with 1
+    content = bytearray(out.read_bytes())
+    content[:lost] = rng.integers(0, 256, lost, np.uint8).tobytes()
+    stow = formats()["qcow1"].stow
+    assert stow is not None
+    wanted = {block.tobytes(): n * 4096 for n, block in enumerate(guest.reshape(-1, 4096))}
+    tables, single, *_ = stow(BytesReader(bytes(content)))
+    assert (tables.unit, single.unit) == (2 * MIB, 4096)
+    assert _told(BytesReader(bytes(content)), tables, wanted) == (8 * MIB - (lost > 4096) * 2 * MIB) // 4096
+    assert _told(BytesReader(bytes(content)), single, wanted) == len(wanted)
+
+
 @pytest.mark.parametrize("style", [vhd.WINDOWS, vhd.TAPDISK])
 @pytest.mark.parametrize("footer", [True, False])
 def test_blocks_of_a_vhd_lie_at_pages_whatever_is_before_its_footer(style: vhd.Style, footer: bool, tmp_path: Path

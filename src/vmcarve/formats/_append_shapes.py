@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, LOST, Clue, Container, Orphan, Patch, Reader, Stowed
+from ..model import DEFLATE, GUESSED, LOST, Clue, Container, Orphan, Patch, Reader, Stowed
 from ._first_level import MAX_OFFSET, completed, numbered
 from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
 from ._stowed import by_tables, in_row
+from ._stowed_streams import by_streams
 
 QCOW1, QED = "qcow1.l2", "qed.l2"
 QCOW1_CLUSTER, QCOW1_ENTRIES, QCOW1_L1_AT = 4096, 512, 48  # without a backing file (seen: qemu-img 7.2)
+STREAM = np.uint64(1 << 63)  # the flag of an entry
 QED_CLUSTER = 1 << 16
 QED_TABLES = (4, 2, 8, 16, 1)  # clusters of a table; 4 is QEMU's default
 MAX_COUNT = 1 << 22  # entries of an L1
@@ -38,7 +40,14 @@ def rebuild_qed(reader: Reader, clue: Clue, open_qed: Callable[[Reader], Contain
 
 
 def stow_qcow1(reader: Reader) -> Iterable[Stowed]:
-    """Spans of the L2 tables that are left, and clusters in their order."""
+    """Streams, spans of the L2 tables that are left, and clusters in their order."""
+
+    def entries(words: U64, cluster: int) -> tuple[npt.NDArray[np.int64], Bools]:
+        packed = words >= STREAM  # a stream's place is as wide as its size leaves room
+        wide = np.uint64((1 << 64 - cluster.bit_length()) - 1)
+        return np.where(packed, (words & wide).astype(np.int64), _whole(words)), packed
+
+    yield from by_streams(reader, entries, (DEFLATE,))
     yield from by_tables(reader, [QCOW1_CLUSTER], ">u8", _whole)
     yield from in_row(0, reader.size, QCOW1_CLUSTER)
 

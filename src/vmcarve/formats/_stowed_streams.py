@@ -1,6 +1,7 @@
 """Compressed clusters in the order of a file, for formats that pack them back to back: qcow, qcow2.
 
-Where the tables are lost, a stream still says by itself where it ends: there the next one begins. Behind what is lost,
+Where the tables are lost, a stream still says by itself where it ends: there the next one begins, or (qcow, whose
+clusters begin where the file ended, which is counted in sectors) at the sector behind. Behind what is lost,
 or a table, the next place is looked for at which one decodes to a cluster. Whole clusters that no stream touches may be
 such as are stored plain. Where a second-level table is left, the streams that it names prove it, and what it covers is
 one unit.
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..codec import MAX_CLUSTER, decode_counted, likely, stream_at
-from ..model import DATA, DEFLATE, HOLE, LOST, PLAIN, ZSTD, GuestMap, Reader, Stowed
+from ..model import DATA, DEFLATE, HOLE, LOST, PLAIN, SECTOR, ZSTD, GuestMap, Reader, Stowed
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -93,7 +94,7 @@ def _cluster(reader: Reader, encoding: int) -> int:
         out, used = stream_at(reader.read(at, USUAL), encoding, MAX_CLUSTER)
         if not used or len(out) % PAGE or len(out).bit_count() != 1:
             continue
-        if _decoded(reader, at + used, encoding, len(out)):
+        if _next(reader, at + used, encoding, len(out))[1]:
             return len(out)
     return 0
 
@@ -104,16 +105,24 @@ def _streams(reader: Reader, encoding: int, cluster: int) -> Iterator[tuple[int,
     for place in _begins(reader, encoding):
         if place < at:
             continue
-        at, alone = place, True
-        while count < MAX_STREAMS:
-            used = _decoded(reader, at, encoding, cluster)
-            if not used:
-                break
+        alone = True
+        at, used = place, _decoded(reader, place, encoding, cluster)
+        while used and count < MAX_STREAMS:
             yield at, used
-            at, count, alone = at + used, count + 1, False
+            count, alone = count + 1, False
+            at, used = _next(reader, at + used, encoding, cluster)
         tried += alone
         if count == MAX_STREAMS or tried == MAX_TRIED:
             return
+
+
+def _next(reader: Reader, end: int, encoding: int, cluster: int) -> tuple[int, int]:
+    """Where behind a stream that ends at `end` another one begins, and its bytes; `end` and 0 where none does."""
+    for at in sorted({end, -(-end // SECTOR) * SECTOR}):
+        used = _decoded(reader, at, encoding, cluster)
+        if used:
+            return at, used
+    return end, 0
 
 
 def _decoded(reader: Reader, at: int, encoding: int, cluster: int) -> int:
