@@ -284,7 +284,7 @@ def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, in
                   *, whole: bool = False) -> int:
     """Where a volume of 16 MiB is taken to begin of which nothing is left but structures (offset, place in it)."""
     made = Begin(bytes(4096), size=16 * MIB, identity="name", stated=tuple(stated))
-    monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence: [("btrfs", made)])
+    monkeypatch.setattr(begins, "_by_metadata", lambda *_: {("btrfs", made.identity): made})
     found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole)
     return found.table[1][0][0]
 

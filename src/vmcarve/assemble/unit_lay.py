@@ -47,7 +47,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     sweep_image(units, 0, batches.append, threads=1)
     if not batches and told is None:
         return None
-    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw")
+    found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw",
+                  gapless=bool((stowed.map.state == DATA).all()), disk=stowed.size)
     size = stowed.size or found.size
     if size <= SECTOR:
         return None

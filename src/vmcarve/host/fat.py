@@ -19,14 +19,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..model import HostFile, HostKind, HostVolume, Reader
+from ._fat_begin import begins
 from ._fat_boot import ENTRY, Boot, parse_boot
 from ._fat_chains import FIRST, Guess, Heap, Table, read_table
+from ._fat_directory import DELETED, LONG_NAME, SIGNATURE, confirm_batch
 from ._fat_placer import own_clusters, placer
 from ._first_look import named
 from ._space import NO_ROWS, Runs, Stream, cut_rows
 
-DELETED = 0xE5
-LONG_NAME, DIRECTORY, LABEL = 0x0F, 0x10, 0x08  # attributes
+DIRECTORY, LABEL = 0x10, 0x08  # attributes
 BACKUP_SECTOR = 6  # where formatters put FAT32's second boot sector (seen: mkfs.vfat 4.2)
 FORMAT_MAX_DIRECTORY = 65536 * ENTRY  # bytes
 OUR_MAX_DIRECTORIES = 1 << 20
@@ -315,4 +316,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("fat", open_volume, placer=placer)
+HOST = HostKind("fat", open_volume, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer, begins=begins)

@@ -1,0 +1,44 @@
+"""First clusters of FAT32 and FAT16 directories, which state their own number: their "." entry names it.
+
+Nothing in them names the volume, and no checksum proves them: what they tell is believed where many agree.
+
+Source: Microsoft FAT specification 1.03.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model import SECTOR, EvidenceBatch, Signature
+from ._fat_boot import ENTRY
+from ._fat_chains import FIRST
+
+I64 = npt.NDArray[np.int64]
+KIND = "fat.directory"
+DOT, DOT_DOT = b".          ", b"..         "
+DELETED, LONG_NAME = 0xE5, 0x0F  # first byte of a name; attributes
+ATTRIBUTES, DIRECTORY, OTHER = 11, 0x10, 0xC8  # other: a volume's label, and two bits that nothing has
+SIZE, LAST = 28, 0x0FFFFFF6  # directories state no size; the largest number of a cluster
+SIGNATURE = Signature(DOT, KIND, dense=True, size=2 * ENTRY,
+                      also=(ENTRY, b"\xff" * len(DOT_DOT) + b"\xd8", DOT_DOT + b"\x10"))
+
+
+def confirm_batch(blocks: Any, image_offset: I64, signature: Signature) -> EvidenceBatch | None:
+    """Entries "." and ".." as both are written. value: the cluster that a directory says it begins with."""
+    heads = np.ascontiguousarray(blocks[:, : 2 * ENTRY])
+    own, above = own_numbers(heads), own_numbers(heads[:, ENTRY:])
+    good = (heads[:, ATTRIBUTES] & (OTHER | DIRECTORY)) == DIRECTORY
+    good &= (own >= FIRST) & (own <= LAST) & (above <= LAST) & (above != own)
+    for entry in (0, ENTRY):
+        good &= ~heads[:, entry + SIZE : entry + ENTRY].any(axis=1)
+    found = np.flatnonzero(good)
+    return EvidenceBatch(KIND, image_offset[found], SECTOR, value=own[found], confidence=0.8) if len(found) else None
+
+
+def own_numbers(entries: npt.NDArray[np.uint8]) -> I64:
+    """int64[n]: the first cluster that each of uint8[n, 32 or more] names. FAT16 has zeros for the upper half."""
+    return sum((entries[:, at].astype(np.int64) << shift for at, shift in ((26, 0), (27, 8), (20, 16), (21, 24))),
+               np.zeros(len(entries), np.int64))
