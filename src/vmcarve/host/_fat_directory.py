@@ -42,3 +42,26 @@ def own_numbers(entries: npt.NDArray[np.uint8]) -> I64:
     """int64[n]: the first cluster that each of uint8[n, 32 or more] names. FAT16 has zeros for the upper half."""
     return sum((entries[:, at].astype(np.int64) << shift for at, shift in ((26, 0), (27, 8), (20, 16), (21, 24))),
                np.zeros(len(entries), np.int64))
+
+
+def own_number(data: bytes) -> int:
+    """The number that the first cluster of a directory states, -1 when it is none."""
+    if data[: len(DOT)] != DOT or data[ENTRY : ENTRY + len(DOT_DOT)] != DOT_DOT:
+        return -1
+    return int(own_numbers(np.frombuffer(data[:ENTRY], np.uint8).reshape(1, -1))[0])
+
+
+def of_directory(data: bytes, *, first: bool) -> bool:
+    """Whether a cluster holds entries of a directory, and nothing behind the last. first: it is the directory's first.
+
+    Only such a one may name itself, and only a later one may begin with no entry.
+    """
+    table = np.frombuffer(data, np.uint8)[: len(data) // ENTRY * ENTRY].reshape(-1, ENTRY)
+    used = table[:, 0] != 0
+    count = int(np.argmin(used)) if not used.all() else len(used)
+    if table[count:].any() or not first and data.startswith(DOT):
+        return False
+    long = table[:count, ATTRIBUTES] & 0x3F == LONG_NAME
+    sane = table[:count, ATTRIBUTES] & 0xC0 == 0
+    sane &= np.where(long, ~table[:count, [12, 26, 27]].any(axis=1), (table[:count, 1:ATTRIBUTES] >= 0x20).all(axis=1))
+    return bool(sane.all()) and (count > 0 or not first)
