@@ -135,6 +135,16 @@ def test_a_volume_of_fat16_is_taken_for_no_other(cluster: str, unit: int, tmp_pa
         assert begin.before + opened._heap.start == MIB + start
 
 
+@pytest.mark.parametrize("unit", [64 << 10, MIB, 2 * MIB])
+def test_clusters_at_a_round_place_do_not_tell_how_much_is_reserved(unit: int, tmp_path: Path) -> None:
+    """What Windows makes: so many reserved sectors that cluster 2 lies at 4 MiB."""
+    tables = 2 * 577  # sectors of both
+    volume = fat_volume(tmp_path, "-F", "32", "-s", "1", "-R", str(8 * MIB // 1024 - tables))
+    assert heap_of(volume) == 4 * MIB
+    disk = bytes(MIB) + volume + bytes(MIB)
+    assert found(units_of(disk, unit, 2 * MIB), Cut(unit, gapless=True)) == []
+
+
 def test_a_volume_without_name_is_not_added_to_others(tmp_path: Path, disk: bytes) -> None:
     """Where a volume is known, directories of FAT may lie in an image in one of its files."""
     other = ext4_disk(tmp_path, 1, "gpt", 26 * MIB, 1024, 60_000)

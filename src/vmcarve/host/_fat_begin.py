@@ -31,8 +31,9 @@ CLUSTERS = [SECTOR << k for k in range(8)]  # FORMAT_MAX of FAT32: 64 KiB
 LEAST_FAT16, LEAST_FAT32 = 4085, 65525  # clusters
 MAX_CLUSTERS = 0x0FFFFFF5  # of FAT32
 MAX_SECTORS = 1 << 32  # of a volume
-RESERVED_SECTORS = 32  # of FAT32, as mkfs.vfat and Linux' installers make it
+RESERVED_SECTORS = 32  # of FAT32, as mkfs.vfat makes it
 ROOT_SECTORS = 32  # of FAT16: 512 entries
+ALIGNED = MIB  # Windows and fat32format reserve so many sectors that cluster 2 lies at 4 MiB or at some MiB
 COPY = 6  # sector of FAT32's second boot sector
 MOST_DIRECTORIES = 1 << 14  # ours: that are read
 MOST_SHAPES = 1 << 12  # ours: of one kind that are tried; what is larger is not likely
@@ -166,6 +167,8 @@ def _shapes(found: Found, cut: Cut) -> Iterator[Shape]:
     cluster = found.cluster // SECTOR
     step = cut.unit // (2 * SECTOR)
     starts = sorted({offset for offset, _ in cut.rooms}) or list(BEFORE)
+    if any((found.heap - before) % min(cut.unit, ALIGNED) == 0 for before in starts):
+        return  # how much is reserved nobody knows
     kinds = [(32, RESERVED_SECTORS), *((16, reserved) for reserved in sorted({1, cluster}))]
     for before, (bits, reserved) in itertools.product(starts, kinds):
         rest = (found.heap - Shape(before, bits, cluster, reserved, 0).place) % cut.unit
