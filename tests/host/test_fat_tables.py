@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,7 +15,7 @@ from vmcarve.host.fat import FatVolume, open_volume
 from vmcarve.model import GUESSED, MISSING, RUN_DATA
 from vmcarve.source import BytesReader
 
-from .written import fat_volume, needs
+from .written import MIB, blank, fat_volume, needs, run
 
 ENTRIES = 100_000
 LENGTH = 4 * ENTRIES
@@ -80,3 +83,23 @@ def test_a_run_ends_where_another_file_begins(volume: bytes) -> None:
     data[entry + 26 : entry + 28], data[entry + 20 : entry + 22] = (inside & 0xFFFF).to_bytes(2, "little"), bytes(2)
     (cut,) = [f for f in opened(bytes(data), lost=1.0).live() if f.identity == large.identity]
     assert cut.runs.tolist() == [[0, at, (inside - 2) * 512 + boot._heap.start - at, RUN_DATA]]
+
+
+@FAT_TOOLS
+def test_clusters_that_go_on_with_a_directory_are_read_where_they_lie(tmp_path: Path) -> None:
+    """Between them lie the files that were written when the one before was full."""
+    rng = random.Random(2)
+    folder = tmp_path / "tree" / "one folder"
+    folder.mkdir(parents=True)
+    for n in range(60):
+        (folder / f"file {n} of some.bin").write_bytes(rng.randbytes(20_000 + 77 * n))
+    run("mkfs.vfat", "-F", "32", "-s", "1", blank(tmp_path / "volume", 40 * MIB))
+    run("mcopy", "-s", "-Q", "-i", tmp_path / "volume", folder, "::")
+    content = (tmp_path / "volume").read_bytes()
+    right = {f.identity: (f.size, f.runs.tolist()) for f in opened(content).live()}
+    whole = {identity: told for identity, told in right.items() if len(told[1]) == 1}
+    files = list(opened(content, lost=1.0).live())
+    found = {f.identity: (f.size, f.runs.tolist()) for f in files}
+    assert len(right) == 60 and len(whole) >= 40
+    assert len(files) == len(found) and found.keys() == right.keys()
+    assert all(found[identity] == told for identity, told in whole.items())

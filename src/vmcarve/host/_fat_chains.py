@@ -98,14 +98,19 @@ class Table:
         return _pairs(found), True
 
 
+    def is_lost(self, cluster: int) -> bool:
+        """Whether the cluster's entry is nowhere."""
+        i = int(np.searchsorted(self.lost[:, 0], cluster, "right")) - 1
+        return i >= 0 and cluster < int(self.lost[i].sum())
+
     def in_one_run(self, first: int, most: int) -> Runs:
         """The clusters of a chain whose first entry is lost, as if they followed each other: most do. int64[n, 2].
 
         Behind the lost entries those that are left must go on with it. None where the first entry is there.
         """
-        i = int(np.searchsorted(self.lost[:, 0], first, "right")) - 1
-        if i < 0 or first >= (end := int(self.lost[i].sum())):
+        if not self.is_lost(first):
             return NO_RUNS
+        end = int(self.lost[int(np.searchsorted(self.lost[:, 0], first, "right")) - 1].sum())
         count = min(end - first, most)
         rest, _ = self.chain(end, most - count) if most > count and self._heap.holds(end) else (NO_RUNS, False)
         runs = np.concatenate((_pairs([(first, count)]), rest))

@@ -21,6 +21,7 @@ KIND = "fat.directory"
 DOT, DOT_DOT = b".          ", b"..         "
 DELETED, LONG_NAME = 0xE5, 0x0F  # first byte of a name; attributes
 ATTRIBUTES, DIRECTORY, OTHER = 11, 0x10, 0xC8  # other: a volume's label, and two bits that nothing has
+LOOKED = 4  # entries of a cluster, of which one belongs to a long name where any does
 SIZE, LAST = 28, 0x0FFFFFF6  # directories state no size; the largest number of a cluster
 SIGNATURE = Signature(DOT, KIND, dense=True, size=2 * ENTRY,
                       also=(ENTRY, b"\xff" * len(DOT_DOT) + b"\xd8", DOT_DOT + b"\x10"))
@@ -65,3 +66,30 @@ def of_directory(data: bytes, *, first: bool) -> bool:
     sane = table[:count, ATTRIBUTES] & 0xC0 == 0
     sane &= np.where(long, ~table[:count, [12, 26, 27]].any(axis=1), (table[:count, 1:ATTRIBUTES] >= 0x20).all(axis=1))
     return bool(sane.all()) and (count > 0 or not first)
+
+
+def continued(blocks: npt.NDArray[np.uint8]) -> I64:
+    """Which of blocks uint8[n, 512 or more] go on with a directory: some long name in them is that of the entry behind
+    it, as both say. Arrays in, arrays out, but for the few that look like it."""
+    rows = blocks[:, : LOOKED * ENTRY].reshape(len(blocks), -1, ENTRY)
+    likely = (rows[:, :, ATTRIBUTES] == LONG_NAME) & ~rows[:, :, [12, 26, 27]].any(axis=2)
+    found = np.flatnonzero(likely.any(axis=1))
+    return found[[of_directory(data := blocks[i].tobytes(), first=False) and _named(data) for i in found.tolist()]] \
+        if len(found) else found
+
+
+def _named(cluster: bytes) -> bool:
+    for at in range(ENTRY, len(cluster), ENTRY):
+        before, row = cluster[at - ENTRY : at], cluster[at : at + ENTRY]
+        if before[ATTRIBUTES] == LONG_NAME != row[ATTRIBUTES] and before[0] & 0x1F == 1 \
+                and before[13] == checksum(row[:ATTRIBUTES]):
+            return True
+    return False
+
+
+def checksum(short: bytes) -> int:
+    """What the entries of a long name say of the short one."""
+    out = 0
+    for byte in short:
+        out = ((out >> 1) + (out << 7 & 0x80) + byte) & 0xFF
+    return out

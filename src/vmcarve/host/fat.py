@@ -23,7 +23,7 @@ from ._blocks import NO_RUNS
 from ._fat_begin import begins
 from ._fat_boot import ENTRY, Boot, parse_boot
 from ._fat_chains import FIRST, Guess, Heap, Table, read_table
-from ._fat_directory import DELETED, LONG_NAME, SIGNATURE, confirm_batch, of_directory, own_number
+from ._fat_directory import DELETED, LONG_NAME, SIGNATURE, checksum, confirm_batch, continued, of_directory, own_number
 from ._fat_placer import own_clusters, placer
 from ._first_look import named
 from ._space import NO_ROWS, Runs, Stream, clipped, cut_rows
@@ -77,6 +77,7 @@ class FatVolume:
         self._table = Table(self._heap, read_table(reader, copies, boot.bits, self._heap), (1 << boot.bits) - 8)
         self._guess = Guess(self._heap, self._table.free)
         self._lost = False  # a part of some directory
+        self._read: set[int] = set()  # clusters of directories whose entry in the table is lost
         self._begins = np.empty(0, np.int64)  # clusters with which files begin, where a part of the table is lost
         self.label = next((e.name for e in self._entries(self._root(), labels=True)), boot.label)
 
@@ -90,6 +91,7 @@ class FatVolume:
         """Live files through their chains, then deleted entries, each with its likeliest map first."""
         deleted: list[_Entry] = []
         met = {self._boot.root_cluster}
+        self._read.clear()
         entries = self._walk(met)
         if len(self._table.lost):  # where others begin tells of each how far it can go on
             entries = iter(held := list(itertools.islice(entries, OUR_MAX_HELD)))
@@ -163,12 +165,13 @@ class FatVolume:
     def _unchained(self, cluster: int) -> Runs:
         """The clusters of a directory whose first entry in the table is lost: while they are full and look like it."""
         count = 0
-        while self._heap.holds(cluster + count) and len(self._table.in_one_run(cluster + count, 1)):
+        while self._heap.holds(cluster + count) and self._table.is_lost(cluster + count):
             at = self._heap.start + (cluster + count - FIRST) * self._heap.cluster
             data = self._reader.read(at, self._heap.cluster)
             root = cluster == self._boot.root_cluster
             if not count and not root and own_number(data) != cluster or not of_directory(data, first=not count):
                 break
+            self._read.add(cluster + count)
             count += 1
             if not data[-ENTRY] or count * self._heap.cluster >= FORMAT_MAX_DIRECTORY:
                 break
@@ -209,12 +212,18 @@ class FatVolume:
         cluster, step = self._heap.cluster, max(1, STEP // self._heap.cluster)
         for first in range(0, min(self._heap.count, OUR_MAX_LOOKED // cluster), step):
             data = np.frombuffer(self._reader.read(self._heap.start + first * cluster, step * cluster), np.uint8)
-            rows, stated = own_clusters(data[: len(data) // cluster * cluster].reshape(-1, cluster), self._boot.bits)
+            blocks = data[: len(data) // cluster * cluster].reshape(-1, cluster)
+            rows, stated = own_clusters(blocks, self._boot.bits)
             number = rows + first + FIRST
             for c in number[stated == number].tolist():
                 if c not in met and len(met) <= OUR_MAX_DIRECTORIES and not self._guess.is_free(c):
                     met.add(c)
                     yield self._folder(f"(cluster {c})", c)
+            if len(self._table.lost):  # what goes on with a directory, nobody knows which
+                for c in (continued(blocks) + first + FIRST).tolist():
+                    if c not in self._read and len(self._read) <= OUR_MAX_DIRECTORIES and self._table.is_lost(c):
+                        self._read.add(c)
+                        yield _Folder(f"(cluster {c})", self._heap.rows(np.array([[c, 1]], np.int64)), False)
 
     def _entries(self, folder: _Folder, labels: bool = False) -> Iterator[_Entry]:
         """Files and directories of one directory (or, `labels`, only the volume's label)."""
@@ -286,29 +295,22 @@ def _long_name(data: bytes, i: int, short: bytes) -> str:
     """The long name in the entries before entry i, or "". Deleted ones have lost their order marks, not their order."""
     parts: list[bytes] = []
     deleted = short[0] == DELETED
-    checksum = _checksum(short[:11])
+    told = checksum(short[:11])
     while i > 0 and len(parts) < 20:
         i -= 1
         row = data[i * ENTRY : (i + 1) * ENTRY]
         if row[11] & 0x3F != LONG_NAME or (row[0] == DELETED) != deleted:
             break
-        if not deleted and (row[13] != checksum or row[0] & 0x1F != len(parts) + 1):
+        if not deleted and (row[13] != told or row[0] & 0x1F != len(parts) + 1):
             return ""
-        if deleted and parts and row[13] != checksum:
+        if deleted and parts and row[13] != told:
             break
-        checksum = row[13]
+        told = row[13]
         parts.append(row[1:11] + row[14:26] + row[28:32])
         if not deleted and row[0] & 0x40 or b"\0\0" in (parts[-1][k : k + 2] for k in range(0, 26, 2)) and deleted:
             break
     name = b"".join(parts).decode("utf-16-le", "replace").split("\0")[0]
     return name.rstrip("\uffff")
-
-
-def _checksum(short: bytes) -> int:
-    out = 0
-    for byte in short:
-        out = ((out >> 1) + (out << 7 & 0x80) + byte) & 0xFF
-    return out
 
 
 def _times(row: bytes) -> dict[str, float]:
