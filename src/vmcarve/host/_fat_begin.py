@@ -39,7 +39,7 @@ MOST_DIRECTORIES = 1 << 14  # ours: that are read
 MOST_SHAPES = 1 << 12  # ours: of one kind that are tried; what is larger is not likely
 MAX_STATED = 256  # ours: directories that are said to lie where they do
 LEAST, AGREE, NEXT = 3, 0.9, 0.5  # directories; the share of them that must agree, and that may with another cluster
-LEAST_STEPS, RISING, LEAST_BEHIND = 3, 0.9, 2  # steps from unit to unit that show the disk's order; see `_Order`
+LEAST_STEPS, LEAST_BEHIND = 5, 2  # steps from unit to unit that show the disk's order; directories of one place
 ORDERED_UNIT = MIB  # smaller units are mixed with the container's own blocks
 # How likely each is, by itself: where volumes begin; that one is as long as some MiB; that one of n sectors is there at
 # all, of all that would hold what is known, 1 / n, and filled just so far, 1 / n again
@@ -220,12 +220,12 @@ class _Order:
 
     @classmethod
     def of(cls, found: Found, cut: Cut) -> _Order | None:
-        """None where units lie in any order, or are too small: these are mixed with the container's own blocks."""
+        """None where any unit lies out of order, or units are so small that blocks of the container are among them."""
         _, first = np.unique(found.at // cut.unit, return_index=True)
         rising = np.diff(found.number[first]) > 0
         behind, count = np.unique(found.behind, return_counts=True)
         behind = behind[count >= LEAST_BEHIND]
-        if cut.unit < ORDERED_UNIT or len(rising) < LEAST_STEPS or rising.mean() < RISING or not len(behind):
+        if cut.unit < ORDERED_UNIT or len(rising) < LEAST_STEPS or not rising.all() or not len(behind):
             return None
         low = int(behind[-1])
         mine = found.behind <= low
