@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tests.helpers import deleted, ext4_disk, run
-from tests.host.written import needs
+from tests.host.written import fat_volume, needs
 from vmcarve.assemble import begins
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
@@ -151,12 +151,10 @@ def test_a_volume_that_happens_to_begin_a_file_does_not_begin_its_disk(table: st
     assert wrong < 0.01
 
 
-def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: Path) -> None:
-    """A qcow2 without its first MiB whose L2 tables were handed out in any order: each table's span is placed whole."""
-    cluster, spans = 4096, SIZE // (2 * MIB)
-    order = list(range(spans))
-    random.Random(3).shuffle(order)
-    out = bytearray(MIB)
+def in_spans(disk: bytes, order: list[int]) -> bytes:
+    """A qcow2 of clusters of 4 KiB without its first MiB, whose L2 tables were handed out in this order."""
+    cluster = 4096
+    out = bytearray(random.Random(4).randbytes(MIB))
     for span in order:
         at = len(out)
         part = disk[span * 2 * MIB : (span + 1) * 2 * MIB]
@@ -168,13 +166,37 @@ def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: 
                 table[n] = 1 << 63 | at + cluster + len(data)
                 data += block
         out += table.tobytes() + data
-    out[:MIB] = random.Random(4).randbytes(MIB)
-    state, file, file_map, evidence = deleted(tmp_path, bytes(out), "a.qcow2")
+    return bytes(out)
+
+
+def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: Path) -> None:
+    """A qcow2 without its first MiB whose L2 tables were handed out in any order: each table's span is placed whole."""
+    order = list(range(SIZE // (2 * MIB)))
+    random.Random(3).shuffle(order)
+    state, file, file_map, evidence = deleted(tmp_path, in_spans(disk, order), "a.qcow2")
     headless(state, iter([(state.views[0], file, file_map)]), evidence)
     got, known = read(state)
     right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
     assert right > 0.85
     assert wrong < 0.01
+
+
+@needs("mkfs.vfat", "mcopy")
+def test_a_fat_volume_is_found_by_its_directories(tmp_path: Path) -> None:
+    """The span with the table of partitions, the boot sectors and what is used of both allocation tables is lost."""
+    disk = bytes(MIB) + fat_volume(tmp_path, "-F", "32", "-s", "1") + bytes(MIB)
+    there = np.arange(len(disk) // 4096) >= 2 * MIB // 4096
+    spans = [n for n in range(1, len(disk) // (2 * MIB)) if any(disk[n * 2 * MIB : (n + 1) * 2 * MIB])]
+    random.Random(3).shuffle(spans)
+    state, file, file_map, evidence = deleted(tmp_path, in_spans(disk, spans), "a.qcow2")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    (item,) = state.done
+    assert item.container.guests[0].virtual_size == len(disk)
+    view = VirtualDisk(FileView(state.image, item.map), item.container.guests[0].map)
+    known = np.array([not view.missing(at, 4096) for at in range(0, len(disk), 4096)])
+    right, wrong = agreement(view.read(0, len(disk)), known, disk, there)
+    assert right > 0.9 and wrong < 0.01
+    assert not known[:512].any() and set(item.map.grade) <= {GUESSED, MISSING}
 
 
 def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path) -> None:
@@ -320,8 +342,8 @@ def told_by_nodes(stated: list[tuple[int, int]], unit: int, starts: dict[str, in
                   *, whole: bool = False, cut: bool = False) -> int:
     """Where a volume of 16 MiB is taken to begin of which nothing is left but structures (offset, place in it)."""
     made = Begin(bytes(4096), size=16 * MIB, identity="name", stated=tuple(stated))
-    monkeypatch.setattr(begins, "_by_metadata", lambda units, evidence, unit: [("btrfs", made)])
-    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole, cut=cut)
+    monkeypatch.setattr(begins, "_by_metadata", lambda *_: {("btrfs", made.identity): made})
+    found = begun(BytesReader(bytes(32 * MIB)), unit, sweep(bytes(8192)), starts, whole=whole, cut_short=cut)
     return found.table[1][0][0]
 
 

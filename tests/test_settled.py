@@ -13,7 +13,7 @@ from vmcarve.assemble.candidate import Candidate, Metadata
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.gather import of_metadata
 from vmcarve.assemble.places import Owned
-from vmcarve.assemble.settled import reads, settled
+from vmcarve.assemble.settled import misplaced, reads, settled
 from vmcarve.assemble.solve import _keep_best  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.tails import FileEnds
 from vmcarve.filemap import FileMap
@@ -65,6 +65,21 @@ def test_file_ends_in_front_say_nothing_of_what_lies_behind() -> None:
     assert not settled(image, c, [c])
     image, c = candidate([100, 500, 1000, 1500], [])
     assert settled(image, c, [c])
+
+
+def test_metadata_that_lies_elsewhere_speaks_against_an_order_of_units() -> None:
+    """Copies of what is in its place, and places that are one of two, do not."""
+    _, c = candidate([], [])
+    place = np.arange(100, dtype=np.int64) * 7 * BLOCK
+    at = c.start + place
+    assert not misplaced(c, 0, (at, place))
+    log = c.start + 1900 * BLOCK + np.arange(100) * 512
+    assert not misplaced(c, 0, (np.concatenate((at, log)), np.concatenate((place, place))))
+    assert not misplaced(c, 0, (np.concatenate((at, at)), np.concatenate((place, place + 1000 * BLOCK))))
+    assert misplaced(c, BLOCK, (at, place)) and not misplaced(c, BLOCK, (at, place - BLOCK))
+    at[10:20] = at[10:20][::-1].copy()
+    assert misplaced(c, 0, (at, place))
+    assert not misplaced(c, 0, (at[:13], place[:13]))
 
 
 def test_tables_at_other_distances_are_breaks_that_nobody_looked_for() -> None:

@@ -461,9 +461,9 @@ class Begin:
     data: the bytes from the volume's start on, b"" where they are not known. before: bytes of the disk before the
     volume, -1 not stated. copy: where in the volume the copy lies when nothing beside it tells, -1 where the evidence
     states it. also: (kind, value, places in the volume) of other evidence, which lies at one of these places. size,
-    identity: of the volume, where no evidence of it says so. stated: (image offset, place in the volume) of structures
-    that tell where they lie. parts: (place in the volume, bytes) of other metadata, as a log has it: for where it is
-    lost.
+    identity: of the volume, where no evidence of it says so; one without identity is a guess that nothing names.
+    stated: (image offset, place in the volume) of structures that tell where they lie. parts: (place in the volume,
+    bytes) of other metadata, as a log has it: for where it is lost.
     """
 
     data: bytes
@@ -474,6 +474,19 @@ class Begin:
     identity: str = ""
     stated: tuple[tuple[int, int], ...] = ()
     parts: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a disk is cut into units, of which a reader has some, each as a whole, one behind the other in any order.
+
+    unit: bytes of each. rooms: (offset, length) of the partitions that the disk has, none where no table is known.
+    gapless: no unit was left out because nothing tells where it lies; units of zeros may be.
+    """
+
+    unit: int
+    rooms: tuple[tuple[int, int], ...] = ()
+    gapless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -610,9 +623,9 @@ class HostKind:
     fills(reader, offset, limit): int64[n, 3] of offset, length and byte: parts of the volume's own files that hold
     nothing but that byte unless somebody wrote there since.
     logged(data uint8[n], at int64[k]): which of these positions in data hold copies in a log of what belongs elsewhere.
-    begins(reader, evidence, unit): what volumes begin with of which only loose metadata is left, in units of `unit`
-    bytes in any order, and what a log of theirs has of their metadata. guest: the module of guest/ for the same file
-    system, where that has another name.
+    begins(reader, evidence, cut): what volumes begin with of which only loose metadata is left, no copy of what begins
+    them, and what a log of theirs has of their metadata. guest: the module of guest/ for the same file system, where
+    that has another name.
     """
 
     name: str
@@ -627,7 +640,7 @@ class HostKind:
     sums: Callable[[Reader, int, int], DataSums | None] | None = None
     fills: Callable[[Reader, int, int], npt.NDArray[np.int64]] | None = None
     logged: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.bool_]] | None = None
-    begins: Callable[[Reader, Sequence[Evidence], int], Iterable[Begin]] | None = None
+    begins: Callable[[Reader, Sequence[Evidence], Cut], Iterable[Begin]] | None = None
     guest: str = ""
 
 

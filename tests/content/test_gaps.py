@@ -113,3 +113,15 @@ def test_nothing_is_asked_without_units(tmp_path: Path) -> None:
     disk, image, places = scene(tmp_path, 7)
     one = guest(disk, places, {u for u in range(2, len(places)) if u % 3 == 1})
     assert filled(image, one) and not filled(image, replace(one, unit=Unit()))
+
+
+def test_a_round_may_find_another_unit(tmp_path: Path) -> None:
+    """What was read of free units of one size is not taken for those of another that begin where they do."""
+    disk, image, places = scene(tmp_path, 7)
+    one = guest(disk, places, {u for u in range(2, len(places)) if u % 3 == 1})
+    gaps = Gaps(BytesReader(image), np.array([[0, len(image)]], np.int64))
+    gaps.want([replace(one, unit=Unit(2 * UNIT, UNIT))])
+    gaps.want([one])
+    told = gaps.points(0)
+    found = {f // UNIT: (f + d) * BLOCK for f, d in zip(told.file_block.tolist(), told.delta.tolist(), strict=True)}
+    assert found and found == filled(image, one)

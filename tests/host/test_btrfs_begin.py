@@ -59,7 +59,7 @@ def test_the_files_of_a_volume_without_superblocks_are_read(volume: bytes, upto:
     """Also without the first chunks, in which the chunk tree lies when it is small."""
     content = without_superblocks(volume, upto)
     assert open_volume(BytesReader(content), 0, len(content)) is None
-    (made,) = begins(BytesReader(content), evidence(content), MIB)
+    (made,) = begins(BytesReader(content), evidence(content))
     whole = open_volume(BytesReader(made.data + content[len(made.data) :]), 0, len(content))
     right = open_volume(BytesReader(volume), 0, len(volume))
     assert whole is not None and right is not None
@@ -107,15 +107,15 @@ def test_without_a_root_nodes_lie_where_they_say_and_checksums_are_known(volume:
 def test_nodes_that_no_chunk_has_tell_nothing(volume: bytes) -> None:
     content = without_superblocks(volume, 5 * MIB)
     others = [e for e in evidence(content) if e.value not in (1, 2, 3, 4, 11)]
-    assert list(begins(BytesReader(content), others, MIB)) == []
-    assert list(begins(BytesReader(bytes(8192)), [Evidence(KIND, 0, 4096, value=1, identity="00" * 16)], MIB)) == []
+    assert list(begins(BytesReader(content), others)) == []
+    assert list(begins(BytesReader(bytes(8192)), [Evidence(KIND, 0, 4096, value=1, identity="00" * 16)])) == []
 
 
 def test_block_groups_stand_in_for_the_chunks_where_none_is_doubled(volume: bytes) -> None:
     """Without the trees that map addresses: first chunks lie at their own ones, where there is one copy of each."""
     content = without_superblocks(volume, MIB)
     others = [e for e in evidence(content) if e.value not in (3, 4)]
-    found = list(begins(BytesReader(content), others, MIB))
+    found = list(begins(BytesReader(content), others))
     right = open_volume(BytesReader(volume), 0, len(volume))
     assert right is not None
     names = {f.name: f.runs.tolist() for f in right.live()}
@@ -143,10 +143,10 @@ def test_block_groups_stand_in_for_chunks_that_came_later(volume: bytes) -> None
     right = open_volume(BytesReader(volume), 0, len(volume))
     assert right is not None
     doubled = any(len(c.copies) > 1 for c in right._chunks.all)  # type: ignore[attr-defined]
-    for made in begins(BytesReader(bytes(content)), others, MIB):
+    for made in begins(BytesReader(bytes(content)), others):
         whole = open_volume(BytesReader(made.data + bytes(content[len(made.data) :])), 0, len(content))
         assert whole is not None
         assert doubled or {f.name: f.runs.tolist() for f in whole.live()} == {
             f.name: f.runs.tolist() for f in right.live()}
         assert doubled or len(list(whole.live())) == 40
-    assert doubled or len(list(begins(BytesReader(bytes(content)), others, MIB))) == 1
+    assert doubled or len(list(begins(BytesReader(bytes(content)), others))) == 1

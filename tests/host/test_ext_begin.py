@@ -14,7 +14,7 @@ from vmcarve.host import _ext_super as super_
 from vmcarve.host._blocks import Overlay
 from vmcarve.host._ext_begin import KIND, begins
 from vmcarve.host.ext import open_volume
-from vmcarve.model import Begin, Evidence
+from vmcarve.model import Begin, Cut, Evidence
 from vmcarve.source import BytesReader, ViewSource
 from vmcarve.sweeper import sweep_image
 from vmcarve.tables import EVIDENCE
@@ -49,7 +49,7 @@ def made_of(content: bytes) -> list[Begin]:
     rows = [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")})
             for r in swept(content).to_pylist() if r["kind"] == KIND]
     assert rows
-    return list(begins(BytesReader(content), rows, UNIT))
+    return list(begins(BytesReader(content), rows, Cut(UNIT)))
 
 
 def without_metadata(volume: bytes) -> bytes:

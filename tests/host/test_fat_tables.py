@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from vmcarve.filemap import FileMap, FileView
+from vmcarve.host._fat_boot import parse_boot
 from vmcarve.host._fat_chains import Heap, read_table
-from vmcarve.model import GUESSED, MISSING
+from vmcarve.host.fat import FatVolume, open_volume
+from vmcarve.model import GUESSED, MISSING, RUN_DATA
 from vmcarve.source import BytesReader
+
+from .written import MIB, blank, fat_volume, needs, run
 
 ENTRIES = 100_000
 LENGTH = 4 * ENTRIES
+FAT_TOOLS = needs("mkfs.vfat", "mcopy")
 
 
 def test_what_is_lost_in_one_copy_is_read_from_the_other_and_the_rest_is_still_told() -> None:
@@ -31,3 +40,66 @@ def test_what_is_lost_in_one_copy_is_read_from_the_other_and_the_rest_is_still_t
     second = dict(read_table(view, [LENGTH], 28, Heap(0, 512, ENTRIES - 2)))
     known = sum(len(e) for e in second.values() if e is not None)
     assert ENTRIES - 131072 // 4 - 2048 <= known <= ENTRIES - 131072 // 4
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """FAT32 with files in one run each."""
+    return fat_volume(tmp_path_factory.mktemp("fat32"), "-F", "32", "-s", "1")
+
+
+def opened(content: bytes, lost: float = 0.0) -> FatVolume:
+    """The volume without the first part of both tables."""
+    boot = parse_boot(content)
+    assert boot is not None
+    holes = [(boot.reserved + k * boot.table, int(boot.table * lost) // 512 * 512) for k in range(2) if lost]
+    found = open_volume(BytesReader(content, holes), 0, len(content))
+    assert isinstance(found, FatVolume)
+    return found
+
+
+@FAT_TOOLS
+def test_files_whose_entries_are_lost_are_taken_for_one_run(volume: bytes) -> None:
+    """As a guess, up to where another file begins; what the table still tells is no guess."""
+    right = {f.name: f for f in opened(volume).live()}
+    files = list(opened(volume, lost=1.0).live())
+    assert {f.name.split("/")[-1] for f in files} == {n.split("/")[-1] for n in right} and len(files) == len(right)
+    assert {str(f.runs.tolist()) for f in files} == {str(f.runs.tolist()) for f in right.values()}
+    assert not any(f.complete or f.certain for f in files)
+    certain = [f.certain for f in opened(volume, lost=0.25).live()]
+    assert 0 < sum(certain) < len(certain)
+
+
+@FAT_TOOLS
+def test_a_run_ends_where_another_file_begins(volume: bytes) -> None:
+    boot = opened(volume)
+    large = next(f for f in boot.live() if f.name.endswith("large.bin"))
+    (_, at, length, kind), = large.runs.tolist()
+    assert kind == RUN_DATA
+    data = bytearray(volume)
+    inside = (at + length // 2 - boot._heap.start) // 512 + 2
+    other = next(f for f in boot.live() if f.name.endswith("d59/A file with a name that is long.txt"))
+    entry = int(other.identity.split()[1], 16)
+    data[entry + 26 : entry + 28], data[entry + 20 : entry + 22] = (inside & 0xFFFF).to_bytes(2, "little"), bytes(2)
+    (cut,) = [f for f in opened(bytes(data), lost=1.0).live() if f.identity == large.identity]
+    assert cut.runs.tolist() == [[0, at, (inside - 2) * 512 + boot._heap.start - at, RUN_DATA]]
+
+
+@FAT_TOOLS
+def test_clusters_that_go_on_with_a_directory_are_read_where_they_lie(tmp_path: Path) -> None:
+    """Between them lie the files that were written when the one before was full."""
+    rng = random.Random(2)
+    folder = tmp_path / "tree" / "one folder"
+    folder.mkdir(parents=True)
+    for n in range(60):
+        (folder / f"file {n} of some.bin").write_bytes(rng.randbytes(20_000 + 77 * n))
+    run("mkfs.vfat", "-F", "32", "-s", "1", blank(tmp_path / "volume", 40 * MIB))
+    run("mcopy", "-s", "-Q", "-i", tmp_path / "volume", folder, "::")
+    content = (tmp_path / "volume").read_bytes()
+    right = {f.identity: (f.size, f.runs.tolist()) for f in opened(content).live()}
+    whole = {identity: told for identity, told in right.items() if len(told[1]) == 1}
+    files = list(opened(content, lost=1.0).live())
+    found = {f.identity: (f.size, f.runs.tolist()) for f in files}
+    assert len(right) == 60 and len(whole) >= 40
+    assert len(files) == len(found) and found.keys() == right.keys()
+    assert all(found[identity] == told for identity, told in whole.items())

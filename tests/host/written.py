@@ -160,3 +160,16 @@ def assert_disjoint(free: np.ndarray, files: Iterable[HostFile]) -> None:
                 i = int(np.searchsorted(free[:, 0], image_offset + length)) - 1
                 assert i < 0 or free[i].sum() <= image_offset, f"{file.name} lies in free space"
 
+
+def fat_volume(folder: Path, *options: str) -> bytes:
+    """A FAT volume of 40 MiB, half full: directories with files of some KiB, and large files between them."""
+    rng = random.Random(1)
+    tree = folder / "tree"
+    for n in range(60):
+        (tree / f"d{n:02}").mkdir(parents=True)
+        (tree / f"d{n:02}" / "A file with a name that is long.txt").write_bytes(rng.randbytes(3000 + n))
+        if n % 4 == 0:
+            (tree / f"d{n:02}" / "large.bin").write_bytes(rng.randbytes(MIB + n))
+    run("mkfs.vfat", *options, blank(folder / "volume", 40 * MIB))
+    run("mcopy", "-s", "-Q", "-i", folder / "volume", *sorted(tree.iterdir()), "::")
+    return (folder / "volume").read_bytes()

@@ -6,15 +6,15 @@ where only one place of the volume can lie, tells where the volume begins on the
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..model import SECTOR, Begin, Evidence, Reader
+from ..model import SECTOR, Begin, Cut, Evidence, Reader
 from ..registry import guests, hosts
 from ..tables import pc
 from ..verify.guest import describe
@@ -76,20 +76,26 @@ class Appended:
 
 
 def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None, *, whole: bool = False,
-          cut: bool = False) -> Begun:
+          cut_short: bool = False, gapless: bool = False, disk: int = 0) -> Begun:
     """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of.
 
     told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added. whole: the
-    units are all of the file, whose header may be among them. cut: the file's end is lost, where a partition table has
-    its copy if units rise: that there is none says nothing then, and most disks have one.
+    units are all of the file, whose header may be among them. cut_short: the file's end is lost, where a partition
+    table has its copy if units rise: that there is none says nothing then, and most disks have one. gapless: see Cut.
+    disk: bytes of it, 0 unknown.
     """
     told = {} if told is None else told
     places = Places.of(evidence)
     rows = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     tables = [int(r["value"]) for r in rows.filter(pc.is_valid(rows["guest_offset"])).to_pylist() if r["value"]]
     size = max(set(tables), key=tables.count) if tables else 0
-    boots = [] if tables else _boots(units, unit, places)
-    parts = [part for _, found in stated_tables(units, places) for part in found] + [p for _, f in boots for p in f]
+    maybe = [] if tables else _boots(units, unit)
+    stating = [part for _, found in stated_tables(units, places) for part in found]
+    rooms = stating + [p for _, f in maybe for p in f] or [(at, disk - at) for at in USUAL if disk > at]
+    loose = _by_metadata(units, evidence, Cut(unit, tuple(rooms), gapless), places)
+    sizes = {int(places.value[i]) for i in np.flatnonzero(places.value > 0).tolist()} | {b.size for b in loose.values()}
+    boots = [(at, f) for at, f in maybe if any(fills(size, length) for size in sizes for _, length in f)]
+    parts = stating + [p for _, f in boots for p in f]
     usual = USUAL if tables or boots else USUAL[::-1]
     tail = _Tail(-(-units.size // unit) * unit)
     added: list[tuple[int, str, str, int]] = []
@@ -98,14 +104,13 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     known = _volumes(places)
     found = [(key, mine, made) for key, mine in known.items()
              if (made := next((b for i in mine if (b := _begin(units, places, i)) is not None), None)) is not None]
-    loose = {(name, made.identity): made for name, made in _by_metadata(units, evidence, unit)}
     found = [(key, mine, replace(made, stated=made.stated or loose[key].stated, parts=loose[key].parts)
               if key in loose else made) for key, mine, made in found]
     found += [(key, [], made) for key, made in loose.items() if made.data and key not in {k for k, *_ in found}]
     for (module, identity), mine, made in found:
         length = made.size or max(int(places.value[i]) for i in mine)
         known_at = _stated(places, mine, made)
-        starts = list(USUAL if cut and _rises(known_at, unit) else usual)
+        starts = list(USUAL if cut_short and _rises(known_at, unit) else usual)
         starts = [made.before] if 0 <= made.before <= MOST_BEFORE else starts
         later = _in_place(known_at, unit) or unit >= USUAL[0] and _comes_later(known_at, unit)
         if later and not whole:
@@ -167,12 +172,12 @@ class _Tail:
         return begins, parts
 
 
-def _boots(units: Reader, unit: int, places: Places) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Units that begin the disk: with an MBR of whose partitions a volume fills one. With (offset, length) of those.
+def _boots(units: Reader, unit: int) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Units that may begin the disk: with an MBR. With (offset, length) of its partitions.
 
-    An MBR states no place: it is looked for where units begin, and nothing but a volume tells it from other sectors.
+    An MBR states no place: it is looked for where units begin, and nothing but a volume that fills one of its
+    partitions tells it from other sectors.
     """
-    sizes = {int(places.value[i]) for i in np.flatnonzero(places.value > 0).tolist()}
     out: list[tuple[int, list[tuple[int, int]]]] = []
     for start in range(0, min(units.size, MAX_BOOTS * unit), unit):
         sector = units.read(start, SECTOR)
@@ -182,8 +187,7 @@ def _boots(units: Reader, unit: int, places: Places) -> list[tuple[int, list[tup
         end = int((entries["first"].astype(np.int64) + entries["count"]).max()) * SECTOR
         found = [(offset, length) for v in describe(Window(units, start, end)) if v.kind == "mbr"
                  for offset, length, _ in v.partitions]
-        if any(fills(size, length) for size in sizes for _, length in found):
-            out.append((start, found))
+        out += [(start, found)] if found else []
     return out
 
 
@@ -203,14 +207,25 @@ def _begin(units: Reader, places: Places, i: int) -> Begin | None:
     return make(units, int(places.image_offset[i])) if make is not None else None
 
 
-def _by_metadata(units: Reader, evidence: pa.Table, unit: int) -> Iterator[tuple[str, Begin]]:
-    """(module, begin) of volumes of which only loose metadata is left."""
+def _by_metadata(units: Reader, evidence: pa.Table, cut: Cut, places: Places) -> dict[tuple[str, str], Begin]:
+    """What volumes begin with of which only loose metadata is left, by module and identity.
+
+    One that nothing names is believed where nothing else is found, and nothing tells of another kind of volume more
+    often: it could be an image in a file of that.
+    """
+    out: dict[tuple[str, str], Begin] = {}
+    told: Counter[str] = Counter()
     for kind in hosts().values():
+        name = kind.guest or kind.name
+        told[name] = int(pc.sum(evidence.filter(pc.equal(evidence["module"], kind.name))["count"]).as_py() or 0)
         if kind.begins is None:
             continue
         rows = evidence.filter(pc.is_in(evidence["kind"], value_set=pa.array([s.kind for s in kind.signatures])))
         read = [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")}) for r in rows.to_pylist()]
-        yield from ((kind.guest or kind.name, made) for made in kind.begins(units, read, unit)) if read else ()
+        out |= {(name, made.identity): made for made in (kind.begins(units, read, cut) if read else ())}
+    sure = bool(_volumes(places)) or any(identity for _, identity in out)
+    return {(name, identity): made for (name, identity), made in out.items()
+            if identity or not sure and told[name] == max(told.values())}
 
 
 def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int) -> int:

@@ -33,7 +33,7 @@ def contradicted(image: Reader, container: Container, file_map: FileMap) -> bool
     if any(v.consistent is False for v in found):
         return True
     spans = [(offset, length) for v in found for offset, length, _ in v.partitions] or [(0, disk.size)]
-    ends = asked(lambda: file_ends(open_volumes(disk, spans), guest_map), FileEnds.none())
+    ends = asked(lambda: file_ends(open_volumes(disk, spans), guest_map, certain=True), FileEnds.none())
     picked = np.arange(0, len(ends), max(1, len(ends) // MAX_ENDS))
     some = ends.picked(picked)
     right, wrong = agree(image, mapped(file_map, some.file_offset), some)

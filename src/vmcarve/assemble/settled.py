@@ -13,6 +13,7 @@ from .align import USED
 from .asked import asked
 from .candidate import Candidate
 from .gather import expect
+from .loose import Stated
 from .segments import BLOCK
 from .tails import agree, mapped, to_file
 
@@ -54,6 +55,20 @@ def settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
     sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
              if v.consistent is not None]
     return bool(sound) and all(sound)
+
+
+def misplaced(c: Candidate, guest_offset: int, stated: Stated) -> bool:
+    """Whether loose metadata of the volume at `guest_offset` lies elsewhere than a candidate's map has it.
+
+    A copy of what is in its place (in a log, of a table) says nothing.
+    """
+    at, place = stated
+    f = to_file(c.container.guests[0].map, guest_offset + place)
+    there = (f >= 0) & (mapped(c.map, f + 1) - 1 == at)
+    filled = np.isin(place, place[there])
+    right = np.unique(at[there | filled])
+    wrong = np.setdiff1d(at, right)
+    return len(wrong) >= FEW and len(wrong) > (1 - SOUND) * (len(right) + len(wrong))
 
 
 def has_file_at(c: Candidate, place: int) -> bool:

@@ -27,7 +27,7 @@ from .host_units import unit_of
 from .loose import Loose, placer_of, stated_by
 from .places import Known, Places, assign, first_rows, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
-from .settled import has_file_at, settled
+from .settled import has_file_at, misplaced, settled
 from .state import Claims
 from .tails import SECTOR, FileEnds, Live, SectorEnds, file_ends, look, open_volumes
 
@@ -68,7 +68,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     rivals = [r for r in rivals if not r.nested]
     everyone = [*candidates, *rivals]
     for c in everyone:
-        c.settled = settled(image, c, everyone)
+        c.settled = settled(image, c, everyone) and not (c.scattered is not None and _misplaced(image, c, loose, room))
     for c in everyone:
         if c.settled:
             taken.image.add(c.map)
@@ -233,6 +233,14 @@ def _place_metadata(image: Reader, active: list[Candidate], places: Places, loos
         own, _ = alone.get(m.row, (found, 0.0))
         told = found if m.placer.bounded else max(found, own, key=lambda stated: len(stated[0]))
         m.image_offset, m.volume_offset = told
+
+
+def _misplaced(image: Reader, c: Candidate, loose: Loose, room: Int64s) -> bool:
+    """Whether the units of a candidate lie in another order than its map has them, as its metadata says."""
+    disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
+    told = [(o, p) for o in c.owned if (p := placer_of(disk, o.guest_offset, o.size)) is not None]
+    found = loose.look([(o.row, p) for o, p in told], room)
+    return any(misplaced(c, o.guest_offset, stated) for (o, _), stated in zip(told, found, strict=True))
 
 
 # --- one round -----------------------------------------------------------------------------------------------------

@@ -126,14 +126,17 @@ class Live:
         return self.listed
 
 
-def file_ends(volumes: Iterable[Listed], guest_map: GuestMap) -> FileEnds:
-    """The ends of the live files of a guest's volumes (opened on the guest disk: their offsets are guest offsets)."""
+def file_ends(volumes: Iterable[Listed], guest_map: GuestMap, *, certain: bool = False) -> FileEnds:
+    """The ends of the live files of a guest's volumes (opened on the guest disk: their offsets are guest offsets).
+
+    certain: only of those whose place is recorded, not inferred.
+    """
     ends: list[tuple[int, int]] = []  # guest offset of the end, and of the first byte behind the zeros
     begins: list[int] = []
     for volume in volumes:
         page = min(volume.block_size or PAGE, PAGE)
         for file in itertools.islice(volume.live(), MAX_FILES):
-            end = _end(file, page)
+            end = _end(file, page) if file.certain or not certain else None
             if end is not None:
                 ends.append(end)
             if file.size > 0 and len(file.runs) and file.runs[0, 0] == 0 and file.runs[0, 3] == RUN_DATA:

@@ -50,7 +50,7 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if not batches and told is None:
         return None
     found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw",
-                  cut=cipher.lost_end(view))
+                  cut_short=cipher.lost_end(view), gapless=bool((stowed.map.state == DATA).all()), disk=stowed.size)
     size = stowed.size or found.size
     if size <= SECTOR:
         return None

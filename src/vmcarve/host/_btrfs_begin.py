@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..model import Begin, Evidence, Reader
+from ..model import Begin, Cut, Evidence, Reader
 from . import _btrfs_disk as disk
 from ._btrfs_carve import KIND
 from ._btrfs_scan import CHUNK_TREE
@@ -33,7 +33,7 @@ OUR_MAX_NODES = 1 << 14  # nodes of one volume that are read
 MAX_STATED = 256  # ours: nodes that are said to lie where they do
 
 
-def begins(reader: Reader, evidence: Sequence[Evidence], unit: int) -> Iterator[Begin]:
+def begins(reader: Reader, evidence: Sequence[Evidence], _: Cut | None = None) -> Iterator[Begin]:
     """What volumes begin with of which nodes are left. Of each only what lies on one device."""
     volumes: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for e in evidence:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..blocks import Blocks
 from ..checksums import crc32c
-from ..model import Begin, Evidence, EvidenceBatch, Reader, Signature
+from ..model import Begin, Cut, Evidence, EvidenceBatch, Reader, Signature
 from . import _ext_super as super_
 from ._blocks import I64, U8
 from ._ext_journal import (
@@ -105,18 +105,18 @@ class _Parts:
         return not 0 <= offset <= self.size - length or sum(len(d) for _, d in self._inside(offset, length)) < length
 
 
-def begins(reader: Reader, evidence: Sequence[Evidence], unit: int) -> Iterator[Begin]:
+def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[Begin]:
     """Of each journal that is told from others the metadata of its volume, which may be all of the begin."""
     rows = [(e.value or 0, e.image_offset + k * (e.length // max(e.count, 1))) for e in evidence if e.kind == KIND
             for k in range(e.count)]  # fmt: skip
-    for journal in _journals(reader, sorted(rows, reverse=True), unit):
-        _gather(reader, journal, unit)
+    for journal in _journals(reader, sorted(rows, reverse=True)):
+        _gather(reader, journal, cut.unit)
         made = _begin(reader, journal)
         if made is not None:
             yield made
 
 
-def _journals(reader: Reader, rows: list[tuple[int, int]], unit: int) -> Iterator[_Journal]:
+def _journals(reader: Reader, rows: list[tuple[int, int]]) -> Iterator[_Journal]:
     """The journals that have a superblock, or a copy of their volume's; with one of them all blocks are its."""
     supers: dict[bytes, tuple[int, int]] = {}
     own: list[tuple[int, int, int]] = []  # transaction, place, type

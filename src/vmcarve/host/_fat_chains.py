@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..model import RUN_DATA, Reader
 from ._blocks import NO_RUNS, merge
-from ._space import NO_ROWS, PIECE, Runs, clipped, equal_runs, joined_rows
+from ._space import NO_ROWS, PIECE, Runs, clipped, equal_runs, inverted, joined_rows
 
 FIRST = 2  # number of the first cluster
 LEAST_PIECE = 1024  # entries that are asked for by themselves where some of a table are lost
@@ -62,15 +62,18 @@ class Table:
         self._heap = heap
         parts: list[Runs] = []
         free: list[Runs] = []
+        told: list[tuple[int, int]] = []
         held = 0
         for first, entries in pieces:
             if entries is None or held > OUR_MAX_SEGMENTS:
                 continue
+            told.append((first, len(entries)))
             segments, gaps = _segments(first, entries, heap, end)
             parts.append(segments)
             free.append(gaps)
             held += len(segments) + len(gaps)
         self.free = merge(np.concatenate([NO_RUNS, *free]))  # clusters whose entry is 0: int64[n, 2]
+        self.lost = inverted(_pairs(told), FIRST, FIRST + heap.count)  # clusters whose entry is nowhere: int64[n, 2]
         segments = _joined(np.concatenate([np.zeros((0, 3), np.int64), *parts]))
         self._first, self._count, self._next = (np.ascontiguousarray(segments[:, i]) for i in range(3))
         self._steps = 4 * len(segments) + 1024
@@ -93,6 +96,25 @@ class Table:
             if left and at == BAD:
                 return _pairs(found), False
         return _pairs(found), True
+
+
+    def is_lost(self, cluster: int) -> bool:
+        """Whether the cluster's entry is nowhere."""
+        i = int(np.searchsorted(self.lost[:, 0], cluster, "right")) - 1
+        return i >= 0 and cluster < int(self.lost[i].sum())
+
+    def in_one_run(self, first: int, most: int) -> Runs:
+        """The clusters of a chain whose first entry is lost, as if they followed each other: most do. int64[n, 2].
+
+        Behind the lost entries those that are left must go on with it. None where the first entry is there.
+        """
+        if not self.is_lost(first):
+            return NO_RUNS
+        end = int(self.lost[int(np.searchsorted(self.lost[:, 0], first, "right")) - 1].sum())
+        count = min(end - first, most)
+        rest, _ = self.chain(end, most - count) if most > count and self._heap.holds(end) else (NO_RUNS, False)
+        runs = np.concatenate((_pairs([(first, count)]), rest))
+        return runs if int(runs[:, 1].sum()) == most else NO_RUNS
 
 
 def _pairs(found: list[tuple[int, int]]) -> Runs:

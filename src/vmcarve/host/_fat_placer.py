@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from ..model import Placer, Reader
 from ._fat_boot import Boot, parse_boot
+from ._fat_directory import DOT, DOT_DOT
 
 I64 = npt.NDArray[np.int64]
 SECTOR = 512
 BITS = 16.0
 SHARE = 0.5  # of a sector's entries must name the entry behind them
-DOT, DOT_DOT = b".          ", b"..         "
 
 
 def placer(reader: Reader, offset: int, limit: int) -> Placer | None:

@@ -19,18 +19,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..model import HostFile, HostKind, HostVolume, Reader
+from ._blocks import NO_RUNS
+from ._fat_begin import begins
 from ._fat_boot import ENTRY, Boot, parse_boot
 from ._fat_chains import FIRST, Guess, Heap, Table, read_table
+from ._fat_directory import DELETED, LONG_NAME, SIGNATURE, checksum, confirm_batch, continued, of_directory, own_number
 from ._fat_placer import own_clusters, placer
 from ._first_look import named
-from ._space import NO_ROWS, Runs, Stream, cut_rows
+from ._space import NO_ROWS, Runs, Stream, clipped, cut_rows
 
-DELETED = 0xE5
-LONG_NAME, DIRECTORY, LABEL = 0x0F, 0x10, 0x08  # attributes
+DIRECTORY, LABEL = 0x10, 0x08  # attributes
 BACKUP_SECTOR = 6  # where formatters put FAT32's second boot sector (seen: mkfs.vfat 4.2)
 FORMAT_MAX_DIRECTORY = 65536 * ENTRY  # bytes
 OUR_MAX_DIRECTORIES = 1 << 20
 OUR_MAX_DELETED = 1 << 20  # deleted entries of one volume
+OUR_MAX_HELD = 1 << 22  # entries of one volume whose table is lost in part
+OUR_MAX_LOOKED = 1 << 30  # bytes of one volume that are looked through for directories
 OUR_MAX_HIGH_HALVES = 4  # values tried for the half of a first cluster that Windows cleared
 LOST_INITIAL = "_"
 STEP = 4 << 20  # bytes that are looked through at once
@@ -73,6 +77,8 @@ class FatVolume:
         self._table = Table(self._heap, read_table(reader, copies, boot.bits, self._heap), (1 << boot.bits) - 8)
         self._guess = Guess(self._heap, self._table.free)
         self._lost = False  # a part of some directory
+        self._read: set[int] = set()  # clusters of directories whose entry in the table is lost
+        self._begins = np.empty(0, np.int64)  # clusters with which files begin, where a part of the table is lost
         self.label = next((e.name for e in self._entries(self._root(), labels=True)), boot.label)
 
     def free(self) -> Runs:
@@ -84,7 +90,13 @@ class FatVolume:
     def files(self) -> Iterator[HostFile]:
         """Live files through their chains, then deleted entries, each with its likeliest map first."""
         deleted: list[_Entry] = []
-        for entry in self._walk():
+        met = {self._boot.root_cluster}
+        self._read.clear()
+        entries = self._walk(met)
+        if len(self._table.lost):  # where others begin tells of each how far it can go on
+            entries = iter(held := list(itertools.islice(entries, OUR_MAX_HELD)))
+            self._begins = np.unique(np.array([*met, *(e.cluster for e in held if not e.deleted)], np.int64))
+        for entry in entries:
             if not entry.deleted:
                 yield self._live(entry)
             elif len(deleted) < OUR_MAX_DELETED:
@@ -101,7 +113,18 @@ class FatVolume:
         runs, held = self._table.chain(entry.cluster, count)
         rows = cut_rows(self._heap.rows(runs), entry.size, -1)
         complete = held and int(runs[:, 1].sum()) >= count
-        return HostFile(f"entry {entry.at:#x}", entry.name, entry.size, False, rows, "fat.chain", complete, entry.times)
+        identity = f"entry {entry.at:#x}"
+        if held or len(runs):
+            return HostFile(identity, entry.name, entry.size, False, rows, "fat.chain", complete, entry.times)
+        rows = cut_rows(self._heap.rows(self._in_one_run(entry.cluster, count)), entry.size, -1)
+        return HostFile(identity, entry.name, entry.size, False, rows, "fat.one-run", False, entry.times,
+                        certain=not len(rows))
+
+    def _in_one_run(self, first: int, count: int) -> Runs:
+        """The clusters of a file whose first entry is lost, as if it lay in one run, up to where another one begins."""
+        runs = self._table.in_one_run(first, count) if self._heap.holds(first) else NO_RUNS
+        after = self._begins[int(np.searchsorted(self._begins, first, "right")) :][:1]
+        return clipped(runs, first, int(after[0])) if len(after) else runs
 
     def _deleted(self, entry: _Entry) -> Iterator[HostFile]:
         identity = f"entry {entry.at:#x}"
@@ -133,23 +156,38 @@ class FatVolume:
 
     def _folder(self, path: str, cluster: int) -> _Folder:
         runs, held = self._table.chain(cluster, -(-FORMAT_MAX_DIRECTORY // self._heap.cluster))
+        if not held and not len(runs):
+            runs = self._unchained(cluster)
         rows = self._heap.rows(runs)
         self._lost |= not held or any(self._reader.missing(at, n) for _, at, n, _ in rows.tolist())
         return _Folder(path, rows, False)
+
+    def _unchained(self, cluster: int) -> Runs:
+        """The clusters of a directory whose first entry in the table is lost: while they are full and look like it."""
+        count = 0
+        while self._heap.holds(cluster + count) and self._table.is_lost(cluster + count):
+            at = self._heap.start + (cluster + count - FIRST) * self._heap.cluster
+            data = self._reader.read(at, self._heap.cluster)
+            root = cluster == self._boot.root_cluster
+            if not count and not root and own_number(data) != cluster or not of_directory(data, first=not count):
+                break
+            self._read.add(cluster + count)
+            count += 1
+            if not data[-ENTRY] or count * self._heap.cluster >= FORMAT_MAX_DIRECTORY:
+                break
+        return np.array([[cluster, count]] if count else [], np.int64).reshape(-1, 2)
 
     def _deleted_folder(self, entry: _Entry) -> _Folder | None:
         """A deleted directory, as long as its first cluster is free and says that it is itself; one cluster of it."""
         if not self._heap.holds(entry.cluster) or not self._guess.is_free(entry.cluster):
             return None
         rows = self._heap.rows(np.array([[entry.cluster, 1]], np.int64))
-        head = self._reader.read(int(rows[0, 1]), 2 * ENTRY)
-        if head[:11] != b".          " or head[32:43] != b"..         " or _cluster(head[:ENTRY]) != entry.cluster:
+        if own_number(self._reader.read(int(rows[0, 1]), 2 * ENTRY)) != entry.cluster:
             return None
         return _Folder(entry.name, rows, True)
 
-    def _walk(self) -> Iterator[_Entry]:
-        """All files of the tree, breadth first; each directory once, whoever names it."""
-        met = {self._boot.root_cluster}
+    def _walk(self, met: set[int]) -> Iterator[_Entry]:
+        """All files of the tree, breadth first; each directory once, whoever names it. met: grows by their clusters."""
         left = self._heap.count * self._heap.cluster  # bytes: directories that claim more share clusters
         for top in itertools.chain([self._root()], self._loose(met)):
             waiting = deque([top])
@@ -172,14 +210,20 @@ class FatVolume:
         if self._boot.bits == 12 or not (self._lost and self._reader.missing(self.offset, self.size)):
             return
         cluster, step = self._heap.cluster, max(1, STEP // self._heap.cluster)
-        for first in range(0, self._heap.count, step):
+        for first in range(0, min(self._heap.count, OUR_MAX_LOOKED // cluster), step):
             data = np.frombuffer(self._reader.read(self._heap.start + first * cluster, step * cluster), np.uint8)
-            rows, stated = own_clusters(data[: len(data) // cluster * cluster].reshape(-1, cluster), self._boot.bits)
+            blocks = data[: len(data) // cluster * cluster].reshape(-1, cluster)
+            rows, stated = own_clusters(blocks, self._boot.bits)
             number = rows + first + FIRST
             for c in number[stated == number].tolist():
                 if c not in met and len(met) <= OUR_MAX_DIRECTORIES and not self._guess.is_free(c):
                     met.add(c)
                     yield self._folder(f"(cluster {c})", c)
+            if len(self._table.lost):  # what goes on with a directory, nobody knows which
+                for c in (continued(blocks) + first + FIRST).tolist():
+                    if c not in self._read and len(self._read) <= OUR_MAX_DIRECTORIES and self._table.is_lost(c):
+                        self._read.add(c)
+                        yield _Folder(f"(cluster {c})", self._heap.rows(np.array([[c, 1]], np.int64)), False)
 
     def _entries(self, folder: _Folder, labels: bool = False) -> Iterator[_Entry]:
         """Files and directories of one directory (or, `labels`, only the volume's label)."""
@@ -251,29 +295,22 @@ def _long_name(data: bytes, i: int, short: bytes) -> str:
     """The long name in the entries before entry i, or "". Deleted ones have lost their order marks, not their order."""
     parts: list[bytes] = []
     deleted = short[0] == DELETED
-    checksum = _checksum(short[:11])
+    told = checksum(short[:11])
     while i > 0 and len(parts) < 20:
         i -= 1
         row = data[i * ENTRY : (i + 1) * ENTRY]
         if row[11] & 0x3F != LONG_NAME or (row[0] == DELETED) != deleted:
             break
-        if not deleted and (row[13] != checksum or row[0] & 0x1F != len(parts) + 1):
+        if not deleted and (row[13] != told or row[0] & 0x1F != len(parts) + 1):
             return ""
-        if deleted and parts and row[13] != checksum:
+        if deleted and parts and row[13] != told:
             break
-        checksum = row[13]
+        told = row[13]
         parts.append(row[1:11] + row[14:26] + row[28:32])
         if not deleted and row[0] & 0x40 or b"\0\0" in (parts[-1][k : k + 2] for k in range(0, 26, 2)) and deleted:
             break
     name = b"".join(parts).decode("utf-16-le", "replace").split("\0")[0]
     return name.rstrip("\uffff")
-
-
-def _checksum(short: bytes) -> int:
-    out = 0
-    for byte in short:
-        out = ((out >> 1) + (out << 7 & 0x80) + byte) & 0xFF
-    return out
 
 
 def _times(row: bytes) -> dict[str, float]:
@@ -315,4 +352,4 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("fat", open_volume, placer=placer)
+HOST = HostKind("fat", open_volume, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer, begins=begins)

@@ -77,7 +77,8 @@ class Gaps:
     _guests: list[Guest] = field(default_factory=list[Guest])
     _found: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     """image offset by (guest, unit of its file)"""
-    _free: dict[int, Free] = field(default_factory=dict[int, Free])
+    _free: dict[tuple[int, int], Free] = field(default_factory=dict[tuple[int, int], Free])
+    """by image offset and length: from round to round the unit may be another"""
     _sides: dict[tuple[int, int], Side] = field(default_factory=dict[tuple[int, int], Side])
     """what was looked at beside borders, by image offset and length (see _Search)"""
     _units: int = 2
@@ -124,10 +125,10 @@ class Gaps:
             for at in range(first, start + length - size + 1, size):
                 total += 1
                 if at not in taken and len(out) < MAX_UNITS:
-                    if at not in self._free:
-                        self._free[at] = _free(self.image, at, size)
-                    if self._free[at].tail.any():
-                        out.append(self._free[at])
+                    if (at, size) not in self._free:
+                        self._free[at, size] = _free(self.image, at, size)
+                    if self._free[at, size].tail.any():
+                        out.append(self._free[at, size])
         self._units = max(total, 2)
         return out
 
