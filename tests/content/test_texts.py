@@ -14,7 +14,7 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.texts import Texts
+from vmcarve.assemble.content.texts import COUNTED, Letters, Texts, _cut, _mixed
 from vmcarve.source import BytesReader
 
 from .guests import BLOCK, MIB, START, Image, ext4, guest_of, right, told
@@ -107,3 +107,18 @@ def test_nothing_is_given_where_nothing_is_placed(tmp_path: Path) -> None:
     content = prose(random.Random(8), (sum(PIECES) + 60) * BLOCK)
     _, image, guest = scene(tmp_path, content)
     assert not len(follow(image, replace(guest, sure=guest.sure[:0])).bits)
+
+
+def test_letters_are_counted_alike_however_the_samples_are_parted() -> None:
+    """All samples of an image are counted a few rows at a time; a row's letters are never behind another row's."""
+    rng = np.random.default_rng(5)
+    rows = rng.integers(97, 104, (COUNTED + 100, 64)).astype(np.uint8)
+    whole = Letters.of([rows])
+    parted = Letters.of([rows[:7], rows[7:30], rows[30 : COUNTED + 1], rows[COUNTED + 1 :]])
+    assert all(np.array_equal(getattr(whole, name), getattr(parted, name)) for name in ("four", "three", "two"))
+    assert whole.four.sum() == len(rows) * 61 and whole.three.sum() == len(rows) * 62
+    one = np.frombuffer(b"abcdef", np.uint8).astype(np.uint32)
+    every = np.lib.stride_tricks.sliding_window_view(rows, 4, axis=1)
+    for i in range(3):
+        there = int((every == one[i : i + 4]).all(axis=2).sum())
+        assert whole.four[_cut(_mixed(*one[i : i + 4, None]))].item() == there
