@@ -14,7 +14,7 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.texts import COUNTED, Letters, Texts, _cut, _mixed
+from vmcarve.assemble.content.texts import COUNTED, LIKELY_TEXT, Letters, Texts, _counted, _cut, _letters, _mixed
 from vmcarve.source import BytesReader
 
 from .guests import BLOCK, MIB, START, Image, ext4, guest_of, right, told
@@ -122,3 +122,11 @@ def test_letters_are_counted_alike_however_the_samples_are_parted() -> None:
     for i in range(3):
         there = int((every == one[i : i + 4]).all(axis=2).sum())
         assert whole.four[_cut(_mixed(*one[i : i + 4, None]))].item() == there
+
+
+def test_letters_of_text_are_told_and_counted_as_by_the_table() -> None:
+    """All bytes; blocks with none, with some and with all set."""
+    assert np.array_equal(_letters(np.arange(256, dtype=np.uint8)), LIKELY_TEXT)
+    blocks = np.random.default_rng(2).random((20, BLOCK)) < np.linspace(0, 1, 20)[:, None]
+    blocks[-1] = True
+    assert np.array_equal(_counted(blocks), blocks.sum(axis=1))

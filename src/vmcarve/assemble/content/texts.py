@@ -153,11 +153,14 @@ class Texts(Followed):
         self._blocks += len(blocks)
         if sum(len(rows) for rows in self._noted) >= MAX_TEXTS:
             return
-        likely = np.flatnonzero(LIKELY_TEXT[blocks[:, :HEAD]].all(axis=1))
+        likely = np.flatnonzero(_letters(blocks[:, :HEAD]).all(axis=1))
+        if not len(likely):
+            return
         text = blocks[likely]
-        size = np.count_nonzero(text, axis=1)
-        good = np.argmax(text[:, ::-1] != 0, axis=1) + size == BLOCK  # zeros behind it only
-        good &= np.count_nonzero(LIKELY_TEXT[text], axis=1) >= TEXTUAL * size
+        there = text != 0
+        size = _counted(there)
+        good = (size == BLOCK) | (np.argmin(there, axis=1) == size)  # zeros behind it only
+        good &= _counted(_letters(text)) >= TEXTUAL * size
         text, size = text[good], size[good]
         if not len(text):
             return
@@ -323,6 +326,17 @@ class Texts(Followed):
             data = self.image.read(block * BLOCK + phase, BLOCK)
             self._edges[key] = _edge(data, ends)
         return self._edges[key]
+
+
+def _letters(text: U8s) -> npt.NDArray[np.bool_]:
+    """LIKELY_TEXT of each byte, without a look into a table for each."""
+    return (text - np.uint8(9) < 5) | (text - np.uint8(32) < 95)
+
+
+def _counted(blocks: npt.NDArray[np.bool_]) -> Int64s:
+    """How many of each block's bytes: eight at a time, in groups that count no further than a byte does."""
+    words = blocks.view(np.uint64).reshape(len(blocks), -1, BLOCK // 32)
+    return words.sum(axis=2).view(np.uint8).reshape(len(blocks), -1).sum(axis=1, dtype=np.int64)
 
 
 def _lines(text: U8s) -> Int64s:
