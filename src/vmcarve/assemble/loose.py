@@ -48,6 +48,18 @@ class Loose:
 
     image: Reader
     _found: dict[tuple[int, str], Stated] = field(default_factory=dict[tuple[int, str], Stated])
+    _placers: dict[tuple[int, int, int, str], Placer | None] = field(default_factory=dict[
+        tuple[int, int, int, str], Placer | None])
+
+    def placer(self, row: int, begin: int, size: int, known: str = "") -> Placer | None:
+        """How the metadata of a volume of `size` bytes that begins at image offset `begin` places itself: as it reads
+        from there, or with what was found of it by the placer of key `known` laid over that.
+        """
+        key = row, begin, size, known
+        if key not in self._placers:
+            over = self._found[row, known] if known else None
+            self._placers[key] = placer_of(_volume(self.image, begin, size, over), 0, size)
+        return self._placers[key]
 
     def look(self, wanted: list[tuple[int, Placer]], room: Int64s) -> list[Stated]:
         """The structures of each (row, placer) in the image ranges `room` int64[k, 2]; one pass for all new ones."""
@@ -83,7 +95,7 @@ def stated_by(loose: Loose, rows: dict[int, tuple[int, int]], room: Int64s) -> d
     for _ in range(MAX_READS):
         wanted: list[tuple[int, Placer]] = []
         for row, (begin, size) in rows.items():
-            placer = placer_of(_volume(loose.image, begin, size, out[row][0] if row in out else None), 0, size)
+            placer = loose.placer(row, begin, size, keys.get(row, ""))
             if placer is not None and keys.get(row) != placer.key:
                 keys[row] = placer.key
                 wanted.append((row, placer))
