@@ -128,8 +128,8 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
     def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
         """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
         fmt = formats()[one[1]]
-        view = FileView(image, _run_from(image, one[0], _room_of(image), claims, free))
-        return _lacks(fmt, view), _seen(hints, *one) > one[0], one[0]
+        first = _run_from(image, one[0], _room_of(image), claims, free)
+        return _lacks(fmt, image, first, search), _seen(hints, *one) > one[0], one[0]
 
     ranked = sorted((*whole_first(one), one[1]) for one in hints)
     heads = sorted({start for _, inner, start, _ in ranked if not inner})
@@ -155,20 +155,25 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
     return sorted(opened, key=lambda one: (one[0], one[1].name))
 
 
-def _lacks(fmt: Format, view: Reader) -> bool:
+def _lacks(fmt: Format, image: Reader, first: FileMap, search: Search) -> bool:
     """Whether tables of a container are not where its run has them, as the format tells or as what it reads there."""
-    if fmt.wants is not None and fmt.wants(view):
+    if search.wants(fmt, first):
         return True
     try:
-        return fmt.stated is not None and in_doubt(fmt.open(view))
+        return fmt.stated is not None and in_doubt(fmt.open(FileView(image, first)))
     except Damaged:
         return True
 
 
 def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[int]) -> Candidate:
+    last: list[tuple[tuple[object, ...], Container | None]] = []
+
     def reopen(file_map: FileMap) -> Container | None:
-        found = _reopened(image, fmt, file_map)
-        return None if found is None else found.container
+        key = file_map.reads()
+        if not last or last[0][0] != key:  # rounds often lay it out as the one before did
+            found = _reopened(image, fmt, file_map)
+            last[:] = [(key, None if found is None else found.container)]
+        return last[0][1]
 
     # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
     first = [0] if 0 in anchors else anchors

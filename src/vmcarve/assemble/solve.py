@@ -178,7 +178,7 @@ def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, kn
 def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     """Pins, volumes and file ends of a candidate as its map shows them now."""
     guest_map = c.container.guests[0].map
-    key = (c.map.rows(), [g.map.file_offset.tobytes() for g in c.container.guests], c.owned)
+    key = (c.map.reads(), [g.map.file_offset.tobytes() for g in c.container.guests], c.owned)
     if key == c.read:
         return
     c.read = key
