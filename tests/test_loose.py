@@ -204,3 +204,7 @@ def test_a_volume_that_reads_the_same_is_asked_once_how_its_metadata_places_itse
     assert len(asked) == 2 and again[5][0][0].tolist() == first[5][0][0].tolist() == [BLOCK]
     stated_by(loose, {5: (BLOCK, 3 * BLOCK)}, room)
     assert len(asked) == 4
+    stated_by(loose, {7: (BLOCK, 3 * BLOCK)}, room)
+    assert len(asked) == 4, "whatever its row is called"
+    elsewhere = stated_by(loose, {5: (0, 3 * BLOCK)}, np.array([[4 * BLOCK, 4 * BLOCK]], np.int64))
+    assert len(asked) == 6 and elsewhere[5][0][0].tolist() == [5 * BLOCK], "in another room other things are found"

@@ -26,6 +26,7 @@ from ..model import (
 )
 from ..registry import formats
 from .candidate import Candidate
+from .loose import Loose
 from .places import Places
 from .segments import BLOCK
 from .solve import solve
@@ -51,12 +52,12 @@ class Led:
 
 def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims: Claims,
          free: npt.NDArray[np.int64] | None,
-         rivals: Callable[[list[Candidate]], list[Candidate]]) -> Iterator[Led]:
+         rivals: Callable[[list[Candidate]], list[Candidate]], loose: Loose) -> Iterator[Led]:
     """Containers proposed by `rows` (module, evidence; image order) outside what `claims` holds.
 
     The caller claims each one before the next is asked for. places: guest structures that state their place. free: the
     host's free runs int64[n, 2], or None. rivals(containers) -> disks without a container that compete with them; they
-    are not handed on.
+    are not handed on. loose: what was found of the guests' loose metadata; grows.
 
     All are opened first, each as one run, so that guest structures go to the container that they fit and lie nearest
     to; then each one's breaks are placed, in image order.
@@ -78,7 +79,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     forms = {start: fmt for start, fmt, led in opened if led.container.guests}
     streams = join_units(image, forms, inside, candidates, {m for m, _ in rows}, room)
     others = rivals([c for c in candidates if c.plain])
-    solve(image, candidates, places, room, others)
+    solve(image, candidates, places, room, others, loose=loose)
     for c, s in streams:
         settle_units(image, c, s)
     theirs = Claims()

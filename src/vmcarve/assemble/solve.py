@@ -47,15 +47,15 @@ Round = Callable[[Reader, Candidate, Points, Expectation], list[tuple[int, int, 
 
 
 def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s,
-          rivals: Sequence[Candidate] = (), alone: Round | None = None) -> None:
+          rivals: Sequence[Candidate] = (), alone: Round | None = None, loose: Loose | None = None) -> None:
     """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs.
 
     rivals: others that may be what they are proposed as; only those that agree as one run keep their bytes. alone: how
-    a single candidate is laid out instead.
+    a single candidate is laid out instead. loose: what was found on the image so far; grows.
     """
     taken = Taken(_outside(room, image.size), {})
     known: Known = {}
-    loose = Loose(image)
+    loose = loose or Loose(image)
     plain = [c for c in [*candidates, *rivals] if c.plain]
     _give_volumes(image, plain, places, known, loose, room)
     for c in plain:
@@ -82,7 +82,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
                 if o.delta == 0:
                     at = int(places.image_offset[o.row] + places.length[o.row])
                     kept.add_range(at - 1, at)
-        places, known, loose = places.outside(kept), {}, Loose(image)
+        places, known = places.outside(kept), {}
         _give_volumes(image, active, places, known, loose, room)
         for c in active:
             _read_guest(image, c, places)
@@ -229,7 +229,7 @@ def _place_metadata(image: Reader, active: list[Candidate], places: Places, loos
     open_ = {places.module[i] for i in first_rows(places) if (places.module[i], places.identity[i]) not in owned}
     for m in [m for c in active for m in c.metadata.values()]:
         m.alone = m.placer.bits < PIN_BITS and places.module[m.row] not in open_
-    for m, found in zip(wanted, loose.look([(m.row, m.placer) for m in wanted], room), strict=True):
+    for m, found in zip(wanted, loose.look([(places.begin(m.row), m.placer) for m in wanted], room), strict=True):
         own, _ = alone.get(m.row, (found, 0.0))
         told = found if m.placer.bounded else max(found, own, key=lambda stated: len(stated[0]))
         m.image_offset, m.volume_offset = told
