@@ -169,10 +169,12 @@ def _copy(claims: Claims) -> Claims:
 def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known, loose: Loose, room: Int64s
                   ) -> None:
     legible = [c for c in candidates if not c.encrypted]
+    if legible and all(c.placed is not None and c.placed[0] is c.container and c.placed[1] is places for c in legible):
+        return  # no table was read otherwise since
     found = assign(image, [(c.start, c.container) for c in legible], places, known, loose, room,
                    [c.scattered for c in legible])
     for c, owned in zip(legible, found, strict=True):
-        c.owned = owned
+        c.owned, c.placed = owned, (c.container, places)
 
 
 def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
