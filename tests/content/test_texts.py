@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,18 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.texts import COUNTED, LIKELY_TEXT, Letters, Texts, _counted, _cut, _letters, _mixed
+from vmcarve.assemble.content.texts import (
+    COUNTED,
+    LIKELY_TEXT,
+    LINES,
+    Letters,
+    Texts,
+    _counted,
+    _cut,
+    _letters,
+    _lines,
+    _mixed,
+)
 from vmcarve.source import BytesReader
 
 from .guests import BLOCK, MIB, START, Image, ext4, guest_of, right, told
@@ -122,6 +134,20 @@ def test_letters_are_counted_alike_however_the_samples_are_parted() -> None:
     for i in range(3):
         there = int((every == one[i : i + 4]).all(axis=2).sum())
         assert whole.four[_cut(_mixed(*one[i : i + 4, None]))].item() == there
+
+
+def test_lines_are_those_of_the_whole_block_however_long() -> None:
+    """Blocks with ends of lines near, far, few, none, and at their first byte; the same from behind."""
+    rng = np.random.default_rng(4)
+    text = np.full((60, BLOCK), ord("a"), np.uint8)
+    for i, block in enumerate(text):
+        block[rng.integers(0, (BLOCK, 400, 900)[i % 3], i % 9)] = ord("\n")
+    text[7, 0] = ord("\n")
+    for turned in (text, text[:, ::-1]):
+        for block, found in zip(turned, _lines(turned).tolist(), strict=True):
+            ends = np.flatnonzero(block == ord("\n"))[:LINES].tolist()
+            ends += [0] * (LINES - len(ends))
+            assert found == [ends[0], *(max(0, b - a) for a, b in itertools.pairwise(ends))]
 
 
 def test_letters_of_text_are_told_and_counted_as_by_the_table() -> None:

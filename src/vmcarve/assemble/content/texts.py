@@ -37,6 +37,7 @@ MAX_ASKED = 1 << 16  # ours: blocks of all gaps of one round, the shortest gaps 
 MAX_SAMPLES = 16 << 20  # ours: letters that are counted
 COUNTED = 1 << 10  # blocks whose letters are counted at a time
 LINES = 4  # that tell whether a stretch goes on
+LINED = 768  # bytes of a block in which most texts have so many
 BESIDE = 9  # lines beside a border, of which most have one length
 ORDER, HASH = 3, 20  # letters that foretell the next, and bits of the table of four
 DOUBT = 2.0  # letters that are taken to have been seen of any that come behind others
@@ -341,8 +342,17 @@ def _counted(blocks: npt.NDArray[np.bool_]) -> Int64s:
 
 def _lines(text: U8s) -> Int64s:
     """int64[n, LINES] of rows of text: the bytes before the first end of a line, and of the lines behind it."""
-    line, at = text == ord("\n"), np.arange(len(text))
-    ends = np.zeros((len(text), LINES), np.int64)
+    line = text[:, :LINED] == ord("\n")
+    few = np.flatnonzero(np.count_nonzero(line, axis=1) < LINES)  # their lines are long, or end further on
+    out = _ends_of(line)
+    if len(few) and text.shape[1] > LINED:
+        out[few] = _ends_of(text[few] == ord("\n"))
+    return out
+
+
+def _ends_of(line: npt.NDArray[np.bool_]) -> Int64s:
+    at = np.arange(len(line))
+    ends = np.zeros((len(line), LINES), np.int64)
     for i in range(LINES):
         ends[:, i] = np.argmax(line, axis=1)
         line[at, ends[:, i]] = False
@@ -459,7 +469,8 @@ def _mixed(*letters: npt.NDArray[np.uint32], begun: npt.NDArray[np.uint32] | Non
     """A number for letters that follow each other. begun: that of those before them."""
     out = np.zeros((), np.uint32) if begun is None else begun
     for each in letters:
-        out = (out ^ each) * np.uint32(0x9E3779B1)
+        out = out ^ each
+        out *= np.uint32(0x9E3779B1)
         out ^= out >> np.uint32(15)
     return out
 
