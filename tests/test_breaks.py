@@ -16,6 +16,7 @@ from vmcarve.assemble.breaks import (
     ROUND,
     UNSEEN,
     Borders,
+    Contents,
     Expectation,
     Row,
     _likeliest,
@@ -306,3 +307,16 @@ def test_a_clear_place_is_clear() -> None:
     since[:30] = -40.0
     (x, y), sure = _likeliest(0, upto, since, 1e-6)
     assert x == y == 30 and sure >= CLEAR
+
+
+def test_a_gap_is_weighed_again_only_when_something_else_is_told_of_it() -> None:
+    """Round after round asks of the same blocks: what the guest uses, and where its files end, may have changed."""
+    contents, asked = Contents(picture(10)), list[int]()
+
+    def score(at: int, *told: bytes) -> float:
+        def ask() -> np.ndarray:
+            asked.append(at)
+            return np.full(3, float(len(asked)))
+        return float(contents.score(at, 1, 3, told, ask)[0])
+
+    assert [score(0, b"a"), score(0, b"a"), score(BLOCK, b"a"), score(0, b"b"), score(0, b"b")] == [1, 1, 2, 3, 3]

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tests.helpers import run
+from vmcarve.assemble import loose as loose_module
 from vmcarve.assemble.candidate import Candidate, Metadata
 from vmcarve.assemble.gather import of_metadata
 from vmcarve.assemble.loose import Loose, against, placer_of, stated_by, stated_of_several
 from vmcarve.assemble.places import Places, assign
 from vmcarve.assemble.window import Window
 from vmcarve.filemap import FileMap
-from vmcarve.model import DATA, GUESSED, LOST, PLAIN, UNALLOCATED, Container, GuestDisk, GuestMap, Placer
+from vmcarve.model import DATA, GUESSED, LOST, PLAIN, UNALLOCATED, Container, GuestDisk, GuestMap, Placer, Reader
 from vmcarve.source import BytesReader, open_image
 from vmcarve.sweeper import sweep_image
 
@@ -182,3 +184,27 @@ def test_what_one_volume_alone_may_have_is_as_sure_as_if_it_named_it() -> None:
     assert bits.tolist() == [40.0, 10.0, 10.0, 10.0]
     m.alone = False
     assert of_metadata(c, 16 * BLOCK, m, shared)[2].tolist() == [10.0] * 4
+
+
+def test_a_volume_that_reads_the_same_is_asked_once_how_its_metadata_places_itself(monkeypatch: pytest.MonkeyPatch
+                                                                                    ) -> None:
+    """Rounds ask of the same volumes; only where one begins, or what was found of it, makes it read differently."""
+    asked: list[int] = []
+
+    def placer(disk: Reader, guest_offset: int, size: int) -> Placer | None:
+        asked.append(size)
+        return Placer("key", lambda data: (np.array([BLOCK]), np.array([0])))
+
+    monkeypatch.setattr(loose_module, "placer_of", placer)
+    loose = Loose(BytesReader(bytes(8 * BLOCK)))
+    room = np.array([[0, 8 * BLOCK]], np.int64)
+    first = stated_by(loose, {5: (0, 3 * BLOCK)}, room)
+    assert len(asked) == 2, "once as it lies, and once with what was found"
+    again = stated_by(loose, {5: (0, 3 * BLOCK)}, room)
+    assert len(asked) == 2 and again[5][0][0].tolist() == first[5][0][0].tolist() == [BLOCK]
+    stated_by(loose, {5: (BLOCK, 3 * BLOCK)}, room)
+    assert len(asked) == 4
+    stated_by(loose, {7: (BLOCK, 3 * BLOCK)}, room)
+    assert len(asked) == 4, "whatever its row is called"
+    elsewhere = stated_by(loose, {5: (0, 3 * BLOCK)}, np.array([[4 * BLOCK, 4 * BLOCK]], np.int64))
+    assert len(asked) == 6 and elsewhere[5][0][0].tolist() == [5 * BLOCK], "in another room other things are found"

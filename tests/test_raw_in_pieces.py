@@ -144,7 +144,7 @@ def test_a_table_is_a_broken_containers_only_where_its_volume_may_be(
         c = Candidate(0, formats()["qcow2"].open(Window(image, 0, image.size)), FileMap.flow(0, image.size, room),
                       lambda _: None)
         given = [Owned(MIB, owns, row, -9)] if owns else []
-        monkeypatch.setattr(raw, "assign", lambda _, of, *__: [given if start == 0 else [] for start, *_ in of])
+        monkeypatch.setattr(raw, "assign", lambda _, of, *__, **___: [given if start == 0 else [] for start, *_ in of])
         found = rivals(image, table, Claims(), set(), places, BootSectors(image, room), [c])
     assert [d.start for d in found if d.container.variant == "gpt"] == ([len(front)] if kept else [])
 
@@ -162,7 +162,8 @@ def test_a_volume_in_place_behind_a_table_is_no_smaller_containers(
     (tmp_path / "image").write_bytes(disks[0] + behind)
     asked: list[set[int]] = []
 
-    def no_volumes(_: object, of: list[tuple[int, Container]], places: Places, *__: object) -> list[list[Owned]]:
+    def no_volumes(_: object, of: list[tuple[int, Container]], places: Places, *__: object, **___: object
+                   ) -> list[list[Owned]]:
         if of and of[0][0] == len(disks[0]):
             asked.append({places.begin(i) for i in first_rows(places)})
         return [[] for _ in of]

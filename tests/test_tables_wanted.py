@@ -18,7 +18,7 @@ from vmcarve.assemble.headers import _lacks  # pyright: ignore[reportPrivateUsag
 from vmcarve.assemble.tables import STRONG, Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
 from vmcarve.filemap import FileMap, FileView
-from vmcarve.model import GUESSED, MISSING, ZERO, Container, Format, Reader
+from vmcarve.model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -397,8 +397,35 @@ def test_a_run_that_tells_its_disk_lacks_no_tables_that_state_their_place(tmp_pa
     half = len(data) // 2 // BLOCK * BLOCK
     fmt = formats()["qcow2"]
     assert fmt.stated is not None
-    assert not _lacks(fmt, BytesReader(data + noise))
-    assert _lacks(fmt, BytesReader(data[:half] + noise + data[half:]))
+
+    def lacks(file: bytes) -> bool:
+        image = BytesReader(file)
+        first = FileMap.build([(0, len(file), 0, GUESSED, "continuity")])
+        return _lacks(fmt, image, first, Search(image, np.array([[0, len(file)]], np.int64)))
+
+    assert not lacks(data + noise)
+    assert lacks(data[:half] + noise + data[half:])
+
+
+def test_a_container_is_asked_once_what_it_lacks_through_one_map() -> None:
+    """Whether it lacks any, what is its own, and what is before the next header are asked through the same map."""
+    asked: list[int] = []
+
+    def wants(reader: Reader) -> list[Want]:
+        asked.append(reader.read(0, 1)[0])
+        return []
+
+    def none(reader: Reader) -> Container:
+        raise Damaged("none")
+
+    fmt = Format("made", "made", (), none, wants=wants)
+    image = BytesReader(b"\1" * BLOCK + b"\2" * BLOCK)
+    search = Search(image, np.array([[0, 2 * BLOCK]], np.int64))
+    maps = [FileMap.build([(0, BLOCK, at, GUESSED, rule)]) for at, rule in ((0, "a"), (0, "b"), (BLOCK, "a"))]
+    for m in maps:
+        search.complete_before(fmt, 0, m, BLOCK)
+        search.complete(fmt, 0, m)
+    assert asked == [1, 2]
 
 
 def test_what_names_the_place_behind_itself_outweighs_any_number_of_words(containers: dict[str, bytes]) -> None:

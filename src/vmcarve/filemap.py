@@ -143,6 +143,10 @@ class FileMap:
         return list(zip(self.file_offset.tolist(), self.length.tolist(), self.image_offset.tolist(),
                         self.grade, self.rule, strict=True))
 
+    def reads(self) -> tuple[object, ...]:
+        """What a view through the map reads by: maps for which this is equal read alike."""
+        return (self.file_offset.tobytes(), self.length.tobytes(), self.image_offset.tobytes(), tuple(self.grade))
+
     def resized(self, size: int) -> FileMap:
         """Cut at `size`, or extended by a missing row."""
         rows = [(f, min(n, size - f), p, g, r) for f, n, p, g, r in self.rows() if f < size]

@@ -10,11 +10,14 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.calls import LEAST, Calls, begin_bits
-from vmcarve.assemble.content.programs import Programs
+from vmcarve.assemble.content.calls import LEAST, Calls, _sure, begin_bits
+from vmcarve.assemble.content.files import Files
+from vmcarve.assemble.content.programs import Programs, _each
+from vmcarve.disk import VirtualDisk
+from vmcarve.model import GuestMap
 from vmcarve.source import BytesReader
 
-from .guests import BLOCK, MIB, Image, ext4, guest_of, places, right
+from .guests import BLOCK, MIB, START, Image, ext4, guest_of, places, right
 from .guests import told as told_by
 
 pytestmark = needs("mkfs.ext4")
@@ -137,3 +140,25 @@ def test_a_program_whose_table_is_nowhere_votes_for_nothing(made: tuple[bytes, l
     disk, contents = made
     image = Image(Image.of(disk, 7).data.replace(b"\x01\x1b\x03\x3b", bytes(4)))
     assert not len(told(image, [without(disk, contents, BLOCK)]).bits)
+
+
+@pytest.mark.parametrize("step", [4, 512])
+def test_heads_and_tables_are_seen_where_they_may_begin(step: int) -> None:
+    """As a search byte by byte finds them, at every place modulo the step, cut off at the end."""
+    rng = np.random.default_rng(step)
+    data = rng.integers(0, 2, 5000).astype(np.uint8) * 3
+    needle = bytes((3, 0, 3, 3))
+    for first in (0, 1, step - 1):
+        there = [at for at in range(4900) if data[at : at + 4].tobytes() == needle and (at - first) % step == 0]
+        assert _each(data, needle, first, 4900, step) == there
+    assert _each(data[:3], needle, 0, 3, step) == []
+
+
+def test_calls_that_are_sure_are_those_inside_the_runs() -> None:
+    """Calls as they rise on the image; a run's first byte is its own, the one behind it is not."""
+    sure = np.array([[2, 4, 1], [5, 6, -3]], np.int64)
+    places = np.arange(START - 3 * BLOCK, START + 8 * BLOCK, 512)
+    inside = ((places >= START + 3 * BLOCK) & (places < START + 5 * BLOCK)
+              | (places >= START + 2 * BLOCK) & (places < START + 3 * BLOCK))
+    disk = VirtualDisk(BytesReader(bytes(BLOCK)), GuestMap.flat(BLOCK))
+    assert np.array_equal(_sure([Guest(START, disk, [], Files.none(), sure)], places), inside)

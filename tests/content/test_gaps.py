@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.host.written import needs
-from vmcarve.assemble.content.gaps import Gaps
+from vmcarve.assemble.content.gaps import ALIKE, FOUND, Gaps, _Search
 from vmcarve.assemble.content.want import Guest
 from vmcarve.assemble.host_units import Unit
 from vmcarve.assemble.tails import file_ends, open_volumes
@@ -125,3 +125,24 @@ def test_a_round_may_find_another_unit(tmp_path: Path) -> None:
     told = gaps.points(0)
     found = {f // UNIT: (f + d) * BLOCK for f, d in zip(told.file_block.tolist(), told.delta.tolist(), strict=True)}
     assert found and found == filled(image, one)
+
+
+def test_how_far_the_best_unit_of_a_gap_is_before_the_rest() -> None:
+    """As from all units in order: those used elsewhere left out, equal ones counted once."""
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        n = int(rng.integers(1, 60))
+        content = rng.integers(0, max(1, n // 3), n)
+        search = object.__new__(_Search)
+        search._own, search._between, search._bits = [np.round(rng.normal(0, 9, n))], [[]], {}
+        search._free, search._content, search._contents = [None] * n, content, content.tolist()  # type: ignore[list-item]
+        used = rng.integers(0, n, int(rng.integers(0, n))).tolist()
+        chosen = dict(enumerate([*used, -1], 1))
+        worth = search._worth(0, chosen)
+        order = np.argsort(-worth, kind="stable")[: ALIKE * 8]
+        order = order[np.isfinite(worth[order])]
+        first = np.sort(np.unique(content[order], return_index=True)[1])
+        none = np.log2((1 - FOUND) / FOUND * n)
+        next_ = worth[order[first[ALIKE]]] if len(first) > ALIKE else -np.inf
+        best = worth[order[0]] if len(order) else -np.inf
+        assert search._tells(0, chosen) == best - max(none, next_)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from vmcarve.assemble.content.joins import Kind, Shares, before, behind, bits, kind_of
+from vmcarve.assemble.content.joins import (
+    AGAINST,
+    MOST,
+    NUMBERS,
+    STRIDES,
+    Kind,
+    Shares,
+    _numbers,
+    before,
+    behind,
+    bits,
+    kind_of,
+)
 
 CUT = 8192  # where files are cut; they are twice as long
 SHARES = Shares.of([(Kind.TEXT, -1), (Kind.DENSE, -1), (Kind.CODE, -1), (Kind.OTHER, -1), (Kind.FILL, 0),
@@ -81,3 +96,35 @@ def test_kinds_stay_what_they_are() -> None:
     assert bits(before(b"\xff" * CUT), behind(b"\xff" * CUT), SHARES) > 0
     assert bits(before(b"\xff" * CUT), behind(bytes(CUT)), SHARES) == 0
     assert bits(before(bytes(CUT)), behind(bytes(CUT)), SHARES) == 0, "zeros lie beside anything"
+
+
+def numbers_of(left: bytes, right: bytes) -> float:
+    """Rows of both sides as one table: the first column that never falls inside them, and mostly rises, tells."""
+    for stride in STRIDES:
+        rows = np.frombuffer(left[-stride * NUMBERS :] + right[: stride * NUMBERS], "<u8").reshape(2 * NUMBERS, -1)
+        for column in rows.astype(np.float64).T.tolist():
+            steps = [b - a for a, b in itertools.pairwise(column)]
+            inside = steps[: NUMBERS - 1] + steps[NUMBERS:]
+            if min(inside) >= 0 and sum(s > 0 for s in inside) > len(inside) // 2:
+                return MOST if 0 <= steps[NUMBERS - 1] <= 4 * max(inside) else AGAINST
+    return 0.0
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_what_each_side_says_of_numbers_tells_as_much_as_both_together(stride: int) -> None:
+    """Each side's rows are looked at once for all that may lie on the other: 200 pairs of tables that rise, rest, fall
+    somewhere, or begin anew."""
+    rng = np.random.default_rng(stride)
+    found = Counter[float]()
+    for _ in range(200):
+        rows = rng.integers(0, 1 << 40, (2 * NUMBERS, stride // 8))
+        rows[:, -1] = np.cumsum(rng.integers(0, 3, 2 * NUMBERS)) + rng.integers(0, 1 << 30)
+        if rng.random() < 0.4:
+            rows[rng.integers(0, 2 * NUMBERS), -1] += rng.integers(-3, 20)
+        if rng.random() < 0.3:
+            rows[NUMBERS:, -1] += rng.integers(-50, 50)
+        data = rows.astype("<u8").tobytes()
+        left, right = before(bytes(512) + data[: len(data) // 2]), behind(data[len(data) // 2 :] + bytes(512))
+        found[_numbers(left, right)] += 1
+        assert _numbers(left, right) == numbers_of(left.data, right.data)
+    assert min(found[MOST], found[AGAINST]) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,18 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.texts import Texts
+from vmcarve.assemble.content.texts import (
+    COUNTED,
+    LIKELY_TEXT,
+    LINES,
+    Letters,
+    Texts,
+    _counted,
+    _cut,
+    _letters,
+    _lines,
+    _mixed,
+)
 from vmcarve.source import BytesReader
 
 from .guests import BLOCK, MIB, START, Image, ext4, guest_of, right, told
@@ -107,3 +119,40 @@ def test_nothing_is_given_where_nothing_is_placed(tmp_path: Path) -> None:
     content = prose(random.Random(8), (sum(PIECES) + 60) * BLOCK)
     _, image, guest = scene(tmp_path, content)
     assert not len(follow(image, replace(guest, sure=guest.sure[:0])).bits)
+
+
+def test_letters_are_counted_alike_however_the_samples_are_parted() -> None:
+    """All samples of an image are counted a few rows at a time; a row's letters are never behind another row's."""
+    rng = np.random.default_rng(5)
+    rows = rng.integers(97, 104, (COUNTED + 100, 64)).astype(np.uint8)
+    whole = Letters.of([rows])
+    parted = Letters.of([rows[:7], rows[7:30], rows[30 : COUNTED + 1], rows[COUNTED + 1 :]])
+    assert all(np.array_equal(getattr(whole, name), getattr(parted, name)) for name in ("four", "three", "two"))
+    assert whole.four.sum() == len(rows) * 61 and whole.three.sum() == len(rows) * 62
+    one = np.frombuffer(b"abcdef", np.uint8).astype(np.uint32)
+    every = np.lib.stride_tricks.sliding_window_view(rows, 4, axis=1)
+    for i in range(3):
+        there = int((every == one[i : i + 4]).all(axis=2).sum())
+        assert whole.four[_cut(_mixed(*one[i : i + 4, None]))].item() == there
+
+
+def test_lines_are_those_of_the_whole_block_however_long() -> None:
+    """Blocks with ends of lines near, far, few, none, and at their first byte; the same from behind."""
+    rng = np.random.default_rng(4)
+    text = np.full((60, BLOCK), ord("a"), np.uint8)
+    for i, block in enumerate(text):
+        block[rng.integers(0, (BLOCK, 400, 900)[i % 3], i % 9)] = ord("\n")
+    text[7, 0] = ord("\n")
+    for turned in (text, text[:, ::-1]):
+        for block, found in zip(turned, _lines(turned).tolist(), strict=True):
+            ends = np.flatnonzero(block == ord("\n"))[:LINES].tolist()
+            ends += [0] * (LINES - len(ends))
+            assert found == [ends[0], *(max(0, b - a) for a, b in itertools.pairwise(ends))]
+
+
+def test_letters_of_text_are_told_and_counted_as_by_the_table() -> None:
+    """All bytes; blocks with none, with some and with all set."""
+    assert np.array_equal(_letters(np.arange(256, dtype=np.uint8)), LIKELY_TEXT)
+    blocks = np.random.default_rng(2).random((20, BLOCK)) < np.linspace(0, 1, 20)[:, None]
+    blocks[-1] = True
+    assert np.array_equal(_counted(blocks), blocks.sum(axis=1))

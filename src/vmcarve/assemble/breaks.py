@@ -11,7 +11,7 @@ Nothing here is proof: what is placed is `guessed`, whatever its score.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +47,7 @@ NEVER = -1e6  # a break amid a unit
 CLEAR = 4.0  # nats between the best place and the next: settled at once
 MAX_BRACKET = 1 << 18  # ours: file blocks of one gap whose break is looked for block by block (1 GiB)
 MAX_CONTENTS = 1 << 21  # ours: blocks that are remembered; 20 bytes each
+MAX_SCORES = 1 << 20  # ours: blocks of gaps of which it is remembered what the image says; some 20 bytes each
 MAX_PASSES = 12  # ours: rounds of settling; then the rest is settled as it is
 
 MAGICS = np.array(sorted({int.from_bytes(m[:4], "little") for m in (
@@ -113,6 +114,21 @@ class Contents:
         self._image = image
         self._known: dict[tuple[int, int], tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]] = {}
         self._blocks = 0
+        self._scores: dict[tuple[int, int, int], tuple[tuple[bytes, ...], npt.NDArray[np.float64]]] = {}
+        self._scored = 0
+
+    def score(self, at: int, first: int, n: int, told: tuple[bytes, ...],
+              ask: Callable[[], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """What `ask` says of n file blocks from `first` on, if they lie from image offset `at` on; or what it said when
+        the same was told of them."""
+        key = at, first, n
+        known = self._scores.get(key)
+        if known is None or known[0] != told:
+            if self._scored + n > MAX_SCORES:
+                self._scores, self._scored = {}, 0
+            known = self._scores[key] = told, ask()
+            self._scored += n
+        return known[1]
 
     def of(self, at: int, blocks: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
         """Of so many blocks from image offset `at` on: where the data of each of their sectors ends (uint16[8 n], see
@@ -363,23 +379,33 @@ def _fit(contents: Contents, begin: int, first: int, n: int, delta: int, expecte
     """What the content says of each of the file blocks [first, first + n) at `delta`, in nats."""
     use = expected.use[first : first + n]
     use = np.pad(use, (0, n - len(use)), constant_values=UNKNOWN)
-    holds = np.zeros(n, bool)
-    out = np.zeros(n)
-    step = 1024
     ends = expected.ends
     low, high = np.searchsorted(ends.file_offset, [first * BLOCK, (first + n) * BLOCK])
     wanted, empty = ends.file_offset[low:high] - first * BLOCK, ends.empty[low:high]
+    a, b = np.searchsorted(ends.begins, [first * BLOCK, (first + n) * BLOCK])
+    told = use.tobytes(), wanted.tobytes(), empty.tobytes(), ends.begins[a:b].tobytes(), bytes(len(ends.begins) > 0)
+    at = begin + (first + delta) * BLOCK
+    return contents.score(at, first, n, told, lambda: _scored(contents, at, first, use, ends.begins, wanted, empty))
+
+
+def _scored(contents: Contents, at: int, first: int, use: npt.NDArray[np.uint8], begins: Int64s, wanted: Int64s,
+            empty: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """The same, if the blocks lie from image offset `at` on. wanted: ends of files, from the first block on."""
+    n = len(use)
+    holds = np.zeros(n, bool)
+    out = np.zeros(n)
+    step = 1024
     for i in range(0, n, step):
         k = min(step, n - i)
-        tail, head = contents.of(begin + (first + i + delta) * BLOCK, k)
+        tail, head = contents.of(at + i * BLOCK, k)
         full = tail.reshape(k, -1).any(axis=1)
         holds[i : i + k] = full
         score = out[i : i + k]
         index = np.minimum(np.searchsorted(MAGICS, head), len(MAGICS) - 1)
         magic = np.flatnonzero((MAGICS[index] == head) & (use[i : i + k] == USED))
         places = (first + i + magic) * BLOCK
-        if len(ends.begins):
-            known = ends.begins[np.minimum(np.searchsorted(ends.begins, places), len(ends.begins) - 1)] == places
+        if len(begins):
+            known = begins[np.minimum(np.searchsorted(begins, places), len(begins) - 1)] == places
             score[magic] += np.where(known, MAGIC_RIGHT, MAGIC_WRONG)
         c, d = np.searchsorted(wanted, [i * BLOCK, (i + k) * BLOCK])
         for w, e in zip((wanted[c:d] - i * BLOCK).tolist(), empty[c:d].tolist(), strict=True):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..filemap import FileMap
 from ..model import Container, HostVolume, Placer, Units
+from .breaks import Expectation
 from .content.files import Files
 from .host_units import Unit
 from .places import Owned, Table, has_plain
@@ -44,7 +45,9 @@ class Candidate:
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     volumes: list[HostVolume] = field(default_factory=list[HostVolume])
     owned: list[Owned] = field(default_factory=list[Owned])
+    placed: tuple[Container, object] | None = None  # as what its volumes were given to it, of which places
     read: object = None  # what the guest was last read through
+    expected: tuple[object, Container, Expectation] | None = None  # as what it was last said what to expect, and that
     best: Best | None = None
     metadata: dict[int, Metadata] = field(default_factory=dict[int, "Metadata"])  # by guest offset of the volume
 

@@ -27,8 +27,8 @@ RULE = "encrypted"
 
 def even(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """bool[n]: of blocks uint8[n, 4096] those in which every byte value is about as frequent as in random bytes."""
-    keys = blocks.astype(np.int64) + 256 * np.arange(len(blocks))[:, None]
-    count = np.bincount(keys.ravel(), minlength=256 * len(blocks)).reshape(-1, 256)
+    # block by block: numbers for the bytes of all of them leave the cache
+    count = np.array([np.bincount(block, minlength=256) for block in blocks], np.int64).reshape(-1, 256)
     mean = blocks.shape[1] / 256
     return ((count - mean) ** 2).sum(axis=1) / mean < MOST_UNEVEN
 

@@ -26,6 +26,7 @@ from ..model import (
 )
 from ..registry import formats
 from .candidate import Candidate
+from .loose import Loose
 from .places import Places
 from .segments import BLOCK
 from .solve import solve
@@ -51,12 +52,12 @@ class Led:
 
 def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims: Claims,
          free: npt.NDArray[np.int64] | None,
-         rivals: Callable[[list[Candidate]], list[Candidate]]) -> Iterator[Led]:
+         rivals: Callable[[list[Candidate]], list[Candidate]], loose: Loose) -> Iterator[Led]:
     """Containers proposed by `rows` (module, evidence; image order) outside what `claims` holds.
 
     The caller claims each one before the next is asked for. places: guest structures that state their place. free: the
     host's free runs int64[n, 2], or None. rivals(containers) -> disks without a container that compete with them; they
-    are not handed on.
+    are not handed on. loose: what was found of the guests' loose metadata; grows.
 
     All are opened first, each as one run, so that guest structures go to the container that they fit and lie nearest
     to; then each one's breaks are placed, in image order.
@@ -78,7 +79,7 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     forms = {start: fmt for start, fmt, led in opened if led.container.guests}
     streams = join_units(image, forms, inside, candidates, {m for m, _ in rows}, room)
     others = rivals([c for c in candidates if c.plain])
-    solve(image, candidates, places, room, others)
+    solve(image, candidates, places, room, others, loose=loose)
     for c, s in streams:
         settle_units(image, c, s)
     theirs = Claims()
@@ -128,8 +129,8 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
     def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
         """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
         fmt = formats()[one[1]]
-        view = FileView(image, _run_from(image, one[0], _room_of(image), claims, free))
-        return _lacks(fmt, view), _seen(hints, *one) > one[0], one[0]
+        first = _run_from(image, one[0], _room_of(image), claims, free)
+        return _lacks(fmt, image, first, search), _seen(hints, *one) > one[0], one[0]
 
     ranked = sorted((*whole_first(one), one[1]) for one in hints)
     heads = sorted({start for _, inner, start, _ in ranked if not inner})
@@ -155,20 +156,25 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
     return sorted(opened, key=lambda one: (one[0], one[1].name))
 
 
-def _lacks(fmt: Format, view: Reader) -> bool:
+def _lacks(fmt: Format, image: Reader, first: FileMap, search: Search) -> bool:
     """Whether tables of a container are not where its run has them, as the format tells or as what it reads there."""
-    if fmt.wants is not None and fmt.wants(view):
+    if search.wants(fmt, first):
         return True
     try:
-        return fmt.stated is not None and in_doubt(fmt.open(view))
+        return fmt.stated is not None and in_doubt(fmt.open(FileView(image, first)))
     except Damaged:
         return True
 
 
 def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[int]) -> Candidate:
+    last: list[tuple[tuple[object, ...], Container | None]] = []
+
     def reopen(file_map: FileMap) -> Container | None:
-        found = _reopened(image, fmt, file_map)
-        return None if found is None else found.container
+        key = file_map.reads()
+        if not last or last[0][0] != key:  # rounds often lay it out as the one before did
+            found = _reopened(image, fmt, file_map)
+            last[:] = [(key, None if found is None else found.container)]
+        return last[0][1]
 
     # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
     first = [0] if 0 in anchors else anchors

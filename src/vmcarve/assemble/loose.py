@@ -27,6 +27,7 @@ Stated = tuple[Int64s, Int64s]
 REACH = 64 << 10  # bytes that a structure of metadata may have
 RUN_BITS = 16.0  # what it speaks against a container that it makes one run more of the same metadata
 ABSENT_BITS = RUN_BITS  # that a structure would lie where its table stores nothing: no less than a run of its own
+MAX_ROOMS = 4  # ours: of which what was found is kept
 SAMPLE = 4096  # ours: structures of a volume that are asked, spread over it
 MAX_READS = 3  # ours: of one volume, each with what the last has found
 LEAST = 4  # structures that must be told of, and the share of them, for a container to be judged
@@ -44,14 +45,35 @@ def placer_of(disk: Reader, guest_offset: int, size: int) -> Placer | None:
 
 @dataclass(slots=True)
 class Loose:
-    """What was found of each volume, by the row of its first structure and what was known of it."""
+    """What was found of each volume of an image, by where it begins and what was known of it: in the last rooms."""
 
     image: Reader
-    _found: dict[tuple[int, str], Stated] = field(default_factory=dict[tuple[int, str], Stated])
+    _rooms: dict[bytes, _Seen] = field(default_factory=dict[bytes, "_Seen"])
+
+    def _in(self, room: Int64s) -> _Seen:
+        key = room.tobytes()
+        seen = self._rooms.pop(key, None) or _Seen()
+        self._rooms[key] = seen  # the last that was asked of
+        if len(self._rooms) > MAX_ROOMS:
+            del self._rooms[next(iter(self._rooms))]
+        return seen
+
+    def placer(self, begin: int, size: int, room: Int64s, known: str = "") -> Placer | None:
+        """How the metadata of a volume of `size` bytes that begins at image offset `begin` places itself: as it reads
+        from there, or with what was found of it in the room by the placer of key `known` laid over that.
+        """
+        seen = self._in(room)
+        key = begin, size, known
+        if key not in seen.placers:
+            over = seen.found[begin, known] if known else None
+            seen.placers[key] = placer_of(_volume(self.image, begin, size, over), 0, size)
+        return seen.placers[key]
 
     def look(self, wanted: list[tuple[int, Placer]], room: Int64s) -> list[Stated]:
-        """The structures of each (row, placer) in the image ranges `room` int64[k, 2]; one pass for all new ones."""
-        new = {(row, p.key): p for row, p in wanted if (row, p.key) not in self._found}
+        """The structures of each volume (where it begins, placer) in the image ranges `room` int64[k, 2]; one pass for
+        all new ones."""
+        known = self._in(room).found
+        new = {(begin, p.key): p for begin, p in wanted if (begin, p.key) not in known}
         parts: dict[tuple[int, str], list[Stated]] = {key: [] for key in new}
         buffer = np.empty(STEP + REACH, np.uint8)
         for start, length in room.tolist() if new else []:
@@ -66,8 +88,17 @@ class Loose:
         for key, found in parts.items():
             image_offset = np.concatenate([nothing, *(p for p, _ in found)])
             order = np.argsort(image_offset, kind="stable")
-            self._found[key] = image_offset[order], np.concatenate([nothing, *(v for _, v in found)])[order]
-        return [self._found[row, p.key] for row, p in wanted]
+            known[key] = image_offset[order], np.concatenate([nothing, *(v for _, v in found)])[order]
+        return [known[begin, p.key] for begin, p in wanted]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Of one room."""
+
+    found: dict[tuple[int, str], Stated] = field(default_factory=dict[tuple[int, str], Stated])
+    placers: dict[tuple[int, int, str], Placer | None] = field(default_factory=dict[
+        tuple[int, int, str], Placer | None])
 
 
 def stated_by(loose: Loose, rows: dict[int, tuple[int, int]], room: Int64s) -> dict[int, tuple[Stated, float]]:
@@ -83,13 +114,14 @@ def stated_by(loose: Loose, rows: dict[int, tuple[int, int]], room: Int64s) -> d
     for _ in range(MAX_READS):
         wanted: list[tuple[int, Placer]] = []
         for row, (begin, size) in rows.items():
-            placer = placer_of(_volume(loose.image, begin, size, out[row][0] if row in out else None), 0, size)
+            placer = loose.placer(begin, size, room, keys.get(row, ""))
             if placer is not None and keys.get(row) != placer.key:
                 keys[row] = placer.key
                 wanted.append((row, placer))
         if not wanted:
             break
-        out |= {row: (found, p.bits) for (row, p), found in zip(wanted, loose.look(wanted, room), strict=True)}
+        looked = loose.look([(rows[row][0], p) for row, p in wanted], room)
+        out |= {row: (found, p.bits) for (row, p), found in zip(wanted, looked, strict=True)}
     return out
 
 

@@ -18,6 +18,7 @@ from ..tables import pc
 from ..verify.guest import describe
 from .boot_sectors import ENTRY, BootSectors
 from .candidate import Candidate
+from .loose import Loose
 from .places import SIZE_SLACK, Owned, Places, assign, fills, first_rows, of_snapshots, through
 from .segments import BLOCK
 from .solve import solve
@@ -58,12 +59,13 @@ def raw_container(view: Reader) -> Container | None:
 
 
 def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, room: Int64s,
-              boot: BootSectors, known: Set[str] = frozenset()) -> Iterator[tuple[Container, FileMap]]:
+              boot: BootSectors, known: Set[str] = frozenset(), metadata: Loose | None = None
+              ) -> Iterator[tuple[Container, FileMap]]:
     """Disks without a container in `image`, outside `claims`, other than the image itself and its host volumes.
 
     The caller claims each one before the next is asked for. room int64[k, 2]: image ranges that may be theirs. boot:
     of that room. known: names of volumes and partition tables of disks that were found: copies of what begins those
-    may lie anywhere.
+    may lie anywhere. metadata: what was found of it; grows.
     """
     mask = pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string()))
     table = evidence.filter(mask)
@@ -73,8 +75,8 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
         found = list(_tables(image, table, claims, hosts_at, known) if tables else
                      _volumes(image, table, claims, hosts_at))
         if tables:
-            found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
-        solve(image, found, loose, claims.free_of(room))
+            found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found}, metadata)
+        solve(image, found, loose, claims.free_of(room), loose=metadata)
         twins = of_twins(image, found, loose)
         for k, c in sorted(enumerate(found), key=lambda one: not one[1].settled):
             disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
@@ -147,21 +149,21 @@ def names_of(disk: VirtualDisk) -> set[str]:
 
 
 def rivals(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[int], places: Places, boot: BootSectors,
-           containers: list[Candidate]) -> list[Candidate]:
+           containers: list[Candidate], metadata: Loose | None = None) -> list[Candidate]:
     """Disks without a container that compete for space with `containers`: their tables are in none of those.
 
     A table is a container's when its run has it there, and may be that of any container of about its size that shows
     nothing of its guest, unless that has a volume of which the table says nothing, or the table's own volume lies
     behind it as on a disk, and is no container's. A volume is a container's when it fits there, and may be that of any
-    that lacks one so large.
+    that lacks one so large. metadata: what was found of the guests' loose metadata; grows.
     """
     table = evidence.filter(pc.is_in(evidence["module"], value_set=pa.array(list(guests()), pa.string())))
     loose = places.outside(claims)
     found = list(_tables(image, table, claims, hosts_at, set()))
-    found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found})
+    found += _with_mbr(image, boot, claims, hosts_at, loose, {c.start for c in found}, metadata)
     containers = [c for c in containers if not c.encrypted]
     left = loose.outside(_of_tables(image, found, containers, loose))
-    owned = assign(image, [(c.start, c.container) for c in containers], left)
+    owned = assign(image, [(c.start, c.container) for c in containers], left, loose=metadata)
     explained: set[int] = set()
     # disks whose table may be anywhere: size, identity where it is known, and volumes
     open_: list[tuple[int, str | None, list[Owned]]] = []
@@ -254,8 +256,8 @@ def _twice(table: pa.Table, name: str) -> bool:
     return table.filter(pc.and_(begins, pc.fill_null(pc.equal(table["identity"], name), False))).num_rows > 1
 
 
-def _with_mbr(image: Reader, boot: BootSectors, claims: Claims, hosts_at: set[int], places: Places, known: set[int]
-              ) -> list[Candidate]:
+def _with_mbr(image: Reader, boot: BootSectors, claims: Claims, hosts_at: set[int], places: Places, known: set[int],
+              metadata: Loose | None = None) -> list[Candidate]:
     """Disks whose MBR names a partition that a volume of the image fills, wherever that lies.
 
     Most blocks that look like an MBR are none, or one of a disk that is not here; nothing but its volume tells. Where
@@ -275,7 +277,7 @@ def _with_mbr(image: Reader, boot: BootSectors, claims: Claims, hosts_at: set[in
             found.append(c)
         if len(found) == MAX_MBR:
             break
-    owned = assign(image, [(c.start, c.container) for c in found], places)
+    owned = assign(image, [(c.start, c.container) for c in found], places, loose=metadata)
     return [c for c, volumes in zip(found, owned, strict=True) if volumes]
 
 

@@ -20,6 +20,7 @@ from .candidate import Candidate
 from .headers import lead
 from .host_files import host_files
 from .hosts import Spot, find_hosts, read_hosts, unallocated
+from .loose import Loose
 from .orphans import rebuilt
 from .places import Places
 from .raw import names_of, raw_disks, rivals
@@ -69,12 +70,12 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
     places = Places.of(evidence)
     hosts_at = {v.volume.offset for v in state.views} | {0}
     space = np.array([[0, image.size]], np.int64) if room is None or len(room) == 0 else room
-    boot = BootSectors(image, space)
+    boot, loose = BootSectors(image, space), Loose(image)
 
-    def loose(containers: list[Candidate]) -> list[Candidate]:
-        return rivals(image, evidence, state.claims, hosts_at, places, boot, containers)
+    def alone(containers: list[Candidate]) -> list[Candidate]:
+        return rivals(image, evidence, state.claims, hosts_at, places, boot, containers, loose)
 
-    for item in lead(image, left, places, state.claims, room, loose):
+    for item in lead(image, left, places, state.claims, room, alone, loose):
         state.accept(item.container, item.map, deleted=state.deleted_at(item.map), host=None)
     for fmt in formats().values():
         if fmt.salvage is None:
@@ -91,7 +92,8 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
         file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
         state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     known = _names(state)
-    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space, boot, known):
+    for container, file_map in raw_disks(image, evidence, state.claims, hosts_at, places, space, boot, known,
+                                           loose):
         if not state.taken(file_map):
             state.accept(container, file_map, deleted=state.deleted_at(file_map), host=None)
 

@@ -47,15 +47,15 @@ Round = Callable[[Reader, Candidate, Points, Expectation], list[tuple[int, int, 
 
 
 def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int64s,
-          rivals: Sequence[Candidate] = (), alone: Round | None = None) -> None:
+          rivals: Sequence[Candidate] = (), alone: Round | None = None, loose: Loose | None = None) -> None:
     """Better maps for the candidates that are not one run. room int64[k, 2]: image ranges that may be theirs.
 
     rivals: others that may be what they are proposed as; only those that agree as one run keep their bytes. alone: how
-    a single candidate is laid out instead.
+    a single candidate is laid out instead. loose: what was found on the image so far; grows.
     """
     taken = Taken(_outside(room, image.size), {})
     known: Known = {}
-    loose = Loose(image)
+    loose = loose or Loose(image)
     plain = [c for c in [*candidates, *rivals] if c.plain]
     _give_volumes(image, plain, places, known, loose, room)
     for c in plain:
@@ -68,7 +68,8 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
     rivals = [r for r in rivals if not r.nested]
     everyone = [*candidates, *rivals]
     for c in everyone:
-        c.settled = settled(image, c, everyone) and not (c.scattered is not None and _misplaced(image, c, loose, room))
+        c.settled = settled(image, c, everyone) and not (
+            c.scattered is not None and _misplaced(image, c, places, loose, room))
     for c in everyone:
         if c.settled:
             taken.image.add(c.map)
@@ -82,7 +83,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
                 if o.delta == 0:
                     at = int(places.image_offset[o.row] + places.length[o.row])
                     kept.add_range(at - 1, at)
-        places, known, loose = places.outside(kept), {}, Loose(image)
+        places, known = places.outside(kept), {}
         _give_volumes(image, active, places, known, loose, room)
         for c in active:
             _read_guest(image, c, places)
@@ -169,16 +170,18 @@ def _copy(claims: Claims) -> Claims:
 def _give_volumes(image: Reader, candidates: list[Candidate], places: Places, known: Known, loose: Loose, room: Int64s
                   ) -> None:
     legible = [c for c in candidates if not c.encrypted]
+    if legible and all(c.placed is not None and c.placed[0] is c.container and c.placed[1] is places for c in legible):
+        return  # no table was read otherwise since
     found = assign(image, [(c.start, c.container) for c in legible], places, known, loose, room,
                    [c.scattered for c in legible])
     for c, owned in zip(legible, found, strict=True):
-        c.owned = owned
+        c.owned, c.placed = owned, (c.container, places)
 
 
 def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     """Pins, volumes and file ends of a candidate as its map shows them now."""
     guest_map = c.container.guests[0].map
-    key = (c.map.rows(), [g.map.file_offset.tobytes() for g in c.container.guests], c.owned)
+    key = (c.map.reads(), [g.map.file_offset.tobytes() for g in c.container.guests], c.owned)
     if key == c.read:
         return
     c.read = key
@@ -229,17 +232,17 @@ def _place_metadata(image: Reader, active: list[Candidate], places: Places, loos
     open_ = {places.module[i] for i in first_rows(places) if (places.module[i], places.identity[i]) not in owned}
     for m in [m for c in active for m in c.metadata.values()]:
         m.alone = m.placer.bits < PIN_BITS and places.module[m.row] not in open_
-    for m, found in zip(wanted, loose.look([(m.row, m.placer) for m in wanted], room), strict=True):
+    for m, found in zip(wanted, loose.look([(places.begin(m.row), m.placer) for m in wanted], room), strict=True):
         own, _ = alone.get(m.row, (found, 0.0))
         told = found if m.placer.bounded else max(found, own, key=lambda stated: len(stated[0]))
         m.image_offset, m.volume_offset = told
 
 
-def _misplaced(image: Reader, c: Candidate, loose: Loose, room: Int64s) -> bool:
+def _misplaced(image: Reader, c: Candidate, places: Places, loose: Loose, room: Int64s) -> bool:
     """Whether the units of a candidate lie in another order than its map has them, as its metadata says."""
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
     told = [(o, p) for o in c.owned if (p := placer_of(disk, o.guest_offset, o.size)) is not None]
-    found = loose.look([(o.row, p) for o, p in told], room)
+    found = loose.look([(places.begin(o.row), p) for o, p in told], room)
     return any(misplaced(c, o.guest_offset, stated) for (o, _), stated in zip(told, found, strict=True))
 
 

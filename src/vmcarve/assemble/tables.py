@@ -33,6 +33,7 @@ MAX_SIFTED = 4  # ours: times that what they state is sifted
 IN_PLACE = 4  # structures, the header among them, that no other file has at these distances
 MAX_OWN = 4096  # ours: structures of one container that are kept from others,
 MAX_REGION = 4 << 20  # and bytes of one of them
+MAX_WANTED = 256  # ours: maps of which it is remembered what they lack
 LEAST_BITS = 8.0
 STRONG = 16.0  # bits from which one block is better than another, whatever lies nearer
 
@@ -57,6 +58,18 @@ class Search:
     room: Int64s
     used: set[int] = field(default_factory=set[int])  # image offsets of tables that were found
     _heads: dict[int, Heads] = field(default_factory=dict[int, Heads])
+    _wanted: dict[tuple[object, ...], list[Want]] = field(default_factory=dict[tuple[object, ...], list[Want]])
+
+    def wants(self, fmt: Format, file_map: FileMap) -> list[Want]:
+        """What the format wants of a container as a map shows it: it is asked several times through one map."""
+        if fmt.wants is None:
+            return []
+        key = fmt.name, *file_map.reads()
+        if key not in self._wanted:
+            if len(self._wanted) >= MAX_WANTED:
+                del self._wanted[next(iter(self._wanted))]
+            self._wanted[key] = list(fmt.wants(FileView(self.image, file_map)))
+        return self._wanted[key]
 
     def heads(self, phase: int) -> Heads:
         """The heads of all blocks at image offsets of this phase (mod 4096)."""
@@ -73,7 +86,7 @@ class Search:
 
     def keep_begun(self, fmt: Format, first: FileMap) -> None:
         """So are those in their place of one that lacks others, when there are more than chance puts there."""
-        wants = fmt.wants(FileView(self.image, first)) if fmt.wants is not None else []
+        wants = self.wants(fmt, first)
         own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
         if len(own) >= IN_PLACE:
             self.used |= own
@@ -82,7 +95,7 @@ class Search:
         """What `complete` finds before image offset `end`, when that is all that is wanted; else nothing is used."""
         before = set(self.used)
         found = self.complete(fmt, start, first, end)
-        if fmt.wants is not None and not fmt.wants(FileView(self.image, found[0])):
+        if fmt.wants is not None and not self.wants(fmt, found[0]):
             return found
         self.used = before
         return None
@@ -93,7 +106,6 @@ class Search:
 
         end: image offset before which, and behind the header, they must lie.
         """
-        lacking = fmt.wants or _nothing
         if fmt.wants is None and fmt.stated is None and fmt.tied is None:
             return first, []
         laid = _Laid(first, self.image.size)
@@ -107,7 +119,7 @@ class Search:
         for _ in range(MAX_ROUNDS):
             if self._tie(fmt, current, start, laid):
                 current = FileMap.build(laid.rows(0, first.size))
-            wants = [w for w in lacking(FileView(self.image, current)) if w.file_offset not in tried]
+            wants = [w for w in self.wants(fmt, current) if w.file_offset not in tried]
             if own is None:
                 own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
             wants = [w for w in wants if w.file_offset + BLOCK <= first.size]  # beyond: a table that is none
@@ -246,10 +258,6 @@ def _amid_another(found: Int64s) -> npt.NDArray[np.bool_]:
         amid[1:-1] = (each[:-2] == each[2:]) & (count[each[:-2]] > count[each[1:-1]])
         out[order] |= amid[run]
     return out
-
-
-def _nothing(reader: Reader) -> list[Want]:
-    return []
 
 
 def _look(image: Reader, room: Int64s, phase: int) -> Heads:

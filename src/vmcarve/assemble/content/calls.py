@@ -22,6 +22,7 @@ from .programs import Program, Programs, points
 from .want import BLOCK, Guest, Int64s, Told, U8s
 
 CALL, CALL_BYTES = 0xE8, 5
+BLOCK_BITS = BLOCK.bit_length() - 1
 REACH = 1 << 22  # bytes that a call leads away at most: programs are no larger, and what is no code reaches anywhere
 WIDTH = 4 * REACH  # numbers for the places of targets, from the begin of the block
 LEAST, TIMES = 8, 3  # votes that a page needs; times those of the next one
@@ -43,7 +44,8 @@ class Calls:
     _programs: dict[bytes, Program] | None = None  # None: not asked since the guests or the image were seen
     _asked: set[bytes] = field(default_factory=set[bytes])  # programs whose pages were voted for
     _seen: bool = False
-    _calls: list[Int64s] = field(default_factory=list[Int64s])  # int64[n, 2]: image offset of a call, and of its target
+    _calls: list[tuple[Int64s, Int64s]] = field(default_factory=list[tuple[Int64s, Int64s]])
+    """image offsets of calls, rising, and of their targets"""
     _held: int = 0
     _found: dict[tuple[bytes, int, int], int] = field(default_factory=dict[tuple[bytes, int, int], int])
     """votes by program, page of the file and image offset: what was believed once stays"""
@@ -55,15 +57,17 @@ class Calls:
         return first and self._seen
 
     def see(self, data: U8s, at: int, length: int) -> None:
-        self.programs.see(data.tobytes(), at, length)
+        self.programs.see(data, at, length)
         if self._held >= OUR_MAX_CALLS:
             return
         end = min(length, len(data) - CALL_BYTES + 1)
-        place = np.flatnonzero(data[: max(end, 0)] == CALL).astype(np.int64)
-        step = np.ascontiguousarray(data[place[:, None] + np.arange(1, CALL_BYTES)]).view("<i4")[:, 0].astype(np.int64)
+        place = np.flatnonzero(data[: max(end, 0)] == CALL)
+        if not len(place):
+            return
+        step = np.ndarray((end,), "<i4", data, 1, (1,))[place].astype(np.int64)  # the word behind each byte
         near = (np.abs(step) < REACH) & (step != 0)
-        place, step = place[near], step[near]
-        self._calls.append(np.column_stack((place + at, place + at + CALL_BYTES + step)))
+        place = place[near] + at
+        self._calls.append((place, place + CALL_BYTES + step[near]))
         self._held += len(place)
 
     def points(self, number: int) -> Told:
@@ -88,25 +92,28 @@ class Calls:
 
     def _vote(self, programs: list[Program]) -> None:
         """Notes the pages of all programs that are believed, where nothing else makes sure what lies there."""
-        calls = np.concatenate(self._calls)
-        calls = calls[~_sure(self._guests, calls[:, 0])]
+        if len(self._calls) > 1:
+            self._calls = [(np.concatenate([c for c, _ in self._calls]), np.concatenate([t for _, t in self._calls]))]
+        place, target = self._calls[0]
+        left = ~_sure(self._guests, place)
+        place, target = place[left], target[left]
         by_phase: dict[int, list[Program]] = {}
         for program in programs:
             for phase in self._phases(program):
                 by_phase.setdefault(phase, []).append(program)
         for phase in sorted(by_phase)[:MAX_PHASES]:
             pages = _Pages.of(by_phase[phase])
-            block = (calls[:, 0] - phase) // BLOCK
-            target = calls[:, 1] - phase - block * BLOCK  # from the block's begin
-            both = np.sort(block * WIDTH + target + WIDTH // 2)
+            block = (place - phase) >> BLOCK_BITS
+            begin = (block << BLOCK_BITS) + phase
+            both = np.sort(block * WIDTH + target - begin + WIDTH // 2)
             both = both[np.concatenate(([True], both[1:] != both[:-1]))] if len(both) else both
             found = pages.believed(both // WIDTH, both % WIDTH - WIDTH // 2)
             for b, p, v in zip(*(column.tolist() for column in found), strict=True):
                 program, at = pages.which(p)
-                place = b * BLOCK + phase
-                bits = begin_bits(program, at, self.programs.image.read(place, BLOCK))
+                here = b * BLOCK + phase
+                bits = begin_bits(program, at, self.programs.image.read(here, BLOCK))
                 if bits >= 0:  # amid a function only calls speak
-                    self._found[program.key, at, place] = v if bits else LEAST
+                    self._found[program.key, at, here] = v if bits else LEAST
 
     def _phases(self, program: Program) -> set[int]:
         """Where in a block of the image pages of a program begin that are not sure to lie somewhere already."""
@@ -179,12 +186,12 @@ def begin_bits(program: Program, page: int, data: bytes) -> float:
 
 
 def _sure(guests: list[Guest], image_offset: Int64s) -> npt.NDArray[np.bool_]:
-    """Whether image bytes are where a run of some guest is sure."""
+    """Whether image bytes, rising, are where a run of a guest is sure. Of runs over each other the later one tells."""
     out = np.zeros(len(image_offset), np.bool_)
     for g in guests:
         runs = (g.sure[:, :2] + g.sure[:, 2:]) * BLOCK + g.start
         runs = runs[np.argsort(runs[:, 0], kind="stable")]
-        if len(runs):
-            i = np.searchsorted(runs[:, 0], image_offset, side="right") - 1
-            out |= (i >= 0) & (image_offset < runs[np.maximum(i, 0), 1])
+        runs[:-1, 1] = np.minimum(runs[:-1, 1], runs[1:, 0])
+        for low, high in np.searchsorted(image_offset, runs).tolist():
+            out[low:high] = True
     return out

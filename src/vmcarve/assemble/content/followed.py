@@ -14,7 +14,7 @@ from .want import BLOCK, Guest, Told
 @dataclass(slots=True)
 class Followed(ABC):
     """Mechanism whose image is seen once, as soon as any guest has something to ask (`asks`), and whose files are
-    followed (`follow`) once in each round. Once found, a place stays.
+    followed (`follow`) once in each round that shows more of any guest. Once found, a place stays.
     """
 
     _guests: list[Guest] = field(default_factory=list[Guest])
@@ -22,6 +22,7 @@ class Followed(ABC):
     _blocks: int = 2  # of the image
     _seen: bool = False
     _followed: bool = False
+    _told: list[tuple[object, ...]] = field(default_factory=list[tuple[object, ...]])  # of each guest, by which it was
 
     def want(self, guests: list[Guest]) -> bool:
         self._guests = guests
@@ -33,7 +34,10 @@ class Followed(ABC):
     def points(self, number: int) -> Told:
         if not self._followed:
             self._followed = True
-            self.follow()
+            told = [_told(g) for g in self._guests]
+            if not _same(told, self._told):
+                self._told = told if self._seen else []
+                self.follow()
         return given(self._found[number], self._guests[number], self._blocks)
 
     def asks(self) -> bool:
@@ -42,6 +46,16 @@ class Followed(ABC):
     @abstractmethod
     def follow(self) -> None:
         """Notes in `_found` what comes next to what is placed."""
+
+
+def _told(guest: Guest) -> tuple[object, ...]:
+    return guest.read, guest.start, guest.unit, guest.sure.tobytes()
+
+
+def _same(now: list[tuple[object, ...]], before: list[tuple[object, ...]]) -> bool:
+    """Whether guests read as they did, and have as much that is sure."""
+    return len(now) == len(before) and all(a[0] is not None and a[0] is b[0] and a[1:] == b[1:]
+                                           for a, b in zip(now, before, strict=True))
 
 
 def given(found: dict[int, int], guest: Guest, blocks: int) -> Told:

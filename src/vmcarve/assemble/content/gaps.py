@@ -11,11 +11,11 @@ Memory: 10 bytes for each sector of a candidate unit, at most MAX_UNITS; the byt
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ..._ext.sector_tails import sector_tails
 from ...model import SECTOR, Reader
@@ -28,6 +28,7 @@ from .want import BLOCK, Guest, Int64s, Told, U8s
 Floats = npt.NDArray[np.float64]
 MAX_UNITS = 4096  # ours: free units that are looked at
 MAX_PAIRS = 1 << 17  # ours: gaps times units
+MAX_BITS = 1 << 20  # ours: bits of units in gaps that are remembered; some 16 bytes each
 MAX_PIECES = 1 << 22  # ours: of the files of one guest
 MAX_LINKS = 24  # ours: of one gap
 LEAST = 1024  # bytes on each side of a border that tell anything
@@ -139,7 +140,7 @@ def _free(image: Reader, at: int, size: int) -> Free:
     sector_tails(data, tail)
     head = np.frombuffer(data, np.uint32)[:: HEAD // 4].copy()
     kinds = kind_of(data[:BLOCK]), kind_of(data[-BLOCK:])
-    return Free(at, tail, head, hashlib.blake2b(data, digest_size=16).digest(), kinds)
+    return Free(at, tail, head, xxhash.xxh3_128_digest(data), kinds)
 
 
 def _known(guest: Guest, unit: int) -> dict[int, int]:
@@ -205,6 +206,20 @@ def _spread(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
     return which, np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
 
 
+@dataclass(slots=True)
+class _Bits:
+    """worth float64[n]: bits for each unit in a gap."""
+
+    worth: Floats
+    _order: list[int] = field(default_factory=list[int])
+
+    def order(self) -> list[int]:
+        """The units, the best first."""
+        if not self._order:
+            self._order.extend(np.argsort(-self.worth, kind="stable").tolist())
+        return self._order
+
+
 class _Search:
     """One beam search. Numbers below are of gaps, and of free units."""
 
@@ -218,11 +233,13 @@ class _Search:
         self._shares = Shares.of(k for u in free for k in u.kinds)
         same: dict[bytes, int] = {}
         self._content = np.array([same.setdefault(u.key, i) for i, u in enumerate(free)], np.int64)
+        self._contents: list[int] = self._content.tolist()
         self._tails = np.array([u.tail for u in free])
         heads = np.array([u.head for u in free])
         self._magic = MAGICS[np.minimum(np.searchsorted(MAGICS, heads), len(MAGICS) - 1)] == heads
         self._sides = sides
         self._rows: dict[tuple[Link, bool, int], Floats] = {}
+        self._bits: dict[tuple[int, ...], _Bits] = {}
         self._own = [self._alone(g, u) for g, u in gaps]
         self._between: list[list[tuple[Link, int, bool]]] = [[] for _ in gaps]  # link, the other gap, whether it is `b`
         asked = [0] * len(gaps)
@@ -253,14 +270,19 @@ class _Search:
             if self._tells(gap, beam[0][1]) < TELLS:
                 break
             left.remove(gap)
-            longer: list[tuple[float, int, int]] = []  # score, state, unit (-1: none of them)
-            for k, (score, chosen) in enumerate(beam):
+            scores, units, counts = list[Floats](), list[Int64s](), list[int]()  # by state; unit -1: none of them
+            for score, chosen in beam:
                 worth = self._worth(gap, chosen)
-                longer.append((score + nothing, k, -1))
-                for j in np.flatnonzero(worth > worth.max() - SPAN).tolist() if np.isfinite(worth.max()) else ():
-                    longer.append((score + prior + float(worth[j]), k, j))
-            longer.sort(key=lambda s: -s[0])
-            beam = [(score, {**beam[k][1], gap: j}) for score, k, j in longer[:BEAM]]
+                best = worth.max()
+                near = np.flatnonzero(worth > best - SPAN) if np.isfinite(best) else np.empty(0, np.int64)
+                scores.append(np.concatenate(([score + nothing], score + prior + worth[near])))
+                units.append(np.concatenate(([-1], near)))
+                counts.append(len(near) + 1)
+            score_of, unit_of = np.concatenate(scores), np.concatenate(units)
+            state_of = np.repeat(np.arange(len(beam)), counts)
+            first = np.argsort(-score_of, kind="stable")[:BEAM]
+            beam = [(score, {**beam[k][1], gap: j}) for score, k, j in zip(
+                score_of[first].tolist(), state_of[first].tolist(), unit_of[first].tolist(), strict=True)]
         return self._agreed(beam)
 
     def _agreed(self, beam: list[tuple[float, dict[int, int]]]) -> dict[tuple[int, int], int]:
@@ -278,23 +300,49 @@ class _Search:
 
     def _worth(self, gap: int, chosen: dict[int, int]) -> Floats:
         """Bits for each unit in a gap beside those chosen; -inf for what is used."""
-        out = self._own[gap].copy()
-        for link, other, is_b in self._between[gap]:
-            unit = chosen.get(other, -1)
-            if unit >= 0:
-                at = self._free[unit].at
-                out += self._beside(link, is_b, self._end(at, link) if is_b else at + link.b % self._size)
+        out = self._beside_chosen(gap, chosen).worth.copy()
         out[[j for j in chosen.values() if j >= 0]] = -np.inf
         return out
 
     def _tells(self, gap: int, chosen: dict[int, int]) -> float:
         """Bits between the best unit of a gap and the first that is not of the few best contents, or none of them."""
-        worth = self._worth(gap, chosen)
-        order = np.argsort(-worth, kind="stable")[: ALIKE * 8]
-        first = np.unique(self._content[order], return_index=True)[1]
+        bits = self._beside_chosen(gap, chosen)
+        used = set(chosen.values())
         none = float(np.log2((1 - FOUND) / FOUND * len(self._free)))
-        next_ = float(worth[order[np.sort(first)[ALIKE]]]) if len(first) > ALIKE else -np.inf
-        return float(worth[order[0]]) - max(none, next_)
+        best, next_ = -np.inf, -np.inf
+        contents: set[int] = set()
+        left = ALIKE * 8  # units that are looked at
+        for j in bits.order():
+            if j in used:
+                continue
+            content = self._contents[j]
+            if not contents:
+                best = float(bits.worth[j])
+            if content not in contents:
+                if len(contents) == ALIKE:
+                    next_ = float(bits.worth[j])
+                    break
+                contents.add(content)
+            left -= 1
+            if not left:
+                break
+        return best - max(none, next_)
+
+    def _beside_chosen(self, gap: int, chosen: dict[int, int]) -> _Bits:
+        """The bits for each unit in a gap beside those chosen, whatever is used elsewhere: the same for all assignments
+        that agree in what lies beside it."""
+        units = [chosen.get(other, -1) for _, other, _ in self._between[gap]]
+        key = gap, *units
+        if key not in self._bits:
+            if len(self._bits) * len(self._free) >= MAX_BITS:
+                self._bits = {}
+            out = self._own[gap].copy()
+            for (link, _, is_b), unit in zip(self._between[gap], units, strict=True):
+                if unit >= 0:
+                    at = self._free[unit].at
+                    out += self._beside(link, is_b, self._end(at, link) if is_b else at + link.b % self._size)
+            self._bits[key] = _Bits(out)
+        return self._bits[key]
 
     def _alone(self, guest: int, unit: int) -> Floats:
         """What each free unit says by itself: ends and begins of files that should lie in it."""

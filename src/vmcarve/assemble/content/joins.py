@@ -45,6 +45,18 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Rising:
+    """Rows beside a border, by the numbers of which they consist. rises bool[n]: those that never fall from row to row;
+    rose int64[n]: how often they rise; most float64[n]: by how much at once; edge float64[n]: those of the row next to
+    the border."""
+
+    rises: npt.NDArray[np.bool_]
+    rose: npt.NDArray[np.int64]
+    most: npt.NDArray[np.float64]
+    edge: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """One side of a border. data: the bytes up to it, or from it on. fill: the byte of which its block consists, or -1.
 
@@ -60,12 +72,25 @@ class Side:
     times: tuple[float, ...] = ()
     step: float = 0.0
     _counts: dict[bytes, int] = field(default_factory=dict[bytes, int], compare=False, repr=False)
+    _rising: dict[tuple[int, bool], Rising] = field(default_factory=dict[tuple[int, bool], Rising], compare=False,
+                                                    repr=False)
 
     def count(self, letters: bytes) -> int:
         """How often these letters are in the data."""
         if letters not in self._counts:
             self._counts[letters] = self.data.count(letters)
         return self._counts[letters]
+
+    def rising(self, stride: int, ends: bool) -> Rising:
+        """Of the NUMBERS rows of `stride` bytes that end at the border, or begin at it. There must be as many bytes."""
+        if (stride, ends) not in self._rising:
+            size = stride * NUMBERS
+            data = self.data[-size:] if ends else self.data[:size]
+            rows = np.frombuffer(data, "<u8").reshape(NUMBERS, -1).astype(np.float64)
+            steps = np.diff(rows, axis=0)
+            self._rising[stride, ends] = Rising(np.logical_and.reduce(steps >= 0), np.count_nonzero(steps > 0, axis=0),
+                                                steps.max(axis=0), rows[-1 if ends else 0])
+        return self._rising[stride, ends]
 
 
 def before(data: bytes, block: int = 4096) -> Side:
@@ -135,7 +160,7 @@ def bits(left: Side, right: Side, shares: Shares) -> float:
     out = math.log2(STAYS / shares[left])
     if left.kind == Kind.TEXT:
         return out + _text(left, right)
-    return out + (_numbers(left.data, right.data) if left.kind != Kind.DENSE else 0.0)
+    return out + (_numbers(left, right) if left.kind != Kind.DENSE else 0.0)
 
 
 def _text(left: Side, right: Side) -> float:
@@ -177,20 +202,18 @@ def foretold(left: Side, right: Side) -> float:
     return out
 
 
-def _numbers(left: bytes, right: bytes) -> float:
+def _numbers(left: Side, right: Side) -> float:
     """Whether sorted rows with a number of eight bytes go on: +MOST, AGAINST, or 0 where there are none."""
     for stride in STRIDES:
-        size = stride * NUMBERS
-        if len(left) < size or len(right) < size:
+        if min(len(left.data), len(right.data)) < stride * NUMBERS:
             continue
-        rows = np.frombuffer(left[-size:] + right[:size], "<u8").reshape(2 * NUMBERS, -1).astype(np.float64)
-        steps = np.diff(rows, axis=0)
-        inside = np.delete(steps, NUMBERS - 1, axis=0)
-        rises = (inside >= 0).all(axis=0) & ((inside > 0).sum(axis=0) > len(inside) // 2)
-        if rises.any():
-            column = int(np.flatnonzero(rises)[0])
-            gap = float(steps[NUMBERS - 1, column])
-            return MOST if 0 <= gap <= 4 * float(inside[:, column].max()) else AGAINST
+        a, b = left.rising(stride, True), right.rising(stride, False)
+        both = np.flatnonzero(a.rises & b.rises)
+        both = both[(a.rose + b.rose)[both] > NUMBERS - 1] if len(both) else both  # half of the steps
+        if len(both):
+            column = int(both[0])
+            gap = float(b.edge[column] - a.edge[column])
+            return MOST if 0 <= gap <= 4 * float(max(a.most[column], b.most[column])) else AGAINST
     return 0.0
 
 

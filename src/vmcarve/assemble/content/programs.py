@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,12 +18,12 @@ import numpy.typing as npt
 
 from ...model import Reader
 from ..tails import to_file
-from .want import BLOCK, Guest, Int64s
+from .want import BLOCK, Guest, Int64s, U8s
 
 ELF, X86_64, LOAD, EH_FRAME = b"\x7fELF\x02\x01", 62, 1, 0x6474E550
 EXECUTE = 1  # p_flags
 ENCODINGS = b"\x01\x1b\x03\x3b"  # version 1; relative pointers, a 4-byte count, a sorted table relative to the header
-SECTOR = 512
+SECTOR, WORD = 512, 4
 MAX_TABLE = 1 << 24  # ours: bytes of one table of functions
 MAX_PROGRAMS = 4096  # ours: of one guest
 MAX_NOTED = 1 << 18  # ours: heads, and tables, of one image
@@ -61,16 +60,17 @@ class Programs:
     """image offsets by place in a block and number of functions"""
     _noted: int = 0
 
-    def see(self, text: bytes, at: int, length: int) -> None:
+    def see(self, data: U8s, at: int, length: int) -> None:
         """Notes heads and tables in image bytes from `at` on (see Mechanism.see)."""
-        for place in _each(text, ELF, length):
-            size = _size(text[place : place + 64]) if (at + place) % SECTOR == 0 else 0
+        for place in _each(data, ELF[:4], -at % SECTOR, length, SECTOR):
+            head = data[place : place + 64].tobytes()
+            size = _size(head) if head.startswith(ELF) else 0
             if size and self._noted < MAX_NOTED:
                 self._heads[size].append(at + place)
                 self._noted += 1
-        for place in _each(text, ENCODINGS, min(length, len(text) - 11)):
-            count = int.from_bytes(text[place + 8 : place + 12], "little")
-            if (at + place) % 4 == 0 and 0 < count <= MAX_TABLE // 8 and self._noted < MAX_NOTED:
+        for place in _each(data, ENCODINGS, -at % WORD, min(length, len(data) - 11), WORD):
+            count = int.from_bytes(data[place + 8 : place + 12].tobytes(), "little")
+            if 0 < count <= MAX_TABLE // 8 and self._noted < MAX_NOTED:
                 self._tables[(at + place) % BLOCK, count].append(at + place)
                 self._noted += 1
 
@@ -138,12 +138,13 @@ def points(number: int, programs: dict[bytes, Program]) -> tuple[Int64s, Floats]
     return (np.array([r[:3] for r in rows], np.int64).reshape(-1, 3), np.array([r[3] for r in rows], np.float64))
 
 
-def _each(text: bytes, needle: bytes, end: int) -> Iterator[int]:
-    """Where the needle begins before `end`."""
-    at = text.find(needle)
-    while 0 <= at < end:
-        yield at
-        at = text.find(needle, at + 1)
+def _each(data: U8s, needle: bytes, first: int, end: int, step: int) -> list[int]:
+    """Where a needle of WORD bytes begins before `end`, of first, first + step, ..."""
+    count = (min(end, len(data) - WORD + 1) - first + step - 1) // step
+    if count <= 0:
+        return []
+    words = np.ndarray((count,), "<u4", data, first, (step,))
+    return (np.flatnonzero(words == int.from_bytes(needle, "little")) * step + first).tolist()
 
 
 def _functions(data: bytes, address: int, first: int, extent: int) -> Int64s | None:

@@ -12,6 +12,7 @@ for MAX_ASKED blocks of gaps in each round.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,9 @@ MAX_GAPS = 1 << 12  # ours: of one guest
 MAX_TEXTS = 1 << 20  # ours: blocks of text of one image
 MAX_ASKED = 1 << 16  # ours: blocks of all gaps of one round, the shortest gaps first
 MAX_SAMPLES = 16 << 20  # ours: letters that are counted
+COUNTED = 1 << 10  # blocks whose letters are counted at a time
 LINES = 4  # that tell whether a stretch goes on
+LINED = 768  # bytes of a block in which most texts have so many
 BESIDE = 9  # lines beside a border, of which most have one length
 ORDER, HASH = 3, 20  # letters that foretell the next, and bits of the table of four
 DOUBT = 2.0  # letters that are taken to have been seen of any that come behind others
@@ -81,6 +84,57 @@ class Stretch:
     end: Edge
 
 
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Edges as columns: letters uint32[n, ORDER], and the fields of `Edge`."""
+
+    letters: npt.NDArray[np.uint32]
+    line: Int64s
+    rest: Int64s
+    text: npt.NDArray[np.bool_]
+    time: Floats
+    step: Floats
+
+    @classmethod
+    def of(cls, edges: list[Edge], ends: bool) -> Edges:
+        """ends: of the sides before borders, whose letters stand next to them last."""
+        letters = b"".join(e.letters.rjust(ORDER, b"\0") if ends else e.letters.ljust(ORDER, b"\0") for e in edges)
+        return cls(np.frombuffer(letters, np.uint8).reshape(-1, ORDER).astype(np.uint32),
+                   np.array([e.line for e in edges], np.int64), np.array([e.rest for e in edges], np.int64),
+                   np.array([e.text for e in edges], np.bool_), np.array([e.time for e in edges], np.float64),
+                   np.array([e.step for e in edges], np.float64))
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """All stretches of a round, by place, as columns: see `Stretch`. odds float64[n, n]: how much likelier the second
+    comes behind the first than any; rising: their numbers by length."""
+
+    stretches: list[Stretch]
+    first: Int64s
+    count: Int64s
+    tail: Int64s
+    stays: Floats
+    begins: Edges
+    ends: Edges
+    odds: Floats
+    rising: Int64s
+
+    @classmethod
+    def of(cls, stretches: list[Stretch], letters: Letters) -> Pieces:
+        begins, ends = Edges.of([s.begin for s in stretches], False), Edges.of([s.end for s in stretches], True)
+        tail = np.array([s.tail for s in stretches], np.int64)
+        count = np.array([s.count for s in stretches], np.int64)
+        odds = letters.odds(ends, begins)
+        odds[tail < BLOCK] = 0.0  # a file ends there
+        return cls(stretches, np.array([s.first for s in stretches], np.int64), count, tail,
+                   np.array([s.stays for s in stretches], np.float64), begins, ends, odds,
+                   np.argsort(count, kind="stable"))
+
+
 @dataclass(slots=True)
 class Texts(Followed):
     """Mechanism: see the package."""
@@ -100,11 +154,14 @@ class Texts(Followed):
         self._blocks += len(blocks)
         if sum(len(rows) for rows in self._noted) >= MAX_TEXTS:
             return
-        likely = np.flatnonzero(LIKELY_TEXT[blocks[:, :HEAD]].all(axis=1))
+        likely = np.flatnonzero(_letters(blocks[:, :HEAD]).all(axis=1))
+        if not len(likely):
+            return
         text = blocks[likely]
-        size = np.count_nonzero(text, axis=1)
-        good = np.argmax(text[:, ::-1] != 0, axis=1) + size == BLOCK  # zeros behind it only
-        good &= np.count_nonzero(LIKELY_TEXT[text], axis=1) >= TEXTUAL * size
+        there = text != 0
+        size = _counted(there)
+        good = (size == BLOCK) | (np.argmin(there, axis=1) == size)  # zeros behind it only
+        good &= _counted(_letters(text)) >= TEXTUAL * size
         text, size = text[good], size[good]
         if not len(text):
             return
@@ -121,10 +178,6 @@ class Texts(Followed):
     def follow(self) -> None:
         if not self._noted or self._guests[0].unit.blocks > 1:  # whole units are weighed by `gaps`
             return
-        if self._letters is None:
-            self._letters = Letters.of(self._samples)
-            self._samples = []
-            self._texts = set(np.concatenate(self._noted)[:, 0].tolist())
         phase = self._guests[0].start % BLOCK
         guests = [(k, g) for k, g in enumerate(self._guests) if g.start % BLOCK == phase]
         spans = sorted(((k, span) for k, g in guests for span in _gaps(g)), key=lambda s: s[1].end - s[1].first)
@@ -132,27 +185,26 @@ class Texts(Followed):
         spans = spans[: int(np.searchsorted(asked, MAX_ASKED, side="right"))]
         if not spans:
             return
-        every = self._stretches(phase)
-        odds = self._letters.odds([s.end for s in every], [s.begin for s in every])
-        odds[[s.tail < BLOCK for s in every]] = 0.0  # a file ends there
+        if self._letters is None:
+            self._letters = Letters.of(self._samples)
+            self._samples = []
+            self._texts = set(np.concatenate(self._noted)[:, 0].tolist())
+        every = Pieces.of(self._stretches(phase), self._letters)
         claims: dict[int, set[tuple[int, int]]] = {}  # of each image block: guest and file block
         for k, span in spans:
-            for f, p in self._ways(self._guests[k], span, every, odds, phase):
+            for f, p in self._ways(self._guests[k], span, every, phase):
                 claims.setdefault(p, set()).add((k, f))
         for p, told in claims.items():
             if len(told) == 1:
                 (k, f), = told
                 self._found[k].setdefault(f, p)
 
-    def _ways(self, guest: Guest, span: Span, every: list[Stretch], odds: Floats, phase: int) -> list[tuple[int, int]]:
+    def _ways(self, guest: Guest, span: Span, every: Pieces, phase: int) -> list[tuple[int, int]]:
         """(file block, image block)s of what fills a gap."""
         at = guest.start // BLOCK
-        n, begins = span.end - span.first, np.array([s.first for s in every], np.int64)
-        counts = np.array([s.count for s in every], np.int64)
+        n, begins, counts = span.end - span.first, every.first, every.count
         keep = counts <= n
         left = right = None
-        heads = [s.begin for s in every]
-        tails = [s.end for s in every]
         letters = self._letters
         assert letters is not None
         text, ends_of = self._is_text(guest, span.file), list[Edge]()
@@ -168,12 +220,12 @@ class Texts(Followed):
             if j >= 0 and begins[j] <= first < begins[j] + counts[j]:
                 keep[j] = False
                 size = int(begins[j] + counts[j] - first)
-                if size > n or every[j].tail != (BLOCK if size < n else whole):
+                if size > n or every.tail[j] != (BLOCK if size < n else whole):
                     return []
-                left, text, of_left = (size, odds[j]), True, every[j].stays
-                ends_of.append(every[j].end)
+                left, text, of_left = (size, every.odds[j]), True, float(every.stays[j])
+                ends_of.append(every.stretches[j].end)
             elif span.inside_left:
-                left, text = (0, letters.odds([edge], heads)[0]), True
+                left, text = (0, letters.odds(Edges.of([edge], True), every.begins)[0]), True
                 ends_of.append(edge)
         if span.right is not None:
             stop = at + span.end + span.right  # behind the gap's last block
@@ -184,35 +236,36 @@ class Texts(Followed):
             if j >= 0 and begins[j] <= stop - 1 < begins[j] + counts[j]:
                 keep[j] = False
                 size = int(stop - begins[j])
-                if size > n or (every[j].tail if stop == begins[j] + counts[j] else BLOCK) != whole:
+                if size > n or (every.tail[j] if stop == begins[j] + counts[j] else BLOCK) != whole:
                     return []
-                right, text = (size, odds[:, j]), True
-                ends_of.append(every[j].begin)
+                right, text = (size, every.odds[:, j]), True
+                ends_of.append(every.stretches[j].begin)
             elif span.inside_right:
-                right, text = (0, letters.odds(tails, [edge])[:, 0]), True
+                right, text = (0, letters.odds(every.ends, Edges.of([edge], False))[:, 0]), True
                 ends_of.append(edge)
         if not text or not (span.inside_left or span.inside_right or n >= TELLING or 0 < span.tail < BLOCK):
             return []
-        picked = np.flatnonzero(keep)
-        number = {int(begins[i]): k for k, i in enumerate(picked.tolist())}
-        next_ = np.array([number.get(int(begins[i] + counts[i]), -1) for i in picked.tolist()]
-                         + [number.get(first + left[0], -1) if left is not None and left[0] else -1], np.int64)
-        stays = np.array([*(every[i].stays for i in picked.tolist()), of_left])
+        picked = every.rising[keep[every.rising]]
+        number = np.full(len(begins) + 1, -1, np.int64)  # of those picked; none is behind the last
+        number[picked] = np.arange(len(picked))
+        behind = np.append(begins[picked] + counts[picked], first + left[0] if left is not None and left[0] else -1)
+        found_at = np.minimum(np.searchsorted(begins, behind), len(begins) - 1)
+        next_ = np.where(begins[found_at] == behind, number[found_at], -1) if len(begins) else np.full(1, -1, np.int64)
         wanted = BLOCK if span.tail < 0 else span.tail
-        ends = np.array([0.0 if every[i].tail != wanted else 2.0 ** (END_BITS if wanted == BLOCK else TAIL_BITS)
-                         for i in picked.tolist()])
+        ends = np.where(every.tail[picked] == wanted, 2.0 ** (END_BITS if wanted == BLOCK else TAIL_BITS), 0.0)
         across = 1.0
         if len(ends_of) == 2:
-            across = float(letters.odds(*([e] for e in ends_of))[0, 0])
-        found = fill(Gap(n, counts[picked], odds[np.ix_(picked, picked)], next_, stays, ends,
+            across = float(letters.odds(*(Edges.of([e], i == 0) for i, e in enumerate(ends_of)))[0, 0])
+        found = fill(Gap(n, counts[picked], every.odds[np.ix_(picked, picked)], next_,
+                         np.append(every.stays[picked], of_left), ends,
                          None if left is None else (left[0], left[1][picked]),
                          None if right is None else (right[0], right[1][picked]), RATE, across))
         if found is None:
             return []
         out: list[tuple[int, int]] = []
         x, k = np.nonzero(found.chance >= SURE)
-        for a, i in zip(x.tolist(), picked[k].tolist(), strict=True):
-            out += [(span.first + a + b, every[i].first + b) for b in range(every[i].count)]
+        for a, i in sorted(zip(x.tolist(), picked[k].tolist(), strict=True)):
+            out += [(span.first + a + b, every.stretches[i].first + b) for b in range(every.stretches[i].count)]
         if left is not None and found.left >= SURE_END:
             out += [(span.first + b, first + b) for b in range(left[0])]
         if right is not None and found.right >= SURE_END:
@@ -276,10 +329,30 @@ class Texts(Followed):
         return self._edges[key]
 
 
+def _letters(text: U8s) -> npt.NDArray[np.bool_]:
+    """LIKELY_TEXT of each byte, without a look into a table for each."""
+    return (text - np.uint8(9) < 5) | (text - np.uint8(32) < 95)
+
+
+def _counted(blocks: npt.NDArray[np.bool_]) -> Int64s:
+    """How many of each block's bytes: eight at a time, in groups that count no further than a byte does."""
+    words = blocks.view(np.uint64).reshape(len(blocks), -1, BLOCK // 32)
+    return words.sum(axis=2).view(np.uint8).reshape(len(blocks), -1).sum(axis=1, dtype=np.int64)
+
+
 def _lines(text: U8s) -> Int64s:
     """int64[n, LINES] of rows of text: the bytes before the first end of a line, and of the lines behind it."""
-    line, at = text == ord("\n"), np.arange(len(text))
-    ends = np.zeros((len(text), LINES), np.int64)
+    line = text[:, :LINED] == ord("\n")
+    few = np.flatnonzero(np.count_nonzero(line, axis=1) < LINES)  # their lines are long, or end further on
+    out = _ends_of(line)
+    if len(few) and text.shape[1] > LINED:
+        out[few] = _ends_of(text[few] == ord("\n"))
+    return out
+
+
+def _ends_of(line: npt.NDArray[np.bool_]) -> Int64s:
+    at = np.arange(len(line))
+    ends = np.zeros((len(line), LINES), np.int64)
     for i in range(LINES):
         ends[:, i] = np.argmax(line, axis=1)
         line[at, ends[:, i]] = False
@@ -322,41 +395,38 @@ class Letters:
     @classmethod
     def of(cls, samples: list[U8s]) -> Letters:
         four, three, two, one = np.zeros(1 << HASH), np.zeros(1 << HASH), np.zeros(1 << 16), np.full(256, 0.5)
-        for sample in samples:
-            rows = sample.astype(np.uint32)
-            three += np.bincount(_hash(rows[:, :-2], rows[:, 1:-1], rows[:, 2:]).ravel(), minlength=1 << HASH)
-            four += np.bincount(_hash(rows[:, :-3], rows[:, 1:-2], rows[:, 2:-1], rows[:, 3:]).ravel(),
-                                minlength=1 << HASH)
+        for part in _together(samples):  # each count touches the whole of its table
+            rows = np.concatenate(part).astype(np.uint32)
+            begun = _mixed(rows[:, :-2], rows[:, 1:-1], rows[:, 2:])
+            three += np.bincount(_cut(begun).ravel(), minlength=1 << HASH)
+            four += np.bincount(_cut(_mixed(rows[:, 3:], begun=begun[:, :-1])).ravel(), minlength=1 << HASH)
             two += np.bincount((rows[:, :-1] << 8 | rows[:, 1:]).ravel(), minlength=1 << 16)
             one += np.bincount(rows.ravel(), minlength=256)
         return cls(four, three, two, one / one.sum())
 
-    def odds(self, left: list[Edge], right: list[Edge]) -> Floats:
+    def odds(self, left: Edges, right: Edges) -> Floats:
         """float64[m, n]: how much likelier each right edge comes behind each left one than behind any."""
-        if not left or not right:
+        if not len(left) or not len(right):
             return np.ones((len(left), len(right)))
-        a = np.array([list(e.letters.rjust(ORDER, b"\0")) for e in left], np.uint32)
-        b = np.array([list(e.letters.ljust(ORDER, b"\0")) for e in right], np.uint32)
-        bits = self.bits(a[:, None], b[None])
-        line_l = np.array([e.line for e in left])[:, None]
-        line_r = np.array([e.line for e in right])[None, :]
-        rest_l, rest_r = (np.array([e.rest for e in side]) for side in (left, right))
-        share = np.maximum((line_l == line_r).mean(axis=1), 1 / 64)[:, None]
-        goes_on = np.log2(SAME_LINE * np.maximum(line_l, 1) / np.where(line_l == line_r, share, 1.0))
-        of_lines = np.where(rest_l[:, None] == rest_r[None, :], goes_on, np.where(line_r == 0, AGAINST / 2, AGAINST))
-        bits = np.where(line_l > 0, of_lines, np.where(line_r > 0, np.log2(1 - SAME_LINE), bits))
+        bits = self.bits(left.letters[:, None], right.letters[None])
+        line_l, line_r = left.line[:, None], right.line[None, :]
+        if line_l.any() or line_r.any():
+            share = np.maximum((line_l == line_r).mean(axis=1), 1 / 64)[:, None]
+            goes_on = np.log2(SAME_LINE * np.maximum(line_l, 1) / np.where(line_l == line_r, share, 1.0))
+            of_lines = np.where(left.rest[:, None] == right.rest[None, :], goes_on,
+                                np.where(line_r == 0, AGAINST / 2, AGAINST))
+            bits = np.where(line_l > 0, of_lines, np.where(line_r > 0, np.log2(1 - SAME_LINE), bits))
         bits = _of_times(left, right, bits)
-        text = np.array([e.text for e in left])[:, None] & np.array([e.text for e in right])[None, :]
-        return np.where(text, np.exp2(bits), 2.0 ** FOREIGN)
+        return np.where(left.text[:, None] & right.text[None, :], np.exp2(bits), 2.0 ** FOREIGN)
 
     def bits(self, left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32]) -> Floats:
         """By how much likelier the ORDER letters of `right` (the last axis) are behind those of `left`."""
-        both = np.concatenate(np.broadcast_arrays(left, right), axis=-1)
-        out = np.zeros(both.shape[:-1])
+        both = [*(left[..., k] for k in range(ORDER)), *(right[..., k] for k in range(ORDER))]
+        out = np.zeros(())
         for i in range(ORDER):  # the letters behind the border, each by the three before it
-            row = [both[..., k] for k in range(i, i + ORDER + 1)]
-            alone = self.one[row[-1]]
-            out += np.log2((self.four[_hash(*row)] + DOUBT * alone) / (self.three[_hash(*row[:-1])] + DOUBT))
+            begun = _mixed(*both[i : i + ORDER])
+            seen = self.four[_cut(_mixed(both[i + ORDER], begun=begun))] + DOUBT * self.one[both[i + ORDER]]
+            out = out + np.log2(seen / (self.three[_cut(begun)] + DOUBT))
         return np.clip(TRUST * (out - self._alone(right)), AGAINST, MOST)
 
     def _alone(self, letters: npt.NDArray[np.uint32]) -> Floats:
@@ -366,26 +436,47 @@ class Letters:
         total = max(float(self.two.sum()), 1.0)
         begin = (self.two[pair] + DOUBT * self.one[a] * self.one[b]) / (total + DOUBT)
         near = (self.two[next_] + DOUBT * self.one[c]) / (self.one[b] * total + DOUBT)
-        return np.log2(begin * (self.three[_hash(a, b, c)] + DOUBT * near) / (self.two[pair] + DOUBT))
+        seen = self.three[_cut(_mixed(a, b, c))]
+        return np.log2(begin * (seen + DOUBT * near) / (self.two[pair] + DOUBT))
 
 
-def _of_times(left: list[Edge], right: list[Edge], bits: Floats) -> Floats:
+def _of_times(left: Edges, right: Edges, bits: Floats) -> Floats:
     """The bits with what time stamps say: those of a log rise by as much as they did."""
-    time_l, time_r = (np.array([e.time for e in side]) for side in (left, right))
-    step = 4 * np.maximum(np.array([e.step for e in left])[:, None], np.array([e.step for e in right])[None, :])
-    gap = time_r[None, :] - time_l[:, None]
+    log_l, log_r = np.isfinite(left.time)[:, None], np.isfinite(right.time)[None, :]
+    if not log_l.any() and not log_r.any():
+        return bits
+    step = 4 * np.maximum(left.step[:, None], right.step[None, :])
+    gap = right.time[None, :] - left.time[:, None]
     of_time = np.where((gap >= 0) & (gap <= step), np.log2(RANGE_SECONDS / np.maximum(step, 1.0)), AGAINST)
-    log_l, log_r = np.isfinite(time_l)[:, None], np.isfinite(time_r)[None, :]
     both = bits / 2 + np.minimum(of_time, MOST_TIME)
     return np.where(log_l & log_r, both, np.where(log_l | log_r, AGAINST / 2, bits))
 
 
-def _hash(*letters: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    out = np.zeros_like(letters[0])
+def _together(samples: list[U8s]) -> Iterator[list[U8s]]:
+    """The samples in lists of some COUNTED rows."""
+    part, held = list[U8s](), 0
+    for sample in samples:
+        part.append(sample)
+        held += len(sample)
+        if held >= COUNTED:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
+
+
+def _mixed(*letters: npt.NDArray[np.uint32], begun: npt.NDArray[np.uint32] | None = None) -> npt.NDArray[np.uint32]:
+    """A number for letters that follow each other. begun: that of those before them."""
+    out = np.zeros((), np.uint32) if begun is None else begun
     for each in letters:
-        out = (out ^ each) * np.uint32(0x9E3779B1)
-        out = out ^ (out >> np.uint32(15))
-    return out & np.uint32((1 << HASH) - 1)
+        out = out ^ each
+        out *= np.uint32(0x9E3779B1)
+        out ^= out >> np.uint32(15)
+    return out
+
+
+def _cut(mixed: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    return mixed & np.uint32((1 << HASH) - 1)
 
 
 @dataclass(frozen=True, slots=True)

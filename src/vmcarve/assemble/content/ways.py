@@ -22,10 +22,10 @@ MAX_WORK = 1 << 31  # ours: blocks times pairs of stretches
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """blocks: of the gap. length int64[s] of the stretches in blocks, odds float64[s, s]: how much likelier the second
-    comes behind the first than any. next int64[s + 1]: which of them begins on the image where each ends, and where
-    the left one ends, -1 none; stays float64[s + 1]: the chance that those two are one. ends float64[s]: the odds of
-    each as the last, where no right end is known.
+    """blocks: of the gap. length int64[s] of the stretches in blocks, rising; odds float64[s, s]: how much likelier the
+    second comes behind the first than any. next int64[s + 1]: which of them begins on the image where each ends, and
+    where the left one ends, -1 none; stays float64[s + 1]: the chance that those two are one. ends float64[s]: the odds
+    of each as the last, where no right end is known.
 
     left, right: what goes on from the piece before and up to the piece behind: (blocks, odds of every stretch behind
     or before it), None where that is not known. across: the odds of the right one behind the left one.
@@ -91,62 +91,61 @@ def fill(gap: Gap) -> Filled | None:
 
 def _sums(length: Int64s, jump: Floats, none: Floats, prior: Floats, ends: Floats, gap: Gap, out: float) -> Filled:
     """The sums over all ways. jump: chance that the second comes behind the first; none: that none does; out: to leave
-    what is unknown."""
+    what is unknown.
+
+    Lengths rise: of the stretches, the first ones can have ended at a block, and the first ones can begin there.
+    """
     n, count = gap.blocks, len(gap.length)
     left, right = count, count + 1
     size = count + 2
+    at = np.arange(n + 1)
+    ended = np.searchsorted(length[:count], at, side="right").tolist()
+    fits = np.searchsorted(length[:count], n - at, side="right").tolist()
     begin, end = np.zeros((n + 1, size)), np.zeros((n + 1, size))
     lasts = 1 - gap.rate * (1 - ABSENT)
     unknown = np.zeros(n + 2)  # that up to this block nothing known lies there
     last = n - int(length[right]) if gap.right is not None else -1
+    of_left = int(length[left]) if gap.left is not None else -1  # blocks from the gap's begin
     enter = prior * gap.rate
-    enter[right] = 0.0
+    numbers = np.arange(count)
+    if gap.left is not None and of_left <= n:
+        end[of_left, left] = 1 - HIDDEN
+    elif gap.left is None:
+        begin[0, :count] = (1 - ABSENT) * prior[:count]
+        begin[0, right] = 1 - ABSENT  # where it reaches so far
     for x in range(n + 1):
-        row = begin[x]
-        if x == 0:
-            if gap.left is not None:
-                row[left] = 1 - HIDDEN
-                if length[left] == 0:
-                    end[0, left] += row[left]
-            else:
-                row[:count] = (1 - ABSENT) * prior[:count]
-                row[right] = 1 - ABSENT  # where it reaches so far
-        if end[x].any():
-            row += end[x] @ jump
-        row += unknown[x] * enter
-        row[right] = row[right] + unknown[x] * gap.rate if x == last else 0.0
-        picked = np.flatnonzero((row > 0) & (length > 0) & (x + length <= n))
-        end[x + length[picked], picked] += row[picked]
-        if x == n and gap.right is not None and length[right] == 0:
+        row, here, q, p = begin[x], end[x], ended[x], fits[x]
+        row[:p] += here[:q] @ jump[:q, :p] + unknown[x] * enter[:p]
+        fresh = float(here[:q] @ none[:q])
+        if x == of_left:
+            row[:p] += here[left] * jump[left, :p]
+            fresh += float(here[left]) * float(none[left])
+        if x == last:
+            row[right] += float(here[: right] @ jump[: right, right]) + unknown[x] * gap.rate
             end[n, right] += row[right]
-        fresh = float(end[x, :right] @ none[:right]) + ABSENT * (x == 0 and gap.left is None)
-        if x == 0 and gap.left is not None:
-            fresh += HIDDEN
+        end[x + length[:p], numbers[:p]] += row[:p]
+        if x == 0:
+            fresh += ABSENT if gap.left is None else HIDDEN
         unknown[x + 1] = lasts * unknown[x] + fresh
     after, before = np.zeros((n + 1, size)), np.zeros((n + 1, size))  # weight behind an end, and from a begin on
     all_ = float(end[n, right]) + float(end[n] @ ends) + float(unknown[n]) * out
     from_unknown = leaves = 0.0
+    after[n] = ends
     for x in range(n, -1, -1):
-        row = after[x]
-        if x == n:
-            row += ends
-            row[right] = float(gap.right is not None)
-        inside = np.flatnonzero((length > 0) & (x + length <= n))
-        before[x, inside] = after[x + length[inside], inside]
-        if length[right] == 0 and x == n:
-            before[x, right] = row[right]
-        if gap.right is not None and x != last:
-            before[x, right] = 0.0
+        row, here, q, p = after[x], before[x], ended[x], fits[x]
+        here[:p] = after[x + length[:p], numbers[:p]]
+        if x == last:
+            here[right] = 1.0
         if x < n:
             from_unknown = lasts * from_unknown + leaves
-        keep = row[right]
-        row += jump @ before[x] + none * from_unknown
-        row[right] = keep
-        leaves = float(before[x] @ enter) + gap.rate * float(before[x, right]) + (out if x == n else 0.0)
+        row[:q] += jump[:q, :p] @ here[:p] + none[:q] * from_unknown
+        row[:q] += jump[:q, right] * here[right]
+        if x == of_left:
+            row[left] += float(jump[left, :p] @ here[:p]) + none[left] * from_unknown + jump[left, right] * here[right]
+        leaves = float(here[:p] @ enter[:p]) + gap.rate * float(here[right]) + (out if x == n else 0.0)
     if all_ <= 0:
         return Filled(np.zeros((n + 1, count)), 0.0, 0.0)
     chance = begin * before / all_
-    of_left = float(end[length[left], left] * after[length[left], left] / all_) \
-        if gap.left is not None and length[left] <= n else 0.0
+    kept = float(end[of_left, left] * after[of_left, left] / all_) if 0 <= of_left <= n else 0.0
     of_right = float(chance[last, right]) if gap.right is not None and last >= 0 else 0.0
-    return Filled(chance[:, :count], of_left, of_right)
+    return Filled(chance[:, :count], kept, of_right)
