@@ -51,7 +51,7 @@ RAW = ("img", "raw", "dd")  # extensions of raw disks
 LEAST_TABLES = 0.9  # share of what units tell that tables must tell to be taken instead
 ENOUGH = 0.75  # guest bytes for each of the file: nothing else is tried then
 LEAST_ZERO = 0.1  # share of the units that hold zeros in a file that is written out whole: others leave those out
-LEAST_NAMED = 0.5  # share of a file that the tables of a container that opened must name to be taken
+LEAST_NAMED = 0.5  # share of a file that tables, or what its units say, must tell of for nothing else to be asked
 
 
 def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], evidence: pa.Table) -> None:
@@ -75,8 +75,9 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         file_map, _ = without_ciphertext(state.image, file_map)
         starts: dict[str, int] = {}
         content = FileView(state.image, file_map)
-        found = _best(content, names, starts, encoded=not shown) or (
-            _written_out(content, names[:1]) if file.name else None)
+        found = _best(content, names, starts, encoded=not shown)
+        if file.name and (found is None or placed(found[0]) < LEAST_NAMED * content.size):
+            found = _written_out(content, names[:1]) or found
         if found is None:
             continue
         container, runs = found
