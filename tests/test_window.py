@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmcarve.assemble.window import read_into, read_view, steps
+from vmcarve.assemble.window import Window, read_into, read_view, steps
 from vmcarve.source import BytesReader, open_image
 
 MIB = 1 << 20
@@ -48,3 +48,15 @@ def test_a_buffer_is_filled_from_any_reader(tmp_path: Path, length: int) -> None
                 view = read_view(reader, at, buffer)
                 assert view.tobytes() == content[at : at + length] and not view.flags.writeable
                 assert buffer.flags.writeable
+
+
+@pytest.mark.parametrize("start", [-700, -512, 0, 300])
+def test_what_lies_before_the_image_is_missing(start: int) -> None:
+    """A disk whose begin lies before the image is read at its own offsets; what is not there reads as zeros."""
+    content = os.urandom(1024)
+    window = Window(BytesReader(content), start, 2000)
+    whole = bytes(max(0, -start)) + content[max(0, start) :]
+    assert window.size == len(whole)
+    for at in range(0, len(whole), 99):
+        assert window.read(at, 513) == whole[at : at + 513]
+        assert window.missing(at, min(99, len(whole) - at)) == (start + at < 0)

@@ -39,7 +39,7 @@ class Begun:
 
     begins, parts int64[k, 3], rising: byte of the guest, the byte of `reader` that stands there, length; begins hold
     whatever lies there, parts (metadata that a log has) where nothing does. size: bytes of the disk, 0 unknown. table:
-    where its volumes begin.
+    where its volumes begin. stated: whether that is told of every one of them, and not the likelier of two.
     """
 
     reader: Reader
@@ -48,6 +48,7 @@ class Begun:
     parts: Int64s
     size: int
     table: Table
+    stated: bool
 
 
 class Appended:
@@ -95,30 +96,21 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     loose = _by_metadata(units, evidence, Cut(unit, tuple(rooms), gapless), places)
     sizes = {int(places.value[i]) for i in np.flatnonzero(places.value > 0).tolist()} | {b.size for b in loose.values()}
     boots = [(at, f) for at, f in maybe if any(fills(size, length) for size in sizes for _, length in f)]
-    parts = stating + [p for _, f in boots for p in f]
-    usual = USUAL if tables or boots else USUAL[::-1]
+    search = _Starts(unit, stating + [p for _, f in boots for p in f], bool(tables or boots), told, whole, cut_short)
     tail = _Tail(-(-units.size // unit) * unit)
     added: list[tuple[int, str, str, int]] = []
     also: list[tuple[int, int, str, str]] = []
     begins: list[tuple[int, int]] = []
-    known = _volumes(places)
-    found = [(key, mine, made) for key, mine in known.items()
-             if (made := next((b for i in mine if (b := _begin(units, places, i)) is not None), None)) is not None]
-    found = [(key, mine, replace(made, stated=made.stated or loose[key].stated, parts=loose[key].parts)
-              if key in loose else made) for key, mine, made in found]
-    found += [(key, [], made) for key, made in loose.items() if made.data and key not in {k for k, *_ in found}]
-    for (module, identity), mine, made in found:
+    parts: list[tuple[int, bytes]] = []
+    stated = True
+    for (module, identity), mine, made in _found(units, places, loose):
         length = made.size or max(int(places.value[i]) for i in mine)
         known_at = _stated(places, mine, made)
-        starts = list(USUAL if cut_short and _rises(known_at, unit) else usual)
-        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else starts
-        later = _in_place(known_at, unit) or unit >= USUAL[0] and _comes_later(known_at, unit)
-        if later and not whole:
-            starts = [s for s in starts if s] or starts
-        starts = [at for at, room in parts if fills(length, room)] or starts
-        starts = [told[identity]] if identity in told else starts
+        starts = search.of(identity, known_at, made, length)
         start = _settle(places, mine, made, starts, unit)
-        if _by_phase(known_at, start, starts, unit):
+        by_phase = _by_phase(known_at, start, starts, unit)
+        stated = stated and (by_phase or len(starts) == 1)
+        if by_phase:
             told[identity] = start
         begins.append((start, length))
         if not tables:
@@ -126,15 +118,45 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
         also += [(*row, module, identity) for row in _also(rows, made, start, unit)]
         also += [(p, v, module, identity) for p, v in made.stated if (start + v - p) % unit == 0]
         if not any(places.volume_offset[i] == 0 for i in mine):
-            added.append((tail.add(start, made.data[:MAX_BEGIN], tail.begins), module, identity, length))
-        for place, data in made.parts:
-            tail.add(start + place, data, tail.parts)
-    stated = [(p, v, module, identity, 0) for p, v, module, identity in also]
-    stated += [(p, 0, module, identity, length) for p, module, identity, length in added]
-    places = _with(places, stated)
+            added.append((tail.add(start, made.data[:MAX_BEGIN]), module, identity, length))
+        parts += [(start + place, data) for place, data in made.parts]
+    more = [(p, v, module, identity, 0) for p, v, module, identity in also]
+    more += [(p, 0, module, identity, length) for p, module, identity, length in added]
+    places = _with(places, more)
     if len(boots) == 1:
         places = _with(places, [(boots[0][0], -1, "mbr", "", size)])
-    return Begun(Appended(units, tail.at, bytes(tail.data)), places, *tail.rows(), size, (size, begins))
+    behind = _Tail(tail.at + len(tail.data))
+    for at, data in parts:
+        behind.add(at, data)
+    reader = Appended(units, tail.at, bytes(tail.data + behind.data))
+    return Begun(reader, places, tail.rows(), behind.rows(), size, (size, begins), stated)
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """Where on the disk a volume may begin, as `begun` asks it of each.
+
+    parts: (offset, length) of the partitions that are known. table: whether the disk has a partition table.
+    """
+
+    unit: int
+    parts: Sequence[tuple[int, int]]
+    table: bool
+    told: dict[str, int]
+    whole: bool
+    cut_short: bool
+
+    def of(self, identity: str, known: Int64s, made: Begin, length: int) -> list[int]:
+        """The places, the likelier first. known: see `_stated`. length: bytes of the volume."""
+        if identity in self.told:
+            return [self.told[identity]]
+        if fitting := [at for at, room in self.parts if fills(length, room)]:
+            return fitting
+        usual = self.table or self.cut_short and _rises(known, self.unit)
+        starts: list[int] = [*USUAL] if usual else [*reversed(USUAL)]
+        starts = [made.before] if 0 <= made.before <= MOST_BEFORE else starts
+        later = _in_place(known, self.unit) or self.unit >= USUAL[0] and _comes_later(known, self.unit)
+        return [s for s in starts if s] or starts if later and not self.whole else starts
 
 
 class _Tail:
@@ -146,30 +168,28 @@ class _Tail:
     def __init__(self, at: int) -> None:
         self.at = at
         self.data = bytearray()
-        self.begins: list[tuple[int, int, int]] = []
-        self.parts: list[tuple[int, int, int]] = []
-        self._block: dict[tuple[int, int], int] = {}  # of each kind of rows: guest block -> byte of `data`
+        self._rows: list[tuple[int, int, int]] = []
+        self._block: dict[int, int] = {}  # guest block -> byte of `data`
 
-    def add(self, guest: int, data: bytes, rows: list[tuple[int, int, int]]) -> int:
+    def add(self, guest: int, data: bytes) -> int:
         """Puts the bytes of the guest from `guest` on behind the units; returns where they begin there."""
         first = -1
         at = 0
         while at < len(data):
             block, inside = divmod(guest + at, BLOCK)
             length = min(BLOCK - inside, len(data) - at)
-            where = self._block.setdefault((id(rows), block), len(self.data))
+            where = self._block.setdefault(block, len(self.data))
             if where == len(self.data):
                 self.data += bytes(BLOCK)
             self.data[where + inside : where + inside + length] = data[at : at + length]
-            rows.append((guest + at, self.at + where + inside, length))
+            self._rows.append((guest + at, self.at + where + inside, length))
             first = self.at + where + inside if first < 0 else first
             at += length
         return first
 
-    def rows(self) -> tuple[Int64s, Int64s]:
-        """The begins and the parts, see Begun."""
-        begins, parts = (np.array(sorted(rows), np.int64).reshape(-1, 3) for rows in (self.begins, self.parts))
-        return begins, parts
+    def rows(self) -> Int64s:
+        """int64[k, 3], see Begun."""
+        return np.array(sorted(self._rows), np.int64).reshape(-1, 3)
 
 
 def _boots(units: Reader, unit: int) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -200,6 +220,19 @@ def _volumes(places: Places) -> dict[tuple[str, str], list[int]]:
         if identity is not None and places.guest_offset[i] < 0 and places.value[i] > 0 and guests()[module].begin:
             out[module, identity].append(i)
     return out
+
+
+def _found(units: Reader, places: Places, loose: dict[tuple[str, str], Begin]
+           ) -> list[tuple[tuple[str, str], list[int], Begin]]:
+    """Each volume with its rows of `places` and what begins it: by a copy, or else by loose metadata."""
+    out: list[tuple[tuple[str, str], list[int], Begin]] = []
+    for key, mine in _volumes(places).items():
+        made = next((b for i in mine if (b := _begin(units, places, i)) is not None), None)
+        if made is not None and key in loose:
+            made = replace(made, stated=made.stated or loose[key].stated, parts=loose[key].parts)
+        out += [(key, mine, made)] if made is not None else []
+    found = {key for key, *_ in out}
+    return out + [(key, [], made) for key, made in loose.items() if made.data and key not in found]
 
 
 def _begin(units: Reader, places: Places, i: int) -> Begin | None:

@@ -27,11 +27,11 @@ from ..filemap import FileMap, FileView
 from ..model import DATA, PLAIN, Clue, Format, GuestMap, Orphan, Reader, TablePieces, Volume
 from ..registry import formats
 from ..verify.guest import describe
-from .places import USUAL_STARTS, Places, allocated_space, common, used_space
+from .places import USUAL_STARTS, Places, allocated_space, common, stated_tables, used_space
 from .state import Claims
 from .streams import look
 from .tails import open_volumes
-from .window import Window, read_into, steps
+from .window import read_into, steps
 
 BLOCK = 4096
 READ = 4 << 20
@@ -42,7 +42,6 @@ MAX_PINS = 1024  # ours
 MAX_VOTES = 1 << 22  # ours: pins times pieces
 MAX_CANDIDATES = 48  # ours: begins of files that are tried, of one kind and unit
 MAX_BEFORE = 64 << 20  # ours: bytes of a container that may lie before the image's begin
-MAX_DISKS = 64  # ours: disks whose partition tables are read for pins
 MOST = 0.5  # share of a volume's used space that its container must store
 LEAST = 2  # guest units that must agree on where a file begins
 
@@ -237,10 +236,7 @@ def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:
     """
     direct = np.flatnonzero(places.guest_offset >= 0)
     rows = [(int(places.image_offset[i]), int(places.guest_offset[i]), int(places.value[i])) for i in direct.tolist()]
-    starts: set[int] = set()
-    for p, g, _ in rows[:MAX_DISKS]:
-        if p >= g:
-            starts |= {o for v in describe(Window(image, p - g, image.size - p + g)) for o, _, _ in v.partitions}
+    starts = {offset for _, parts in stated_tables(image, places) for offset, _ in parts}
     inside = np.flatnonzero((places.guest_offset < 0) & (places.volume_offset >= 0))
     for i in inside[:: max(1, len(inside) // MAX_PINS)].tolist():
         rows += [(int(places.image_offset[i]), int(places.volume_offset[i]) + start, 0)

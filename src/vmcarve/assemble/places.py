@@ -298,12 +298,12 @@ def first_rows(places: Places) -> list[int]:
 
 
 def stated_tables(image: Reader, places: Places) -> list[Table]:
-    """Every partition table that states its place."""
+    """Every partition table that states its place, though the disk's begin may lie before the image's."""
     out: list[Table] = []
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
         size = int(places.value[i])
         start = int(places.image_offset[i] - places.guest_offset[i])
-        if start < 0 or size <= 0:
+        if size <= 0:
             continue
         table = guests()[places.module[i]].probe(Window(image, start, size), 0, size)
         if table is not None:

@@ -75,7 +75,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if told is None and (not c.owned or not few and not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
         return None
     if told is None and few and not c.settled and (sure < LEAST_TOLD or laid.spoken < min(LEAST_SPOKEN, count)):
-        if UNTRIED in c.map.rule or not laid.alone.any():
+        # a volume that may as well lie 1 MiB farther behind would be given out there, all of it
+        if UNTRIED in c.map.rule or not laid.alone.any() or not found.stated:
             return None
         c.map = laid.only_alone(c.map)
     share = laid.in_phase if few else 1.0

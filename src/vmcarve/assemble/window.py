@@ -41,7 +41,7 @@ def read_view(reader: Reader, offset: int, buffer: npt.NDArray[np.uint8]) -> npt
 
 
 class Window:
-    """A Reader over a part of another, offsets counted from its start."""
+    """A Reader over a part of another, offsets counted from its start; what lies before that one is missing."""
 
     def __init__(self, reader: Reader, start: int, size: int) -> None:
         self._reader = reader
@@ -55,7 +55,10 @@ class Window:
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset >= self._size:
             return b""
-        return self._reader.read(self._start + offset, min(length, self._size - offset))
+        at, length = self._start + offset, min(length, self._size - offset)
+        before = min(length, max(0, -at))
+        return bytes(before) + (self._reader.read(at + before, length - before) if length > before else b"")
 
     def missing(self, offset: int, length: int) -> bool:
-        return offset < 0 or offset + length > self._size or self._reader.missing(self._start + offset, length)
+        at = self._start + offset
+        return offset < 0 or at < 0 or offset + length > self._size or self._reader.missing(at, length)
