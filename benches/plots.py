@@ -1,9 +1,9 @@
-"""Plots as SVG, without a plotting library: bars of ratios against their goals, and lines of how time grows."""
+"""Plots as SVG, without a plotting library: bars of ratios, lines of how time grows, strips of what became of disks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from .common import Record, Series
@@ -70,6 +70,36 @@ def lines(title: str, series: Sequence[Series]) -> str:
     out.append(_text((left + WIDTH - right) / 2, height - 8, series[0].x_label, "middle"))
     out.append(_text(left, top - 8, series[0].y_label, "start"))
     return _svg(title, height, out)
+
+
+def strips(title: str, rows: Sequence[tuple[str, str]], colours: Mapping[str, tuple[str, str]]) -> str:
+    """Rows of (name, letters), each a strip of cells from left to right. colours: letter -> (colour, what it means);
+    letters that have none stay blank.
+    """
+    tall, top = 13, 52
+    room = WIDTH - LEFT // 2 - 16
+    out: list[str] = []
+    at = 12.0
+    for colour, meaning in colours.values():
+        out.append(f'<rect x="{at:.0f}" y="31" width="10" height="10" fill="{colour}"/>')
+        out.append(_text(at + 15, 40, meaning, "start"))
+        at += 32 + 6.5 * len(meaning)
+    for i, (name, letters) in enumerate(rows):
+        y = top + i * tall
+        out.append(_text(LEFT // 2 - 6, y + 9, _short(name), "end", 9))
+        out.append(f'<rect x="{LEFT // 2}" y="{y}" width="{room}" height="{tall - 3}" fill="#f4f4f4"/>')
+        for start, end in _runs(letters):
+            if letters[start] in colours:
+                x, wide = (room * v / len(letters) for v in (start, end - start))
+                out.append(f'<rect x="{LEFT // 2 + x:.1f}" y="{y}" width="{wide:.1f}" height="{tall - 3}" '
+                           f'fill="{colours[letters[start]][0]}"/>')
+    return _svg(title, top + tall * len(rows) + 8, out)
+
+
+def _runs(letters: str) -> list[tuple[int, int]]:
+    """(start, end) of the runs of equal letters."""
+    edges = [0, *(i for i in range(1, len(letters)) if letters[i] != letters[i - 1]), len(letters)]
+    return list(zip(edges, edges[1:], strict=False)) if letters else []
 
 
 def _short(name: str) -> str:

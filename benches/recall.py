@@ -27,7 +27,7 @@ from typing import Any
 from tests.corpus import SCENES, make, score
 from vmcarve import Options, pipeline, recover
 
-from . import rows
+from . import loss, rows
 from .baseline import photorec, simple_rule
 from .rows import Row
 
@@ -178,9 +178,10 @@ def assembling() -> Iterator[list[float]]:
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------
-def report(results: list[Result], seeds: Sequence[int], command: str) -> str:
-    """The text of docs/results.md."""
+def report(results: list[Result], seeds: Sequence[int], command: str, pictures: Path | None = None) -> str:
+    """The text of docs/results.md. pictures: a folder beside it, for those of what falls short."""
     everything = summed(results)
+    falling = fell_short(results)
     parts = [
         ["# What is recovered of the corpus", "", *wrap(f"""
             Printed by `{command}`: scenes of `tests/corpus` on seeds {', '.join(map(str, seeds))}, none of which the
@@ -201,11 +202,29 @@ def report(results: list[Result], seeds: Sequence[int], command: str) -> str:
         ["## What stays open", "",
          "Recoverable bytes by what the case says of them: this bounds the recall that can be vouched for.", "",
          *openness(results)],
+        ["## Where the loss is", "",
+         *wrap("""
+            Rows that fall short. Kinds are of blocks of 4 KiB of the guest as it was: even (compressed, encrypted or
+            noise: nothing in such bytes tells them apart), text, other. Shares are of what could be recovered; 'not
+            found' are disks of which nothing is listed. In the pictures a disk goes from left to right; disks that lost
+            nothing are left out, and so is, within a disk, what is zero or no more in the image."""), "",
+         *loss.by_kind(falling), "", *loss.by_disk(falling), "",
+         *(loss.write_pictures(falling, pictures) if pictures else ())],
         ["## Cost", "", "CPU of assembling, second reads included, by GB of image data.", "", *costs(results)],
         ["## How the files lie", "", *fragmentation(results)],
         ["## What fell short", "", *short(results)],
     ]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def fell_short(results: list[Result]) -> list[tuple[Row, list[tuple[Result, Result]]]]:
+    """Rows of the goals whose recall falls short, each with its disks (scene, disk)."""
+    out: list[tuple[Row, list[tuple[Result, Result]]]] = []
+    for row in (*rows.ASKED, *rows.UNBROKEN):
+        some = [result for result in results if row.takes(result["scene"])]
+        if some and verdict(row, summed(some)) == "short":
+            out.append((row, [(result, disk) for result in some for disk in counted(result)]))
+    return out
 
 
 def wrap(text: str) -> list[str]:
@@ -408,7 +427,8 @@ def main() -> int:
                     with options.keep.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(result) + "\n")
     wanted = [result for result in results if result["seed"] in options.seeds and chosen(result["scene"])]
-    text = report(wanted, options.seeds, command_of(options))
+    pictures = options.write.parent / "plots" if options.write else None
+    text = report(wanted, options.seeds, command_of(options), pictures)
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")

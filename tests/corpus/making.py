@@ -433,7 +433,8 @@ class _Making:
             np.save(self.out / own, one.own_blocks)
         disk = Disk(
             one.name, one.maker.format, one.variant, one.driver, one.written, delivered, deleted, one.encrypted,
-            one.guest_known, one.parent, one.inside, guest, own, snapshots, placed.files, one.files.index(one.main),
+            one.guest_known, one.parent, one.inside, one.guest.spec.kind, guest, own, snapshots, placed.files,
+            one.files.index(one.main),
         )  # fmt: skip
         self._check_survival(placed, disk)
         for file in one.files:

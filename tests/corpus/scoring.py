@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .lay import hardest
+from .losses import losses
 from .recovered import Case, Row, claimed, load_case, read_guest, written_file
 from .sparse import BLOCK, ZERO_HASH, Hashes, block_hashes, sha256
 from .truth import ORIGINALS, load_flags, load_hashes, load_truth
@@ -169,11 +170,15 @@ def _score_one(states: list[State], state: State, one: Recovered | None, case: C
         "deleted": disk["deleted"],
         "intact": disk["intact"],
         "inside": disk["inside"],
+        "guest": disk["guest_kind"],
         "lay": disk["lay"] and {**disk["lay"], "shape": hardest(file["lay"] for file in disk["files"])},
         "found": one is not None,
         "wanted_bytes": wanted * BLOCK,
         "harmed_bytes": sum(length for file in disk["files"] for _, length in file["harmed"]),
     }
+    if disk["guest_known"]:
+        found = np.zeros(0, np.uint64) if one is None else one.hashes
+        result.update(losses(state.hashes, state.wanted, found, state.raw))
     if one is None:
         return {**result, "exact": False, "recall": 0.0 if disk["guest_known"] else None, "wrong_by_grade": {}}
     length = min(len(state.hashes), len(one.hashes))

@@ -65,6 +65,7 @@ class Disk:
     guest_known: bool  # False: no content is compared, the disk counts by its files
     parent: str | None
     inside: str | None  # the disk in whose guest this one lies; its own files have no place in the image then
+    guest_kind: str  # the guest's file system
     guest: GuestTruth
     own_blocks: str | None  # .npy of bool per 4 KiB: what a delta holds itself; None: all of it
     snapshots: list[Snapshot]
