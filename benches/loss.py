@@ -15,7 +15,7 @@ from .rows import Row
 
 Result = dict[str, Any]
 
-COLOURS = {RIGHT: ("#4d8b4d", "right"), WRONG: ("#b03a48", "wrong, as a guess"), MISSING: ("#c9a227", "missing")}
+COLOURS = {RIGHT: ("#2f6f9f", "right"), WRONG: ("#b03a48", "wrong, as a guess"), MISSING: ("#c9a227", "missing")}
 LEAST_LOST = 0.0005  # of a disk's recoverable bytes, for it to be drawn
 KINDS = (EVEN, TEXT, OTHER)
 LEAST_SHARE = 0.01  # of the loss of a row, to be named

@@ -76,8 +76,8 @@ def strips(title: str, rows: Sequence[tuple[str, str]], colours: Mapping[str, tu
     """Rows of (name, letters), each a strip of cells from left to right. colours: letter -> (colour, what it means);
     letters that have none stay blank.
     """
-    tall, top = 13, 52
-    room = WIDTH - LEFT // 2 - 16
+    tall, top, left = 13, 52, 260
+    room = WIDTH - left - 16
     out: list[str] = []
     at = 12.0
     for colour, meaning in colours.values():
@@ -86,12 +86,12 @@ def strips(title: str, rows: Sequence[tuple[str, str]], colours: Mapping[str, tu
         at += 32 + 6.5 * len(meaning)
     for i, (name, letters) in enumerate(rows):
         y = top + i * tall
-        out.append(_text(LEFT // 2 - 6, y + 9, _short(name), "end", 9))
-        out.append(f'<rect x="{LEFT // 2}" y="{y}" width="{room}" height="{tall - 3}" fill="#f4f4f4"/>')
+        out.append(_text(left - 6, y + 9, _short(name), "end", 9))
+        out.append(f'<rect x="{left}" y="{y}" width="{room}" height="{tall - 3}" fill="#f4f4f4"/>')
         for start, end in _runs(letters):
             if letters[start] in colours:
                 x, wide = (room * v / len(letters) for v in (start, end - start))
-                out.append(f'<rect x="{LEFT // 2 + x:.1f}" y="{y}" width="{wide:.1f}" height="{tall - 3}" '
+                out.append(f'<rect x="{left + x:.1f}" y="{y}" width="{wide:.1f}" height="{tall - 3}" '
                            f'fill="{colours[letters[start]][0]}"/>')
     return _svg(title, top + tall * len(rows) + 8, out)
 
