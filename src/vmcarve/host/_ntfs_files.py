@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..model import HostFile, Reader
 from ._ntfs_mft import Mft, Table, list_value, to_rows, unnamed_data
+from ._ntfs_names import Names
 from ._ntfs_record import (
     COMPRESSED,
     DATA,
@@ -148,10 +149,12 @@ def preceding(sequence: int) -> int:
 
 
 class Paths:
-    """Paths of files through their parents' records; deleted parents hold as long as their record was not reused."""
+    """Paths of files through their parents' records; deleted parents hold as long as their record was not reused, and
+    then as long as a log has their names.
+    """
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
+    def __init__(self, table: Table, logged: Callable[[], Names] | None) -> None:
+        self._table, self._logged = table, logged
         self._folders: dict[tuple[int, int], str] = {}
 
     def of(self, name: FileName | None) -> str:
@@ -188,11 +191,10 @@ class Paths:
 
     def _name(self, number: int, sequence: int) -> FileName | None:
         record = self._table.record(number)
-        if record is None or not record.directory or record.base:
-            return None
-        if record.sequence != sequence and (record.in_use or record.sequence != following(sequence)):
-            return None
-        return best_name(record)
+        own = record is not None and record.directory and not record.base and (
+            record.sequence == sequence or not record.in_use and record.sequence == following(sequence))
+        name = best_name(record) if record is not None and own else None
+        return name or (self._logged().of(number, sequence) if self._logged is not None else None)
 
 
 @dataclass(slots=True)
@@ -205,12 +207,15 @@ class _Part:
 
 
 class Files:
-    """The files of one volume, through a table of records. base: the volume's image offset; named: with paths."""
+    """The files of one volume, through a table of records. base: the volume's image offset; named: with paths; logged:
+    the names that the volume logged, asked where a record has none.
+    """
 
-    def __init__(self, reader: Reader, boot: Boot, base: int, table: Table, origin: str, *, named: bool = True) -> None:
+    def __init__(self, reader: Reader, boot: Boot, base: int, table: Table, origin: str, *, named: bool = True,
+                 logged: Callable[[], Names] | None = None) -> None:
         self._reader, self._boot, self._base, self._table, self._origin = reader, boot, base, table, origin
-        self._named = named
-        self._paths = Paths(table)
+        self._named, self._logged = named, logged
+        self._paths = Paths(table, logged)
 
     def __iter__(self) -> Iterator[HostFile]:
         found = survey(self._table)
@@ -271,8 +276,14 @@ class Files:
         if not parts:
             return None
         names = [n for n in map(best_name, records) if n is not None] if self._named else []
-        name = self._paths.of(min(names, key=lambda n: n.rank) if names else None)
         when = next(filter(None, map(times, records)), {})
+        if deleted and self._named and self._logged is not None:
+            number, life = _life(records[0])
+            lost = None if names else self._logged().of(number, life)
+            names += [lost] if lost is not None else []
+            gone = self._logged().deletion(number, life)
+            when = when if gone is None else {**when, "deleted": gone}
+        name = self._paths.of(min(names, key=lambda n: n.rank) if names else None)
         origin = self._origin + suffix
         for part in parts:
             if part.attribute.resident:
@@ -308,6 +319,13 @@ class Files:
         if deleted and size == 0 and len(rows):
             return rows, -1, False  # a deletion that was carried out in steps: the size went first
         return cut_rows(rows, size, head.valid if head is not None else -1), size, complete
+
+
+def _life(record: Record) -> tuple[int, int]:
+    """The number of a deleted file's base record, and the sequence number that it had while the file lived."""
+    if record.base:
+        return record.base, record.base_sequence
+    return record.number, record.sequence if record.in_use else preceding(record.sequence)
 
 
 def _without_rivals(parts: list[_Part]) -> list[_Part]:

@@ -151,6 +151,12 @@ class Record:
         length, start = struct.unpack_from("<IH", self.data, attribute.at + 16)
         return self.data[attribute.at + start : attribute.at + min(start + length, attribute.length)]
 
+    def label(self, attribute: Attribute) -> str:
+        """An attribute's name, "" without one."""
+        letters, start = struct.unpack_from("<BH", self.data, attribute.at + 9)
+        end = min(start + 2 * letters, attribute.length)
+        return self.data[attribute.at + start : attribute.at + end].decode("utf-16-le", "replace") if letters else ""
+
 
 def parse_record(data: bytes, usable: int, number: int) -> Record:
     """A record whose first `usable` bytes are believed, fixups undone."""
@@ -272,14 +278,15 @@ def times(record: Record) -> dict[str, float]:
     return {}
 
 
-def listed(value: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """$ATTRIBUTE_LIST entries of unnamed attributes: (type, first VCN, record number, its sequence number)."""
+def listed(value: bytes, *, named: bool = False) -> Iterator[tuple[int, int, int, int]]:
+    """$ATTRIBUTE_LIST entries of attributes without a name, or with one: (type, first VCN, record number, its sequence
+    number)."""
     at = 0
     while at + 26 <= len(value):
-        kind, length, named = struct.unpack_from("<IHB", value, at)
+        kind, length, letters = struct.unpack_from("<IHB", value, at)
         vcn, reference = struct.unpack_from("<QQ", value, at + 8)
         if length < 26 or at + length > len(value):
             return
-        if not named:
+        if named == (letters > 0):
             yield kind, vcn, reference & REFERENCE, reference >> 48
         at += length

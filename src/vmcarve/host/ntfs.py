@@ -17,6 +17,7 @@ from ._first_look import named
 from ._ntfs_carve import carve
 from ._ntfs_files import Files, quiet_since
 from ._ntfs_mft import Mft, find_mft, list_value, to_rows, unnamed_data
+from ._ntfs_names import Names, logged_names
 from ._ntfs_placer import placer
 from ._ntfs_record import DATA, IN_USE, VOLUME_NAME, Boot, Record, decode_runs, listed, parse_boot
 from ._ntfs_record import field as column
@@ -42,6 +43,7 @@ class NtfsVolume:
         self.uuid = f"{boot.serial:016x}"
         self.derived = False  # what is free, without the bitmap
         self.label = self._label()
+        self._names: Names | None = None
 
     def _label(self) -> str:
         record = self._mft.record(VOLUME)
@@ -126,7 +128,12 @@ class NtfsVolume:
 
     def files(self) -> Iterator[HostFile]:
         """Live files of at least one unnamed $DATA, then deleted ones. Named streams are not files here."""
-        return iter(Files(self._reader, self._boot, self.offset, self._mft, "ntfs"))
+        return iter(Files(self._reader, self._boot, self.offset, self._mft, "ntfs", logged=self._logged))
+
+    def _logged(self) -> Names:
+        if self._names is None:
+            self._names = logged_names(self._reader, self._boot, self.offset, self._mft, self.log())
+        return self._names
 
     def live(self) -> Iterator[HostFile]:
         """Live files without their names."""
