@@ -8,6 +8,7 @@ import os
 import random
 import re
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class HostSpec:
         return self.kind.removesuffix("-1k")
 
 
-class Host:
+class Host(ABC):
     """A host volume inside an image that is being filled. Subclasses say how its files are reached."""
 
     keeps_holes = True
@@ -71,13 +72,13 @@ class Host:
     def sync(self) -> None:
         """Bring everything into the image while it stays open."""
 
+    @abstractmethod
     def free(self) -> int:
         """Bytes that new files may take, as the file system says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, source: Path, path: str, dense: bool) -> None:
         """Copy one file onto the host in one go; `dense` writes zeros where the source has holes."""
-        raise NotImplementedError
 
     def put_steadily(self, source: Path, path: str, dense: bool) -> None:
         """Copy one file run after run, each brought to its place before the next is written."""
@@ -99,13 +100,13 @@ class Host:
         """Fill several files at once by writes in random order, holes kept."""
         raise CorpusError(f"{self.spec.kind}: files cannot be written in random order here")
 
+    @abstractmethod
     def remove(self, path: str) -> None:
         """Delete one file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def locate(self, path: str) -> list[Extent]:
         """Extents of one file in bytes of the image."""
-        raise NotImplementedError
 
     def contents(self) -> list[tuple[int, int]]:
         """(image_offset, length) of the content of every file that is there now."""
