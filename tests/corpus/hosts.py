@@ -63,18 +63,21 @@ class Host(ABC):
         """The mounted root, while there is one."""
         return None
 
+    @abstractmethod
     def open(self) -> None:
         """Make the files reachable."""
 
+    @abstractmethod
     def close(self) -> None:
         """Write everything to the image and let go of it."""
 
+    @abstractmethod
     def sync(self) -> None:
         """Bring everything into the image while it stays open."""
 
-    @abstractmethod
     def free(self) -> int:
         """Bytes that new files may take, as the file system says."""
+        raise CorpusError(f"{self.spec.kind}: nobody says here what is free")
 
     @abstractmethod
     def put(self, source: Path, path: str, dense: bool) -> None:
@@ -280,7 +283,20 @@ class MountedHost(Host):
         return self.device or super().tool_target
 
 
-class OfflineFat(Host):
+class OfflineHost(Host):
+    """A host whose tools write to the image themselves: there is nothing to open, to wait for or to let go of."""
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def sync(self) -> None:
+        """Nothing to do."""
+
+
+class OfflineFat(OfflineHost):
     """A FAT32 host, filled by mtools: this needs neither root nor a kernel that knows FAT."""
 
     keeps_holes = False
@@ -313,7 +329,7 @@ class OfflineFat(Host):
         return Fat(self.image, self.offset).extents(path)
 
 
-class OfflineExt(Host):
+class OfflineExt(OfflineHost):
     """An ext3 or ext4 host, filled by debugfs: what is left where nobody may mount.
 
     It takes block after block as they come, with an ext3's indirect blocks among them, as Linux did when ext3 had a
