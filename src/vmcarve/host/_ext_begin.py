@@ -17,9 +17,10 @@ import numpy as np
 
 from ..blocks import Blocks
 from ..checksums import crc32c
-from ..model import Begin, Cut, Evidence, EvidenceBatch, Reader, Signature
+from ..filemap import FileMap, FileView
+from ..model import MISSING, Begin, Cut, Evidence, EvidenceBatch, Reader, Signature
 from . import _ext_super as super_
-from ._blocks import I64, U8
+from ._blocks import I64, U8, Overlay
 from ._ext_journal import (
     DESCRIPTOR,
     FLAG_ESCAPED,
@@ -80,29 +81,6 @@ class _Journal:
     @property
     def sums(self) -> bool:
         return bool(self.incompat & INCOMPAT_CSUM_V3)
-
-
-class _Parts:
-    """A Reader of a volume of which only some parts (place, bytes) are known."""
-
-    def __init__(self, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
-        self.size = size
-        self._parts = sorted(parts)
-
-    def _inside(self, offset: int, length: int) -> Iterator[tuple[int, bytes]]:
-        for at, data in self._parts:
-            low, high = max(at, offset), min(at + len(data), offset + length)
-            if low < high:
-                yield low, data[low - at : high - at]
-
-    def read(self, offset: int, length: int) -> bytes:
-        out = bytearray(max(0, min(length, self.size - offset)))
-        for at, data in self._inside(offset, len(out)):
-            out[at - offset : at - offset + len(data)] = data
-        return bytes(out)
-
-    def missing(self, offset: int, length: int) -> bool:
-        return not 0 <= offset <= self.size - length or sum(len(d) for _, d in self._inside(offset, length)) < length
 
 
 def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[Begin]:
@@ -257,9 +235,10 @@ def _begin(reader: Reader, journal: _Journal) -> Begin | None:
     sb = super_.parse(data, 0, 1 << 62)
     if sb is None or sb.group or sb.uuid != journal.identity or not super_.checksum_ok(data):
         return Begin(b"", identity=identity, parts=parts)
-    data = bytes(super_.SUPER_AT) + data
-    volume = _Parts(sb.blocks * size, [*parts, (0, data)])
-    return Begin(data, size=volume.size, identity=identity, parts=parts, stated=tuple(_stated(reader, volume)))
+    nothing = FileView(reader, FileMap.build([(0, sb.blocks * size, -1, MISSING, "")]))
+    volume = Overlay(nothing, 0, size, {0: bytes(size), **journal.home})  # what lies before the superblock is known
+    return Begin(bytes(super_.SUPER_AT) + data, size=volume.size, identity=identity, parts=parts,
+                 stated=tuple(_stated(reader, volume)))
 
 
 def _stated(reader: Reader, volume: Reader) -> Iterator[tuple[int, int]]:
