@@ -181,6 +181,17 @@ class FileMap:
             at = end
         return FileMap.build([*out, *self.cut(at, self.size - at)])
 
+    def zeroed(self, ranges: Iterable[tuple[int, int]], rule: str) -> FileMap:
+        """The same map with zeros in ranges (first, end), rising, disjoint, where it says that bytes are missing."""
+        out: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        for first, end in ranges:
+            out += self.cut(at, first - at)
+            out += [(f, n, p, ZERO if g == MISSING else g, rule if g == MISSING else r)
+                    for f, n, p, g, r in self.cut(first, end - first)]
+            at = end
+        return FileMap.build([*out, *self.cut(at, self.size - at)])
+
     def graded(self, ranges: Iterable[tuple[int, int, str, str]]) -> FileMap:
         """The same map with (file_offset, length, grade, rule) laid over the rows that claim image bytes.
 

@@ -28,6 +28,7 @@ class Candidate:
     map: FileMap
     reopen: Callable[[FileMap], Container | None]
     tables: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (file, image offset)s of blocks
+    empty: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # file ranges of tables that hold none
     checked: bool = False  # the format tells a table from anything else (`Format.wants`)
     anchors: list[int] = field(default_factory=lambda: [0])  # file offsets of what proposes it, at the delta of `start`
     joined: bool = False  # its streams are placed, and what of them is not found is missing

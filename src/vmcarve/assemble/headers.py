@@ -31,10 +31,11 @@ from .places import Places
 from .segments import BLOCK
 from .solve import solve
 from .state import Claims
-from .tables import Found, Search
+from .tables import EMPTY, Found, Search
 from .units import join_units, settle_units
 
 MOST_SLACK = 16 << 20  # ours: bytes that a container in doubt may have beyond its disks and an eighth of them
+MAX_REGIONS = 4096  # ours: tables of a container that are compared with what proposes others
 BEHIND = 64 << 20  # ours: bytes of an archive behind the last of its disks
 
 Hints = dict[tuple[int, str], set[tuple[int, int]]]
@@ -153,7 +154,32 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
             opened.append((start, formats()[module], led))
             if not lacking and led.container.holds_data and not in_doubt(led.container):
                 search.keep(led.container, led.map)
+    opened = [one for one in opened if not _anothers(hints[one[0], one[1].name], one, opened)]
     return sorted(opened, key=lambda one: (one[0], one[1].name))
+
+
+def _anothers(hints: set[tuple[int, int]], one: tuple[int, Format, Led], opened: list[tuple[int, Format, Led]]) -> bool:
+    """Whether all that proposes a container without header are tables of one that has its header.
+
+    A table states where its file begins as if that were one run. Where a host leaves out what is zero between the
+    header and the table, that is beside the header.
+    """
+    start, fmt, _ = one
+    if min(f for f, _ in hints) == 0:
+        return False
+    places = {start + f for f, _ in hints}
+    for begin, other, led in opened:
+        if other is fmt and begin != start and places & _tables_of(led):
+            places -= _tables_of(led)
+    return not places
+
+
+def _tables_of(led: Led) -> set[int]:
+    """Image offsets of the tables that were found for a container away from its run."""
+    if not led.tables:
+        return set()
+    cuts = [led.map.cut(r.file_offset, 1) for r in led.container.regions[:MAX_REGIONS]]
+    return {p for cut in cuts for _, _, p, _, _ in cut if p >= 0}
 
 
 def _lacks(fmt: Format, image: Reader, first: FileMap, search: Search) -> bool:
@@ -178,7 +204,8 @@ def _candidate(image: Reader, fmt: Format, start: int, led: Led, anchors: list[i
 
     # a footer tells where the first byte would be if the whole file were one run: then only the footer is a pin
     first = [0] if 0 in anchors else anchors
-    return Candidate(start, led.container, led.map, reopen, led.tables, fmt.wants is not None, first)
+    empty = [(f, f + n) for f, n, _, _, rule in led.map.rows() if rule == EMPTY]
+    return Candidate(start, led.container, led.map, reopen, led.tables, empty, fmt.wants is not None, first)
 
 
 def _pin_by_name(candidates: Sequence[Candidate], rows: list[tuple[str, Evidence]]) -> None:

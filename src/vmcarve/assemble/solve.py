@@ -29,6 +29,7 @@ from .places import Known, Places, assign, first_rows, pins_of, through
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .settled import has_file_at, misplaced, settled
 from .state import Claims
+from .tables import EMPTY
 from .tails import SECTOR, FileEnds, Live, SectorEnds, file_ends, look, open_volumes
 
 Int64s = npt.NDArray[np.int64]
@@ -120,6 +121,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         else:
             runs = _round(image, active, evidence, now, borders, contents)
         for c, old in zip(active, held, strict=True):
+            c.map = c.map.zeroed(c.empty, EMPTY)
             container = c.reopen(c.map)
             if container is None or _lost(container) > _lost(c.container):
                 c.map = old  # what was read before is worth more than a better place for something else

@@ -24,6 +24,7 @@ Found = tuple[FileMap, list[tuple[int, int]]]
 """A container's map with its tables in it, and their (file, image offset)s."""
 BLOCK = 4096
 STEP = 4 << 20
+EMPTY = "tables.empty"  # the rule of what is zero as a table says nothing there
 REACH = 64 << 10  # bytes that a structure may have that states its place
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
 MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
@@ -128,8 +129,11 @@ class Search:
             wants = [w for w in wants if not w.spare] or wants  # those last: others lie behind them in the file
             for want in wants:
                 # what was found since may have led here: tables, and blocks of one table, lie behind each other
-                here = FileView(self.image, FileMap.build(laid.rows(want.file_offset, want.file_offset + BLOCK)))
+                rows = laid.rows(want.file_offset, want.file_offset + BLOCK)
+                here = FileView(self.image, FileMap.build(rows))
                 if want.fits(here.read(want.file_offset, BLOCK).ljust(BLOCK, b"\0")) > 0:
+                    if len(rows) == 1 and rows[0][2] >= 0 and not want.spare:
+                        laid.add(want.file_offset, rows[0][2])
                     continue
                 tried.add(want.file_offset)
                 p = None if want.empty else self._find(want, start, laid, own, end)
@@ -311,7 +315,7 @@ class _Laid:
             cut = self._cuts[i - 1] if i else -BLOCK
             if at < cut + BLOCK and self.found[cut] < 0:
                 end = min(end, cut + BLOCK)
-                out.append((at, end - at, -1, ZERO, "tables.empty"))
+                out.append((at, end - at, -1, ZERO, EMPTY))
             elif j := bisect.bisect_right(self._placed, at):
                 delta = self.found[self._placed[j - 1]] - self._placed[j - 1]
                 there = max(0, min(end, self._image_size - delta) - at)
