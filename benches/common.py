@@ -231,7 +231,6 @@ print(json.dumps({"status": os.waitstatus_to_exitcode(status), "peak_kib": used.
 """
 
 
-
 def _environment() -> dict[str, str]:
     """Of a child: its modules are compiled once, as pip leaves them, not at each start. Forty thousand lines take a
     second, which an environment that forbids to write bytecode would add to every figure."""
