@@ -676,6 +676,15 @@ PLAIN, DEFLATE, ZLIB, ZSTD = 0, 1, 2, 3
 ENCODING_NAMES = ("plain", "deflate", "zlib", "zstd")
 
 
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Of the encoded runs of a GuestMap (`decoded.taken`): place int64[n], the image offset where each was read, -1
+    where it lay in several parts; taken int64[n], bytes that the stream took, -1 where it does not decode."""
+
+    place: npt.NDArray[np.int64]
+    taken: npt.NDArray[np.int64]
+
+
 @dataclass(slots=True)
 class GuestMap:
     """guest_offset -> file_offset, as runs: arrays of equal length, guest_offset rising, no gap, no overlap.
@@ -686,7 +695,7 @@ class GuestMap:
     entry points outside the container), EXTERNAL (in another file: `Container.members`, file_offset is in that file).
     file_offset int64: -1 unless DATA or EXTERNAL. encoding uint8: PLAIN, or how the stored bytes decode to `length`
     guest bytes (DEFLATE raw RFC 1951, ZLIB RFC 1950, ZSTD one frame). stored int64: bytes at file_offset (= length
-    when PLAIN). Encoded runs are one per cluster and never merged.
+    when PLAIN). Encoded runs are one per cluster and never merged. streams: what is known of their bytes so far.
     """
 
     guest_offset: npt.NDArray[np.int64]
@@ -695,6 +704,7 @@ class GuestMap:
     file_offset: npt.NDArray[np.int64]
     encoding: npt.NDArray[np.uint8]
     stored: npt.NDArray[np.int64]
+    streams: Streams | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.guest_offset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..decoded import sound
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, SUPPORTED, Container, Reader
@@ -28,10 +29,11 @@ def contradicted(image: Reader, container: Container, file_map: FileMap) -> bool
     if not container.guests or container.parent is not None or not has_plain(container.guests[0].map):
         return False
     guest_map = container.guests[0].map
-    disk = VirtualDisk(FileView(image, file_map), guest_map)
-    found = describe(disk)
+    view = FileView(image, file_map)
+    found = describe(VirtualDisk(view, guest_map))
     if any(v.consistent is False for v in found):
         return True
+    disk = VirtualDisk(view, guest_map, sound=sound(view, guest_map))
     spans = [(offset, length) for v in found for offset, length, _ in v.partitions] or [(0, disk.size)]
     ends = asked(lambda: file_ends(open_volumes(disk, spans), guest_map, certain=True), FileEnds.none())
     picked = np.arange(0, len(ends), max(1, len(ends) // MAX_ENDS))
