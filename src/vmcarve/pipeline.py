@@ -310,16 +310,20 @@ def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], opti
     done = 0
     stop = threading.Event()
 
+    workers = min(options.threads, WRITERS)
+
     def one(d: Verified) -> Output:
         c = d.item.container
+        # one disk a CPU keeps them busy, and costs less than to hand pieces on; but not while most wait for a large one
+        apart = options.threads > workers or needed(d.rows) * workers > total
         path = folder / "disks" / _file_name(d)
         if d.is_file:
             return write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
-                                   digest=options.digest, stop=stop)
+                                   digest=options.digest, apart=apart, stop=stop)
         return write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest,
-                         stop=stop)
+                         apart=apart, stop=stop)
 
-    with ThreadPoolExecutor(min(options.threads, WRITERS), thread_name_prefix="write") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="write") as pool:
         try:
             for d, output in zip(chosen, [pool.submit(one, d) for d in chosen], strict=True):
                 result = output.result()
