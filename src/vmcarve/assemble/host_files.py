@@ -57,9 +57,8 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     _whole(state, rows, guest_places, rivals, deleted=deleted)
     _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)
-    maps = ((view, file, _map_of(state, file, file.size, rivals.get(view.label)))
-            for view, file in _files(state, deleted) if file.size > 0 and not view.carved)
-    headless(state, maps, evidence)
+    files = ((view, file) for view, file in _files(state, deleted) if file.size > 0 and not view.carved)
+    headless(state, files, lambda view, file: _map_of(state, file, file.size, rivals.get(view.label)), evidence)
 
 
 def _quiet_since(view: HostView) -> Callable[[], float]:

@@ -93,8 +93,8 @@ def to_runs(extents: I64, unit: int, base: int) -> I64:
 
     Rows that continue each other in both spaces are one run; holes have no row (HostFile: gaps are holes).
     """
-    if len(extents) == 0:
-        return np.zeros((0, 4), np.int64)
+    if len(extents) < 2:
+        return extents * (unit, unit, unit, 1) + (0, base, 0, 0)
     same = (extents[1:, 3] == extents[:-1, 3]) & (extents[1:, 0] == extents[:-1, 0] + extents[:-1, 2])
     same &= extents[1:, 1] == extents[:-1, 1] + extents[:-1, 2]
     first = np.flatnonzero(np.concatenate(([True], ~same)))
