@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from vmcarve import decoded
+from vmcarve.assemble import doubt
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
-from vmcarve.model import DATA, GUESSED, PLAIN, ZLIB, GuestMap
+from vmcarve.model import DATA, GUESSED, PLAIN, ZLIB, Container, GuestDisk, GuestMap
 from vmcarve.source import BytesReader
 
 CLUSTER = 4096
@@ -75,3 +77,20 @@ def test_bytes_that_are_others_are_decoded_again(stored: tuple[bytes, GuestMap],
     assert sorted(seen) == sorted(int(m.stored[i]) for i in (3, 10, 20))
     assert np.flatnonzero(after != before).tolist() == [3, 20]
     assert after[3] == after[20] == -1
+
+
+def test_streams_are_decoded_ahead(stored: tuple[bytes, GuestMap], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks a guest whether its bytes are its own finds its streams decoded; where none are, nothing is started."""
+    data, m = stored
+    seen = counted(monkeypatch)
+    image, file_map = BytesReader(data), FileMap.build([(0, len(data), 0, GUESSED, "")])
+    container = Container("qcow2", "", len(data), [GuestDisk(len(m) * CLUSTER, m)], extension="qcow2")
+    plain = Container("raw", "", CLUSTER, [GuestDisk(CLUSTER, GuestMap.flat(CLUSTER))], extension="raw")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = doubt.ahead(pool, image, container, file_map)
+        assert waiting is not None
+        waiting.result()
+        assert len(seen) == COUNT
+        assert doubt.ahead(pool, image, plain, file_map) is None
+    assert not doubt.contradicted(image, container, file_map)
+    assert len(seen) == COUNT
