@@ -415,15 +415,18 @@ class ExtVolume:
             first = int(order[j]) * sb.inodes_per_group + (home - int(starts[j])) * (bs // size) + 1
             now = inodes.slots(self._block(home).ljust(bs, b"\0"), size)
             live = (now["links"] > 0) & (now["size_low"] | now["size_high"] > 0)
+            taken, generation = np.zeros(len(now), np.bool_), np.zeros(len(now), np.uint32)  # of newer copies
             for k in reversed(log.of(home)):
                 old = inodes.slots(log.read(self._reader, k, bs).ljust(bs, b"\0"), size)
                 wanted = (old["mode"] & inodes.S_IFMT == inodes.S_IFREG) & (old["size_low"] | old["size_high"] > 0)
                 wanted &= ~(live & (now["generation"] == old["generation"]))
+                wanted &= ~(taken & (generation == old["generation"]))
                 for slot in _some_slots(old, np.flatnonzero(wanted), first):
                     if slot.has_map and RESERVED_INODES < slot.ino <= sb.inodes:
                         file = remains.files.setdefault((slot.ino, slot.generation), Deleted())
                         if file.copy is None:  # newest first
                             file.copy, file.seq = slot, int(log.seq[k])
+                        taken[slot.ino - first], generation[slot.ino - first] = True, slot.generation
 
     def _candidates(
         self, key: tuple[int, int], file: Deleted, blocks: leaf.ExtentBlocks | None, name: str, gone: Slot | None
