@@ -13,10 +13,11 @@ from ..model import RowRule, SectorBegin
 from ..registry import formats
 
 BLOCK = 4096
+GAP = 64 << 10  # bytes between two runs that are read with them: to begin another run takes as long
 MAX_RUNS = 1 << 20  # ours: 16 MiB of them; an image with more is looked through wholly
 
 Runs = npt.NDArray[np.int64]
-"""int64[n, 2]: image offset and length of runs of blocks, rising."""
+"""int64[n, 2]: image offset and length of runs of blocks, rising, with more than GAP between them."""
 
 
 @cache
@@ -52,7 +53,7 @@ class RangeBlocks:
 
     def told(self) -> Runs:
         edge = np.flatnonzero(np.diff(self._told, prepend=0, append=0)) + self._first
-        return np.stack((edge[::2], edge[1::2] - edge[::2]), axis=1) * BLOCK
+        return _joined(edge[::2] * BLOCK, edge[1::2] * BLOCK)
 
 
 class TableBlocks:
@@ -73,6 +74,12 @@ class TableBlocks:
         if self._held > MAX_RUNS:
             return None
         start, length = np.concatenate([np.empty((0, 2), np.int64), *self._parts]).T
-        end = np.maximum.accumulate(start + length)
-        first = np.flatnonzero(start > np.concatenate(([-1], end[:-1]))[: len(start)])
-        return np.stack((start[first], end[np.append(first[1:], len(end))[: len(first)] - 1] - start[first]), axis=1)
+        return _joined(start, np.maximum.accumulate(start + length))
+
+
+def _joined(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> Runs:
+    """Ranges, both ends rising, those with GAP or less between them as one."""
+    first = np.ones(len(start), bool)
+    first[1:] = start[1:] > end[:-1] + GAP
+    begins = np.flatnonzero(first)
+    return np.stack((start[begins], end[np.append(begins[1:], len(end))[: len(begins)] - 1] - start[begins]), axis=1)
