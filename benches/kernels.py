@@ -20,10 +20,12 @@ from vmcarve._ext.first_words import first_words
 from vmcarve._ext.gather import gather
 from vmcarve._ext.leaf_rows import leaf_rows
 from vmcarve._ext.sector_tails import sector_tails
+from vmcarve._ext.table_blocks import table_blocks
 from vmcarve.assemble.align import COSTS
 from vmcarve.formats._shapes import Numbers
 from vmcarve.model import SECTOR, Signature
 from vmcarve.sweeper.bytewise import anywhere, compile_bytes
+from vmcarve.sweeper.sieve import block_sieve
 from vmcarve.sweeper.table import Entry, compile_table, declared
 
 from .common import MIB, page_buffer
@@ -138,6 +140,12 @@ def _legal_rows() -> tuple[Callable[[], object], float]:
     return lambda: rule.sieve(words), 1
 
 
+def _table_blocks() -> tuple[Callable[[], object], float]:
+    """Noise, as nearly all of an image looks to this."""
+    buffer, told, sieve = _noise(), np.empty(256, np.uint8), block_sieve()
+    return lambda: table_blocks(sieve, buffer, told), 1
+
+
 def _sector_tails() -> tuple[Callable[[], object], float]:
     """Sectors that end in zeros, each with a few less than the one before."""
     sectors = np.tril(np.ones((512, 512), np.uint8)).repeat(4, axis=0)
@@ -182,4 +190,5 @@ WORKLOADS: dict[str, Workload] = {
     "call_votes": _call_votes, "cpu": _cpu, "crc32c": _crc32c, "delta_path": _delta_path, "every_byte": _every_byte,
     "extent_blocks": _extent_blocks, "first_look": _first_look, "first_words": _first_words, "gather": _gather,
     "leaf_rows": _leaf_rows, "legal_rows": _legal_rows, "sector_tails": _sector_tails,
+    "table_blocks": _table_blocks,
 }

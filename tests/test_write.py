@@ -76,13 +76,14 @@ def layouts(draw: st.DrawFn) -> tuple[list[Row], list[Patch], int]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(layouts(), st.booleans())
-def test_any_layout(image: Path, tmp_path: Path, layout: tuple[list[Row], list[Patch], int], digest: bool) -> None:
-    """The file is what its rows say, its hash is that of the file, and nothing else is left in the folder."""
+@given(layouts(), st.booleans(), st.booleans())
+def test_any_layout(image: Path, tmp_path: Path, layout: tuple[list[Row], list[Patch], int], digest: bool,
+                    apart: bool) -> None:
+    """The file is what its rows say, its hash is that of the file, whoever hashes, and nothing else is left there."""
     rows, patches, size = layout
     path = tmp_path / "out"
     with open_image(image) as source:
-        output = write_container(source, path, size, rows, patches, digest=digest)
+        output = write_container(source, path, size, rows, patches, digest=digest, apart=apart)
     data = path.read_bytes()
     assert data == laid(rows, patches, size, image.read_bytes())
     assert output.sha256 == (hashlib.sha256(data).hexdigest() if digest else None)
@@ -183,14 +184,15 @@ def compressed(rng: np.random.Generator, clusters: int) -> tuple[VirtualDisk, by
     return VirtualDisk(BytesReader(bytes(stored)), GuestMap.build(*zip(*columns, strict=True))), bytes(content)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("digest", [False, True])
-def test_a_compressed_disk_is_decoded_in_order(tmp_path: Path, digest: bool) -> None:
+def test_a_compressed_disk_is_decoded_in_order(tmp_path: Path, digest: bool, apart: bool) -> None:
     """Clusters decoded on several threads stand where they belong."""
     disk, content = compressed(np.random.default_rng(7), 100)
     m = disk.map
     rows: list[Row] = [(int(g), int(n), 0, 0, "x", int(n), "zero" if s == HOLE else "supported", "x")
                        for g, n, s in zip(m.guest_offset, m.length, m.state, strict=True)]
-    output = write_raw(disk, tmp_path / "out", rows, digest=digest)
+    output = write_raw(disk, tmp_path / "out", rows, digest=digest, apart=apart)
     assert (tmp_path / "out").read_bytes() == content
     assert output.sha256 == (hashlib.sha256(content).hexdigest() if digest else None)
 

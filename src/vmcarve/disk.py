@@ -6,6 +6,9 @@ import io
 import threading
 from collections import OrderedDict
 
+import numpy as np
+import numpy.typing as npt
+
 from .codec import decode
 from .model import DATA, EXTERNAL, LOST, PLAIN, UNALLOCATED, GuestMap, Reader
 
@@ -17,18 +20,21 @@ class VirtualDisk:
     unallocated ranges (zeros without one).
 
     externals: for EXTERNAL runs, (guest_offset, length, Reader) per member file, guest_offset rising. Lost and
-    undecodable ranges read as zeros and count as missing. It closes nothing that it was given. Threads may read at the
-    same time.
+    undecodable ranges read as zeros and count as missing. sound bool[rows of the map]: which decode, where that is
+    known (`decoded.sound`); else who asks what is missing has it decoded. It closes nothing that it was given. Threads
+    may read at the same time.
     """
 
     def __init__(self, container: Reader, guest_map: GuestMap, parent: Reader | None = None,
-                 externals: list[tuple[int, int, Reader]] | None = None) -> None:
+                 externals: list[tuple[int, int, Reader]] | None = None, *,
+                 sound: npt.NDArray[np.bool_] | None = None) -> None:
         self._container = container
         self.map = guest_map
         self.size = int(guest_map.guest_offset[-1] + guest_map.length[-1]) if len(guest_map) else 0
         self._row = 0, 0, 0  # the last plain row that was read: begin, end, and how far behind it the container has it
         self._parent = parent
         self._externals = externals or []
+        self._sound = sound
         self._cache: OrderedDict[int, bytes | None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -52,7 +58,7 @@ class VirtualDisk:
                 return True
             if state == DATA:
                 if m.encoding[i] != PLAIN:
-                    if self._cluster(i) is None:
+                    if not self._sound[i] if self._sound is not None else self._cluster(i) is None:
                         return True
                 elif self._container.missing(int(m.file_offset[i]) + inside, n):
                     return True

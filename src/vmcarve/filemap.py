@@ -219,7 +219,7 @@ class FileView:
         self.image = image
         self.map = file_map
         self.size = file_map.size
-        self._patches = list(patches)
+        self.patches = list(patches)
         self._row = 0, 0, -1, MISSING  # begin, end, image offset, grade
 
     def read(self, offset: int, length: int) -> bytes:
@@ -231,9 +231,9 @@ class FileView:
             data = self._bytes(at + offset - low if at >= 0 else -1, length)
         else:
             data = b"".join([self._bytes(p, n) for _, n, p, _, _ in self.map.cut(offset, length)])
-        if self._patches:
+        if self.patches:
             out = bytearray(data)
-            for at, new in self._patches:
+            for at, new in self.patches:
                 low, high = max(at, offset), min(at + len(new), offset + length)
                 if low < high:
                     out[low - offset : high - offset] = new[low - at : high - at]
@@ -270,4 +270,4 @@ class FileView:
         """Whether bytes that lie in one row of the map are missing."""
         if image_offset >= 0:
             return self.image.missing(image_offset, length)
-        return grade == MISSING and not any(f <= offset and offset + length <= f + len(d) for f, d in self._patches)
+        return grade == MISSING and not any(f <= offset and offset + length <= f + len(d) for f, d in self.patches)

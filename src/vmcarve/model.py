@@ -270,6 +270,30 @@ class TablePieces:
 
 
 @dataclass(frozen=True, slots=True)
+class RowRule:
+    """Rows in which `Format.shapes` may find a piece: `width` bytes (512 or 4096), numbers of `size` (4 or 8), in the
+    other byte order than the machine's where `swap`. illegal, low, high, unused, steps: see ext/legal_rows.h.
+    """
+
+    width: int
+    size: int
+    swap: bool
+    illegal: int
+    low: npt.NDArray[np.uint64]
+    high: npt.NDArray[np.uint64]
+    unused: npt.NDArray[np.uint8]
+    steps: npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class SectorBegin:
+    """Sectors in which it may: their first 16 bytes are `value` under `mask`."""
+
+    mask: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Clue:
     """What shapes and guest structures tell of a container whose header is lost (`Format.rebuild`).
 
@@ -408,6 +432,7 @@ class Format:
     tied(reader) -> how blocks of tables tell each other's places, where the reader has what names them, or None.
     shapes(blocks uint8[n, 4096], image_offset int64[n] rising) -> pieces of tables that have no magic. Called on space
     that nothing else explains, so it may take some ns a block and be wrong; arrays in, arrays out.
+    rows: `shapes` finds nothing in a block none of whose rows or sectors is as one of these says.
     rebuild(reader of the image, clue) -> the container with a header written anew, or None when the clue does not hold.
     units(reader, container) -> the streams that its tables name, whether they lie there or not; without it, those of
     its guest maps. It may not read the payload.
@@ -431,6 +456,7 @@ class Format:
     tied: Callable[[Reader], Tied | None] | None = None
     qemu_name: str | None = None  # the driver name in QEMU, for tests and messages
     shapes: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Iterable[TablePieces]] | None = None
+    rows: Sequence[RowRule | SectorBegin] = ()
     rebuild: Callable[[Reader, Clue], Orphan | None] | None = None
     units: Callable[[Reader, Container], Units | None] | None = None
     marks: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Marks] | None = None
@@ -650,6 +676,15 @@ PLAIN, DEFLATE, ZLIB, ZSTD = 0, 1, 2, 3
 ENCODING_NAMES = ("plain", "deflate", "zlib", "zstd")
 
 
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Of the encoded runs of a GuestMap (`decoded.taken`): place int64[n], the image offset where each was read, -1
+    where it lay in several parts; taken int64[n], bytes that the stream took, -1 where it does not decode."""
+
+    place: npt.NDArray[np.int64]
+    taken: npt.NDArray[np.int64]
+
+
 @dataclass(slots=True)
 class GuestMap:
     """guest_offset -> file_offset, as runs: arrays of equal length, guest_offset rising, no gap, no overlap.
@@ -660,7 +695,7 @@ class GuestMap:
     entry points outside the container), EXTERNAL (in another file: `Container.members`, file_offset is in that file).
     file_offset int64: -1 unless DATA or EXTERNAL. encoding uint8: PLAIN, or how the stored bytes decode to `length`
     guest bytes (DEFLATE raw RFC 1951, ZLIB RFC 1950, ZSTD one frame). stored int64: bytes at file_offset (= length
-    when PLAIN). Encoded runs are one per cluster and never merged.
+    when PLAIN). Encoded runs are one per cluster and never merged. streams: what is known of their bytes so far.
     """
 
     guest_offset: npt.NDArray[np.int64]
@@ -669,6 +704,7 @@ class GuestMap:
     file_offset: npt.NDArray[np.int64]
     encoding: npt.NDArray[np.uint8]
     stored: npt.NDArray[np.int64]
+    streams: Streams | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.guest_offset)

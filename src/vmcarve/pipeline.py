@@ -27,7 +27,7 @@ from .export import Output, needed, write_container, write_raw
 from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
-from .sweeper import check_hashes, sweep_image
+from .sweeper import Runs, check_hashes, sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
 from .version import program_version
@@ -90,8 +90,9 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
         folder = make_folder(Path(out), options.resume)
         info = _info(sources, options)
         spots = _spots(sources, info) if options.unallocated else None
+        tables: list[Runs | None] = [None] * len(sources)
         if not (options.resume and _swept(folder, info)):
-            _sweep(sources, folder, info, options, spots, report)
+            tables = _sweep(sources, folder, info, options, spots, report, tables=True)
             write_json(folder / "case.json", info)
         else:
             old = json.loads((folder / "case.json").read_text(encoding="utf-8"))
@@ -99,7 +100,7 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
             for image, before in zip(info["images"], old["images"], strict=True):
                 image["hashes"] = before.get("hashes", {})
         started = time.monotonic()
-        items, files = _assemble(sources, folder, info, spots, report)
+        items, files = _assemble(sources, folder, info, spots, tables, report)
         info["seconds"]["assemble"] = round(time.monotonic() - started, 3)
         started = time.monotonic()
         disks = _verify(sources, items, report)
@@ -184,8 +185,9 @@ def _spots(sources: list[ImageSource], info: dict[str, Any]) -> list[list[Spot]]
 
 
 def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], options: Options,
-           spots: list[list[Spot]] | None, report: Report | None) -> None:
-    """All of each image, or with `spots` what none of these hosts holds."""
+           spots: list[list[Spot]] | None, report: Report | None, *, tables: bool = False) -> list[Runs | None]:
+    """All of each image, or with `spots` what none of these hosts holds. Returns `Sweep.tables` of each."""
+    blocks: list[Runs | None] = []
     started = time.monotonic()
     ranges = [None if spots is None else unallocated(s.size, spots[i]).tolist() for i, s in enumerate(sources)]
     sizes = [s.size if r is None else sum(n for _, n in r) for s, r in zip(sources, ranges, strict=True)]
@@ -204,7 +206,8 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
                     report("sweep", min(done, total), total)
 
             result = sweep_image(source, index, out.write_batch, ranges=ranges[index], threads=options.threads,
-                                 align=options.align, hashes=options.hash_image, progress=progress)
+                                 align=options.align, hashes=options.hash_image, tables=tables, progress=progress)
+            blocks.append(result.tables)
             info["images"][index]["hashes"] = result.digests
             hits.update(result.hits)
             confirmed.update(result.confirmed)
@@ -214,10 +217,11 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
                 report("sweep", done, total)
     info["sweep"] = {"hits": dict(sorted(hits.items())), "confirmed": dict(sorted(confirmed.items()))}
     info["seconds"]["sweep"] = round(time.monotonic() - started, 3)
+    return blocks
 
 
 def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], spots: list[list[Spot]] | None,
-              report: Report | None) -> tuple[list[Assembled], list[dict[str, object]]]:
+              tables: list[Runs | None], report: Report | None) -> tuple[list[Assembled], list[dict[str, object]]]:
     """With `spots`: only what none of these hosts holds."""
     evidence = read(folder / "evidence.arrow")
     items: list[Assembled] = []
@@ -227,7 +231,7 @@ def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], sp
             report("assemble", index, len(sources))
         own = evidence.filter(pc.equal(evidence["source"], pa.scalar(index, pa.int32())))
         found, hosts, troubles = assemble_image(source, index, own, None if spots is None else spots[index],
-                                                unallocated_only=spots is not None)
+                                                unallocated_only=spots is not None, tables=tables[index])
         bad = Claims()
         for offset, length in source.unreadable:
             bad.add_range(offset, offset + length)
@@ -306,16 +310,20 @@ def _write(sources: list[ImageSource], folder: Path, disks: list[Verified], opti
     done = 0
     stop = threading.Event()
 
+    workers = min(options.threads, WRITERS)
+
     def one(d: Verified) -> Output:
         c = d.item.container
+        # one disk a CPU keeps them busy, and costs less than to hand pieces on; but not while most wait for a large one
+        apart = options.threads > workers or needed(d.rows) * workers > total
         path = folder / "disks" / _file_name(d)
         if d.is_file:
             return write_container(sources[d.item.source], path, c.size, d.container_rows, c.patches,
-                                   digest=options.digest, stop=stop)
+                                   digest=options.digest, apart=apart, stop=stop)
         return write_raw(guest_disk(list(sources), d.item, d.guest), path, d.guest_rows, digest=options.digest,
-                         stop=stop)
+                         apart=apart, stop=stop)
 
-    with ThreadPoolExecutor(min(options.threads, WRITERS), thread_name_prefix="write") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="write") as pool:
         try:
             for d, output in zip(chosen, [pool.submit(one, d) for d in chosen], strict=True):
                 result = output.result()

@@ -24,21 +24,19 @@ class Progress:
     """A `report` for the pipeline, as a context. On a terminal a bar, else a line when a stage ends."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._told: set[str] = set()
 
     def __enter__(self) -> Progress:
-        if self._console.is_terminal:
+        if sys.stderr.isatty() or os.environ.get("FORCE_COLOR"):
+            from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
             from rich.progress import Progress as Bars
 
             self._bars = Bars(TextColumn("{task.description:<11}"), BarColumn(), DownloadColumn(binary_units=True),
-                              TransferSpeedColumn(), TimeRemainingColumn(), console=self._console)
+                              TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
             self._bars.start()
         return self
 

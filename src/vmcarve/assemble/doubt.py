@@ -7,8 +7,11 @@ table names does not agree with itself. Then nothing that merely follows from th
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
+
 import numpy as np
 
+from ..decoded import encoded_rows, sound, taken
 from ..disk import VirtualDisk
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, SUPPORTED, Container, Reader
@@ -23,15 +26,28 @@ SHARE = 0.01  # of those looked at
 RULE = "doubted"
 
 
+def ahead(pool: Executor, image: Reader, container: Container, file_map: FileMap) -> Future[object] | None:
+    """Has the streams decoded that `contradicted` will ask for, while others are opened; None where there are none."""
+    if not _tells(container) or not len(encoded_rows(container.guests[0].map)):
+        return None
+    return pool.submit(taken, FileView(image, file_map), container.guests[0].map)
+
+
+def _tells(container: Container) -> bool:
+    """Whether a guest can be asked that lies in the container alone, and not in streams only."""
+    return bool(container.guests) and container.parent is None and has_plain(container.guests[0].map)
+
+
 def contradicted(image: Reader, container: Container, file_map: FileMap) -> bool:
     """Whether the guest of a container, read through a map, shows that bytes of it are not its own any more."""
-    if not container.guests or container.parent is not None or not has_plain(container.guests[0].map):
+    if not _tells(container):
         return False
     guest_map = container.guests[0].map
-    disk = VirtualDisk(FileView(image, file_map), guest_map)
-    found = describe(disk)
+    view = FileView(image, file_map)
+    found = describe(VirtualDisk(view, guest_map))
     if any(v.consistent is False for v in found):
         return True
+    disk = VirtualDisk(view, guest_map, sound=sound(view, guest_map))
     spans = [(offset, length) for v in found for offset, length, _ in v.partitions] or [(0, disk.size)]
     ends = asked(lambda: file_ends(open_volumes(disk, spans), guest_map, certain=True), FileEnds.none())
     picked = np.arange(0, len(ends), max(1, len(ends) // MAX_ENDS))

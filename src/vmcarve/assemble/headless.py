@@ -8,7 +8,7 @@ likeliest order (`unit_round`). Then the guest's disk is given out, and no heade
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -54,16 +54,20 @@ LEAST_ZERO = 0.1  # share of the units that hold zeros in a file that is written
 LEAST_NAMED = 0.5  # share of a file that tables, or what its units say, must tell of for nothing else to be asked
 
 
-def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], evidence: pa.Table) -> None:
-    """Takes the guests of files that no format opened. files: with their maps."""
+def headless(state: State, files: Iterable[tuple[HostView, HostFile]], map_of: Callable[[HostView, HostFile], FileMap],
+             evidence: pa.Table) -> None:
+    """Takes the guests of files that no format opened. map_of: asked of few of them."""
     told = _guest_places(evidence)
     looked = 0
-    for view, file, whole in files:
-        names = _formats_of(file)
-        if not (file.complete and file.certain):  # a remnant beside others of one file
+    for view, file in files:
+        if not (file.complete and file.certain) or file.size < LEAST_FILE:  # a remnant beside others of one file
             continue
+        names = _formats_of(file)
+        if not names:
+            continue
+        whole = map_of(view, file)
         shown = bool(file.name) or _any_in(whole, told)
-        if file.size < (LEAST_FILE if shown else LEAST_UNSHOWN) or not names:
+        if not shown and file.size < LEAST_UNSHOWN:
             continue
         file_map = state.claims.rest_of(whole, "others")  # a live file that was opened is not its own any more
         kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +39,7 @@ from ..registry import formats
 from ..source.bytes_reader import BytesReader
 from .chains import base_name
 from .cipher import without_ciphertext
-from .doubt import contradicted, doubted
+from .doubt import ahead, contradicted, doubted
 from .headless import guessed, headless, relaid
 from .partly import added, completed, lost
 from .raw import raw_container
@@ -57,9 +59,8 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     _whole(state, rows, guest_places, rivals, deleted=deleted)
     _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)
-    maps = ((view, file, _map_of(state, file, file.size, rivals.get(view.label)))
-            for view, file in _files(state, deleted) if file.size > 0 and not view.carved)
-    headless(state, maps, evidence)
+    files = ((view, file) for view, file in _files(state, deleted) if file.size > 0 and not view.carved)
+    headless(state, files, lambda view, file: _map_of(state, file, file.size, rivals.get(view.label)), evidence)
 
 
 def _quiet_since(view: HostView) -> Callable[[], float]:
@@ -78,8 +79,31 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
     for module, e in rows:
         by_offset[e.image_offset].append((module, e))
     places = np.array(sorted(by_offset), np.int64)
-    found: list[tuple[tuple[int, int, int, int], HostView, HostFile, Container, FileMap, bool]] = []
     _in_metadata(state, deleted=deleted)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        _take_whole(state, _opened(state, by_offset, places, guest_places, rivals, pool, deleted=deleted),
+                    deleted=deleted)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A container in a host file, what speaks against it, and its streams, which are being decoded."""
+
+    doubt: tuple[int, int, int, int]
+    view: HostView
+    file: HostFile
+    container: Container
+    map: FileMap
+    encrypted: bool
+    streams: Future[object] | None
+
+
+def _opened(state: State, by_offset: dict[int, list[tuple[str, Evidence]]], places: npt.NDArray[np.int64],
+            guest_places: npt.NDArray[np.int64], rivals: dict[str, Rivals], pool: Executor, *, deleted: bool
+            ) -> list[_Opened]:
+    """Every host file that a format opens."""
+    found: list[_Opened] = []
+    first: set[tuple[str, str]] = set()
     for view, file in _files(state, deleted):
         modules = _modules_in(file, places, by_offset, sure_only=view.carved)
         has_guest = not view.carved and len(_within(file, guest_places)) > 0
@@ -88,9 +112,20 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
         opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
         # a loose record of a small file, perhaps a guest's own, can happen to name a header's place, and no more of it
         if opened is not None and not (view.carved and opened[0].guests and not opened[0].holds_data):
-            found.append((_doubt(file, *opened[:2], len(found)), view, file, *opened))
+            likely = (view.label, file.identity) not in first  # the best remnant of a file comes first
+            first.add((view.label, file.identity))
+            streams = ahead(pool, state.image, *opened[:2]) if deleted and likely and not opened[2] else None
+            found.append(_Opened(_doubt(file, *opened[:2], len(found)), view, file, *opened, streams))
+    return found
+
+
+def _take_whole(state: State, found: list[_Opened], *, deleted: bool) -> None:
+    """Takes the soundest of those that claim the same blocks."""
     solved: set[tuple[str, str]] = set()
-    for _, view, file, container, file_map, encrypted in sorted(found, key=lambda f: (f[1].carved, f[0])):
+    for one in sorted(found, key=lambda f: (f.view.carved, f.doubt)):
+        view, file, container, file_map = one.view, one.file, one.container, one.map
+        if one.streams is not None:
+            one.streams.result()
         if (view.label, file.identity) in solved:
             continue
         if deleted:
@@ -99,7 +134,7 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
                 continue
             file_map = rest
         solved.add((view.label, file.identity))
-        if encrypted or deleted and contradicted(state.image, container, file_map):
+        if one.encrypted or deleted and contradicted(state.image, container, file_map):
             file_map = doubted(file_map)
         if deleted and file.complete and file.certain:
             container, file_map = _with_lost(state, file, container, file_map)

@@ -28,7 +28,7 @@ from ..model import DATA, PLAIN, Clue, Format, GuestMap, Orphan, Reader, TablePi
 from ..registry import formats
 from ..verify.guest import describe
 from .places import USUAL_STARTS, Places, allocated_space, common, stated_tables, used_space
-from .state import Claims
+from .state import Claims, common_runs
 from .streams import look
 from .tails import open_volumes
 from .window import read_into, steps
@@ -155,15 +155,20 @@ class Found:
         return out
 
 
-def find(image: Reader, space: Int64s) -> list[Found]:
-    """Pieces of tables in `space` int64[n, 2] (offset, length, rising) of the image. Threads look, a part each."""
+def find(image: Reader, space: Int64s, tables: Int64s | None = None) -> list[Found]:
+    """Pieces of tables in `space` int64[n, 2] (offset, length, rising) of the image. Threads look, a part each.
+
+    tables int64[k, 2]: runs of blocks outside which a sweep found none, where one looked.
+    """
+    if tables is not None:
+        space = common_runs(space, tables)
     parts: dict[tuple[str, str, int, int, int], list[tuple[TablePieces, Rows]]] = {}
     with ThreadPoolExecutor(LOOKERS, thread_name_prefix="shapes") as pool:
         for found in pool.map(lambda part: list(_pieces(image, part)), _shared_out(space)):
             for name, p, names in found:
                 parts.setdefault((name, p.kind, p.unit, p.place.shape[1], p.phase), []).append((p, names))
     out: list[Found] = []
-    for (name, kind, unit, width, phase), same in parts.items():
+    for (name, kind, unit, width, phase), same in sorted(parts.items(), key=lambda part: part[0]):
         at, own = (np.concatenate([getattr(p, c) for p, _ in same])[:MAX_PIECES] for c in ("image_offset", "own"))
         bare = TablePieces(kind, unit, at, np.empty((0, width), np.int64), own, phase)
         out.append(Found(formats()[name], bare, Named.of([names for _, names in same], width)))
@@ -245,16 +250,18 @@ def pins_of(image: Reader, places: Places) -> tuple[Int64s, Int64s]:
     return table[:, :2], np.maximum(table[:, 2], 0)
 
 
-def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None, size: int = 0) -> Iterator[Orphan]:
+def rebuilt(image: Reader, places: Places, claims: Claims, free: Int64s | None, size: int = 0,
+            tables: Int64s | None = None) -> Iterator[Orphan]:
     """Containers that are put together from table shapes, outside `claims`; the caller claims each one.
 
     free: the host's free runs int64[n, 2], or None. size: bytes that a disk may have of which nothing in place tells.
+    tables: see `find`.
     """
     pins, sizes = pins_of(image, places)
     space = claims.free_of(np.array([[0, image.size]], np.int64) if free is None or not len(free) else free)
     outside = np.array([not claims.holds(int(p)) for p, _ in pins], bool)
     pins, sizes = pins[outside], sizes[outside]
-    for found in find(image, space):
+    for found in find(image, space, tables):
         if found.format.loose is not None and not len(found.names.place):
             # pieces that name nothing begin streams, whose units may lie in several parts
             marks = look(image, space, found.format, 0)

@@ -30,12 +30,13 @@ MAX_SPARSE = 2_000_000  # ours: rows of the sparse kinds that are looked at one 
 
 
 def assemble_image(image: Reader, source: int, evidence: pa.Table, spots: list[Spot] | None = None, *,
-                   unallocated_only: bool = False, files_only: bool = False
-                   ) -> tuple[list[Assembled], list[HostView], list[str]]:
+                   unallocated_only: bool = False, files_only: bool = False,
+                   tables: npt.NDArray[np.int64] | None = None) -> tuple[list[Assembled], list[HostView], list[str]]:
     """The containers of one image, its host file systems, and what went wrong with them (one sentence each).
 
     evidence: rows of the EVIDENCE schema for this source. spots: what find_hosts gave, where that was asked already.
     unallocated_only: what a host holds is not looked at. files_only: only what host files hold is.
+    tables: runs of blocks that may hold pieces of allocation tables, where the sweep looked for them (`Sweep.tables`).
     """
     rows = _format_rows(evidence)
     troubles: list[str] = []
@@ -52,16 +53,16 @@ def assemble_image(image: Reader, source: int, evidence: pa.Table, spots: list[S
             others = state.claims
             state.claims = others.with_runs(state.free, image.size)
             if not files_only:
-                _without_host_files(state, rows, evidence, state.held)
+                _without_host_files(state, rows, evidence, state.held, tables)
         state.claims = others.with_runs(state.held, image.size)
     host_files(state, rows, starts, evidence, deleted=True)
     if not files_only:
-        _without_host_files(state, rows, evidence, state.free)
+        _without_host_files(state, rows, evidence, state.free, tables)
     return without_copies(state.done), views, [*troubles, *more]
 
 
 def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence: pa.Table,
-                        room: npt.NDArray[np.int64] | None) -> None:
+                        room: npt.NDArray[np.int64] | None, tables: npt.NDArray[np.int64] | None) -> None:
     """What headers, then orphans, then guests alone tell of, outside the claims. room int64[n, 2]: where that is."""
     image = state.image
     archives = {(i.container.format, i.header_offset) for i in state.done if not i.container.guests}
@@ -88,7 +89,7 @@ def _without_host_files(state: State, rows: list[tuple[str, Evidence]], evidence
             file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
             if not state.taken(file_map):
                 state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
-    for orphan in rebuilt(image, places, state.claims, room):
+    for orphan in rebuilt(image, places, state.claims, room, tables=tables):
         file_map = FileMap.from_runs(orphan.runs, orphan.container.size, orphan.evidence, GUESSED)
         state.accept(orphan.container, file_map, deleted=state.deleted_at(file_map), host=None)
     known = _names(state)

@@ -22,6 +22,17 @@ def inverted(runs: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     return np.stack((end[gap], start[gap] - end[gap]), axis=1)
 
 
+def common_runs(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What two sets of runs int64[n, 2] (offset, length; rising, disjoint) have in common: the same."""
+    first = np.searchsorted(b.sum(axis=1), a[:, 0], side="right")
+    last = np.searchsorted(b[:, 0], a.sum(axis=1), side="left")
+    count = np.maximum(last - first, 0)
+    i = np.repeat(np.arange(len(a)), count)
+    j = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    low = np.maximum(a[i, 0], b[j, 0])
+    return np.stack((low, np.minimum(a[i].sum(axis=1), b[j].sum(axis=1)) - low), axis=1)
+
+
 @dataclass(slots=True)
 class Assembled:
     """One container with its place in the image. `map` covers [0, container.size).

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ..model import Clue, TablePieces
+from ..model import Clue, RowRule, TablePieces
 from ._qcow2_tables import I64, U64, Bools, read_words
 from ._rebuilt import Laid
 from ._shapes import Numbers, distinct, pieces, power_of_two, rows_of
@@ -20,6 +20,11 @@ PER_SECTOR = 64  # entries
 MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
 MIN_UNIT, MAX_UNIT = 1 << 12, 1 << 21  # clusters of the formats without flags in their entries
 OFFSETS = Numbers(illegal=MIN_UNIT - 2, ranges=((0, MAX_OFFSET - 1),))  # 1: a cluster of zeros (QED)
+
+
+def plain_rows(dtype: str) -> tuple[RowRule, ...]:
+    """What `plain_tables` finds something in."""
+    return (OFFSETS.rule(dtype, PIECE),)
 
 
 def plain_tables(blocks: npt.NDArray[np.uint8], image_offset: I64, dtype: str, kind: str) -> Iterable[TablePieces]:

@@ -18,6 +18,7 @@ LEAD = TABLE_AT // 4  # entries that the header takes of the first sector
 MAX_NUMBER = 1 << 22
 NUMBERS = Numbers(ranges=((0, MAX_NUMBER - 1),))
 KINDS = {"parallels.bat": (b"WithouFreSpacExt", CLUSTER), "parallels.bat-sectors": (b"WithoutFreeSpace", SECTOR)}
+ROWS = (NUMBERS.rule("<u4"),)
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:

@@ -28,6 +28,8 @@ COPIED, STREAM = np.uint64(1 << 63), np.uint64(1 << 62)
 OFFSET = np.uint64(0x00FF_FFFF_FFFF_FE00)
 ENTRIES = Numbers(illegal=int(~(OFFSET | COPIED | np.uint64(1))))
 MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
+PLACES = Numbers(ranges=((0, MAX_OFFSET - 1),))  # of a refcount table
+ROWS = (ENTRIES.rule(">u8", PIECE), PLACES.rule(">u8", PIECE))
 USUAL_CLUSTER = 1 << 16
 EXTENDED, COMPRESSION = 16, 8  # incompatible features
 VARIANTS = ((0, 0), (COMPRESSION, 1), (EXTENDED, 0), (EXTENDED | COMPRESSION, 1))  # features, compression type

@@ -22,6 +22,7 @@ DIRECTORY_AT = 2 * MIB
 VOLATILE = (0xCAFECAFE).to_bytes(8, "little")
 USED = 0x1000_0000  # the high half of an entry that names a table
 ENTRIES = Numbers(illegal=0xFFFF_FFFF_0000_0000 ^ USED << 32)
+ROWS = (ENTRIES.rule("<u8", 4096),)
 TABLE_GRAINS = 4096
 WINDOW = 512 * MIB  # bytes of disk for which the regions grow
 MAX_TABLES = 1 << 17  # of a directory of one MiB: 2 TiB

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._ext.legal_rows import legal_rows
-from ..model import SECTOR, TablePieces
+from ..model import SECTOR, RowRule, TablePieces
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -57,6 +57,11 @@ class Numbers:
         ends = (np.array([low for low, _ in both], np.uint64), np.array([high for _, high in both], np.uint64),
                 np.arange(len(both)) < len(self.unused), np.array(self.steps, np.uint32))
         object.__setattr__(self, "_ends", (ends[0], ends[1], ends[2].view(np.uint8), ends[3]))
+
+    def rule(self, dtype: str, row: int = SECTOR) -> RowRule:
+        """The same for who looks for such rows of `row` bytes, numbers of `dtype`, before they are asked one by one."""
+        kind = np.dtype(dtype)
+        return RowRule(row, kind.itemsize, not kind.isnative, self.illegal, *self._ends)
 
     def sieve(self, words: Words) -> I64:
         """The rows of words [n, k] (contiguous, 4 or 8 bytes a number) that fit and are not all zeros, rising."""

@@ -18,6 +18,7 @@ BLOCK = 1 << 20  # of every known writer's default
 FREE, ZERO = 0xFFFF_FFFF, 0xFFFF_FFFE
 MAX_BLOCKS = 1 << 24
 NUMBERS = Numbers(ranges=((0, MAX_BLOCKS - 1), (ZERO, FREE)))
+ROWS = (NUMBERS.rule("<u4"),)
 # (map, alignment of what follows): QEMU (seen), VirtualBox (VDI.cpp)
 LAYOUTS = ((SECTOR, SECTOR), (BLOCK, BLOCK), (SECTOR, BLOCK), (4096, 4096))
 

@@ -25,6 +25,7 @@ BITMAP = SECTOR  # of both block sizes
 MAX_TABLE_AT = 1 << 20  # ours: bytes before the table; Windows puts it at 8192 (seen)
 SECTORS = Numbers(ranges=((FLOOR, MAX_SECTOR - 1),), unused=((0, 0), (UNUSED, UNUSED)),
                   steps=tuple(stride for strides in STRIDES.values() for stride in strides))
+ROWS = (SECTORS.rule(">u4"),)
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:

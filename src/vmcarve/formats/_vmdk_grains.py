@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Damaged
-from ..model import GUESSED, SECTOR, ZLIB, Clue, Container, Marks, Orphan, Patch, Reader, TablePieces, Units
+from ..model import (
+    GUESSED,
+    SECTOR,
+    ZLIB,
+    Clue,
+    Container,
+    Marks,
+    Orphan,
+    Patch,
+    Reader,
+    SectorBegin,
+    TablePieces,
+    Units,
+)
 from . import _vmdk_header as header
 from . import _vmdk_stream as stream
 from . import _vmdk_text as text
@@ -21,6 +35,10 @@ KIND = "vmdk.grain"
 GRAIN = 128  # sectors, of every known writer
 UNIT = GRAIN * SECTOR
 MAX_LBA = 1 << 36  # ours: 32 TiB
+# what the first words of a grain have no bits of: its sector is a multiple of 128, its size small, zlib's first byte
+# has method 8 and a window of 32 KiB at most (RFC 1950)
+ROWS = (SectorBegin(struct.pack("<4I", GRAIN - 1, ~0x1F & 0xFFFF_FFFF, ~0x3_FFFF & 0xFFFF_FFFF, 0x8F),
+                    struct.pack("<4I", 0, 0, 0, 8)),)
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:

@@ -29,6 +29,9 @@ DIRECTORY, TABLE = "vmdk.gd", "vmdk.gt"
 MAX_SECTOR = 1 << 31
 FRONTS = (header.REDUNDANT_AT, SPLIT_REDUNDANT_AT)
 GRAINS = Numbers(ranges=((FLOOR, MAX_SECTOR - 1),), unused=((0, 1),), steps=(GRAIN,))
+MAX_FIRST = 1 << 24  # ours: sectors before the first table
+RISING = Numbers(ranges=((0, MAX_FIRST + SECTOR),))  # of a directory: each entry is 4 more than the one before
+ROWS = (GRAINS.rule("<u4"), RISING.rule("<u4"))
 
 
 def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePieces]:
@@ -46,7 +49,7 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
 
 def _directories(words: npt.NDArray[np.uint32], where: Where) -> TablePieces:
     """Entries rise by the 4 sectors of a table, and the first one says how far behind the file's begin they lie."""
-    row = np.flatnonzero(words[:, 0] < 1 << 24)  # of anything else little is left
+    row = np.flatnonzero(words[:, 0] < MAX_FIRST)  # of anything else little is left
     first, second = words[row, 0].astype(np.int64), words[row, 1].astype(np.int64)
     alone = (second == 0) & (first <= 4 * FRONTS[0])  # a single table: its directory lies right behind a front
     row = row[(first >= FRONTS[1]) & ((second == first + 4) | alone)]

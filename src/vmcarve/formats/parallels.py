@@ -30,8 +30,8 @@ from ..model import (
     Region,
     Signature,
 )
+from ._parallels_shapes import ROWS, shapes
 from ._parallels_shapes import rebuild as rebuild_container
-from ._parallels_shapes import shapes
 from ._qcow2_tables import (
     I64,
     U8,
@@ -228,6 +228,6 @@ def _extension_regions(h: Header, extension: _Extension) -> list[Region]:
 
 
 FORMAT = Format(name="parallels", extension="hds", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="parallels", shapes=shapes,
+                qemu_name="parallels", shapes=shapes, rows=ROWS,
                 rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container),
                 stow=lambda reader: in_row(USUAL_CLUSTER, reader.size, USUAL_CLUSTER))

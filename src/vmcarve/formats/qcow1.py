@@ -33,7 +33,7 @@ from ..model import (
 )
 from ._append_only import Plan, walk
 from ._append_shapes import QCOW1, rebuild_qcow1, stow_qcow1
-from ._first_level import plain_tables
+from ._first_level import plain_rows, plain_tables
 from ._qcow2_tables import OUR_MAX_DISK, U64, Cells, Ranges, regions, show_name, without_missing
 from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
@@ -199,4 +199,5 @@ def wants(reader: Reader) -> list[Want]:
 
 FORMAT = Format(name="qcow1", extension="qcow", signatures=SIGNATURES, open=open_container, confirm=confirm,
                 qemu_name="qcow", wants=wants, shapes=lambda blocks, where: plain_tables(blocks, where, ">u8", QCOW1),
+                rows=plain_rows(">u8"),
                 rebuild=lambda reader, clue: rebuild_qcow1(reader, clue, open_container), stow=stow_qcow1)

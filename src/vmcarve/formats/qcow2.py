@@ -50,8 +50,8 @@ from ._qcow2_header import (
     reference_patches,
 )
 from ._qcow2_refcounts import Comparison, Refcounts, compare, count_references, read_refcounts, rebuild
+from ._qcow2_shapes import ROWS, shapes, stow
 from ._qcow2_shapes import rebuild as rebuild_container
-from ._qcow2_shapes import shapes, stow
 from ._qcow2_stated import stated
 from ._qcow2_tables import (
     I32,
@@ -413,5 +413,5 @@ def _regions(walk: _Walk, grade: str) -> list[Region]:
 
 
 FORMAT = Format(name="qcow2", extension="qcow2", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="qcow2", wants=_wants, stated=stated, shapes=shapes,
+                qemu_name="qcow2", wants=_wants, stated=stated, shapes=shapes, rows=ROWS,
                 rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container), stow=stow)

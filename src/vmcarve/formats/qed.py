@@ -31,7 +31,7 @@ from ..model import (
 )
 from ._append_only import Plan, walk
 from ._append_shapes import QED, rebuild_qed, stow_qed
-from ._first_level import plain_tables
+from ._first_level import plain_rows, plain_tables
 from ._qcow2_tables import U64, Cells, Ranges, regions, show_name
 from ._two_level_wants import Shape, clusters
 from ._two_level_wants import wants as table_wants
@@ -184,4 +184,5 @@ def wants(reader: Reader) -> list[Want]:
 
 FORMAT = Format(name="qed", extension="qed", signatures=SIGNATURES, open=open_container, confirm=confirm,
                 qemu_name="qed", wants=wants, shapes=lambda blocks, where: plain_tables(blocks, where, "<u8", QED),
+                rows=plain_rows("<u8"),
                 rebuild=lambda reader, clue: rebuild_qed(reader, clue, open_container), stow=stow_qed)

@@ -33,8 +33,8 @@ from ..model import (
     Want,
 )
 from ._qcow2_tables import I64, U8, Bools, named_twice, read_words, regions, show_name, spread, unit_map
+from ._vdi_shapes import ROWS, shapes, stow
 from ._vdi_shapes import rebuild as rebuild_container
-from ._vdi_shapes import shapes, stow
 from ._vdi_wants import wants as map_wants
 
 KIND = "vdi.header"
@@ -222,5 +222,5 @@ def wants(reader: Reader) -> list[Want]:
 
 
 FORMAT = Format(name="vdi", extension="vdi", signatures=SIGNATURES, open=open_container, confirm=confirm,
-                qemu_name="vdi", wants=wants, shapes=shapes,
+                qemu_name="vdi", wants=wants, shapes=shapes, rows=ROWS,
                 rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container), stow=stow)

@@ -72,7 +72,7 @@ from ._vhd_parts import (
     text_of,
     up,
 )
-from ._vhd_shapes import rebuild, shapes, stow
+from ._vhd_shapes import ROWS, rebuild, shapes, stow
 
 # --- habits of the writers
 EPOCH = 946_684_800  # 2000-01-01 UTC
@@ -586,4 +586,4 @@ def _starts(footer: Footer, tail_at: int) -> Iterable[_Start]:
 
 
 FORMAT = Format("vhd", "vhd", SIGNATURES, open_vhd, confirm=confirm, salvage=salvage, qemu_name="vpc", shapes=shapes,
-                rebuild=lambda reader, clue: rebuild(reader, clue, open_vhd), stow=stow)
+                rows=ROWS, rebuild=lambda reader, clue: rebuild(reader, clue, open_vhd), stow=stow)

@@ -400,6 +400,7 @@ FORMAT = Format(
     wants=wants,
     qemu_name="vmdk",
     shapes=lambda blocks, where: [*shapes.shapes(blocks, where), *grains.shapes(blocks, where)],
+    rows=(*shapes.ROWS, *grains.ROWS),
     rebuild=lambda reader, clue: (grains if clue.pieces.kind == grains.KIND else shapes).rebuild(
         reader, clue, open_extent),
     units=grains.units,

@@ -93,8 +93,8 @@ def to_runs(extents: I64, unit: int, base: int) -> I64:
 
     Rows that continue each other in both spaces are one run; holes have no row (HostFile: gaps are holes).
     """
-    if len(extents) == 0:
-        return np.zeros((0, 4), np.int64)
+    if len(extents) < 2:
+        return extents * (unit, unit, unit, 1) + (0, base, 0, 0)
     same = (extents[1:, 3] == extents[:-1, 3]) & (extents[1:, 0] == extents[:-1, 0] + extents[:-1, 2])
     same &= extents[1:, 1] == extents[:-1, 1] + extents[:-1, 2]
     first = np.flatnonzero(np.concatenate(([True], ~same)))
@@ -157,11 +157,21 @@ def _undo_columns(length: int) -> tuple[int, ...]:
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1).astype(np.uint32)
     top = np.zeros(256, np.uint32)
     top[table >> 24] = np.arange(256, dtype=np.uint32)  # the table's top bytes are a permutation: a step can be undone
-    out = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    for _ in range(length):
-        index = top[out >> 24]
-        out = ((out ^ table[index]) << np.uint32(8)) | index
+    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    index = top[bits >> 24]
+    step, out = ((bits ^ table[index]) << np.uint32(8)) | index, bits  # what one zero byte undone does; nothing yet
+    while length:  # by squaring: both are linear, and go with each other in any order
+        if length & 1:
+            out = _applied(step, out)
+        step = _applied(step, step)
+        length >>= 1
     return tuple(out.tolist())
+
+
+def _applied(columns: U32, state: U32) -> U32:
+    """A linear map, told by what it does to each single bit, of some states."""
+    set_ = (state[:, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.bool_)
+    return np.bitwise_xor.reduce(np.where(set_, columns, np.uint32(0)), axis=1)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ Extent rows are int64[n, 4]: logical block, physical block, blocks, RUN_DATA or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ S_IFMT, S_IFREG, S_IFDIR = 0xF000, 0x8000, 0x4000
 
 EXTENT = np.dtype([("block", "<u4"), ("length", "<u2"), ("high", "<u2"), ("low", "<u4")])
 INDEX = np.dtype([("block", "<u4"), ("low", "<u4"), ("high", "<u2"), ("unused", "<u2")])
+TIMES = {"atime": "accessed", "ctime": "changed", "mtime": "modified", "crtime": "created"}
 NO_EXTENTS = np.zeros((0, 4), np.int64)
 
 # (physical block, depth expected) -> its bytes, or None when it is not the block that it should be
@@ -91,25 +91,29 @@ class Slot:
 
 def slot_of(record: np.void, ino: int) -> Slot:
     """A Slot of one element of an inode_dtype array."""
-    # all fields at once: one by one they take ten times as long, and every inode of a host is asked
-    r = dict(zip(record.dtype.names or (), record.item(), strict=True))
-    times = {"accessed": _time(r, "atime"), "changed": _time(r, "ctime"), "modified": _time(r, "mtime")}
-    if r.get("crtime"):
-        times["created"] = _time(r, "crtime")
-    flags, links, dtime = r["flags"], r["links"], r["dtime"]
-    if links == 0 and dtime > 1 << 24:  # smaller: the next inode of the orphan list, not a time
-        times["deleted"] = float(dtime)
-    high = r["size_high"] if r["mode"] & S_IFMT == S_IFREG else 0
-    return Slot(
-        ino, r["mode"], r["size_low"] | high << 32, flags, r["generation"], links, dtime, bytes(r["block"]),
-        r["sectors_low"] | r["sectors_high"] << 32, r["acl"], times, record.tobytes() if flags & FLAG_INLINE else b"",
-    )  # fmt: skip
+    return next(slots_of(record.reshape(1), np.array([ino])))
 
 
-def _time(fields: dict[str, Any], name: str) -> float:
-    """Unix seconds. The extra word of large inodes: 2 bits above the seconds' 32, and 30 of nanoseconds."""
-    extra = fields.get(f"{name}_extra", 0)
-    return fields[name] + ((extra & 3) << 32) + min(extra >> 2, 999_999_999) / 1e9
+def slots_of(some: npt.NDArray[np.void], number: I64) -> Iterator[Slot]:
+    """Slots of the elements of an inode_dtype array, which are the inodes of these numbers.
+
+    Fields of all of them at once: one by one they take ten times as long, and every inode of a host is asked.
+    """
+    names = some.dtype.names or ()
+    fields = [some[name].tolist() for name in ("mode", "size_low", "size_high", "flags", "generation", "links", "dtime",
+                                               "acl", "sectors_low", "sectors_high")]  # fmt: skip
+    times = zip(*(_seconds(some, name).tolist() for name in TIMES if name in names), strict=True)
+    born = some["crtime"].tolist() if "crtime" in names else [0] * len(some)
+    roots = some["block"].tobytes()
+    rows = zip(number.tolist(), times, born, zip(*fields, strict=True), strict=True)
+    for n, (ino, told, created, row) in enumerate(rows):
+        mode, size, high, flags, generation, links, dtime, acl, sectors, more = row
+        when = dict(zip(TIMES.values(), told if created else told[:3], strict=False))
+        if links == 0 and dtime > 1 << 24:  # smaller: the next inode of the orphan list, not a time
+            when["deleted"] = float(dtime)
+        size |= high << 32 if mode & S_IFMT == S_IFREG else 0
+        yield Slot(ino, mode, size, flags, generation, links, dtime, roots[60 * n : 60 * n + 60],
+                   sectors | more << 32, acl, when, some[n].tobytes() if flags & FLAG_INLINE else b"")  # fmt: skip
 
 
 def births(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
@@ -126,6 +130,7 @@ def changes(table: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
 
 
 def _seconds(table: npt.NDArray[np.void], name: str) -> npt.NDArray[np.float64]:
+    """Unix seconds. The extra word of large inodes: 2 bits above the seconds' 32, and 30 of nanoseconds."""
     whole = table[name].astype(np.float64)
     if f"{name}_extra" not in (table.dtype.names or ()):
         return whole
@@ -229,6 +234,10 @@ def read_tree(root: bytes, fetch: Fetch, block_size: int, volume_blocks: int) ->
     top = header(root, 4)
     if top is None:
         return Tree(NO_EXTENTS, [], False)
+    if top.depth == 0 and top.entries == 1:  # most files
+        rows = leaf_rows(root, 0, 1)
+        good = rows[(rows[:, 2] > 0) & (rows[:, 1] > 0) & (rows[:, 1] + rows[:, 2] <= volume_blocks)]
+        return Tree(good, [], len(good) == 1)
     parts: list[I64] = []
     seen: dict[int, None] = {}
     complete = True

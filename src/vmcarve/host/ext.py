@@ -8,7 +8,7 @@ old copies of inode table blocks (maps of up to 4 extents, sizes), of extent blo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,6 +34,7 @@ COMPAT_JOURNAL = 0x4
 OUR_MAX_DIRECTORIES = 1 << 20
 OUR_MAX_DIRECTORY_BLOCKS = 1 << 20  # of one volume
 OUR_MAX_DELETED = 1 << 22  # deleted inodes held at once, 12 bytes each
+AT_ONCE = 512  # slots of deleted inodes that are read together
 COMMIT_SECONDS = 5  # Linux commits a journal at least so often
 RESERVED_INODES = 10  # 1..10 belong to the file system itself; 2 is the root directory
 
@@ -111,6 +112,14 @@ class ExtVolume:
         if len(data) != self.sb.inode_size:
             return None
         return inodes.slot_of(inodes.slots(data, self.sb.inode_size)[0], ino)
+
+    def _slots(self, inos: Iterable[int]) -> dict[int, Slot]:
+        """The slots of those inodes, as far as they are there."""
+        size = self.sb.inode_size
+        raw = {ino: self._reader.read(at, size) for ino in inos if (at := self._place(ino)) is not None}
+        told = [ino for ino, data in raw.items() if len(data) == size]
+        table = inodes.slots(b"".join(raw[ino] for ino in told), size)
+        return dict(zip(told, inodes.slots_of(table, np.array(told, np.int64)), strict=True))
 
     def _tables(self) -> Iterator[tuple[int, npt.NDArray[np.void]]]:
         """(first inode number, slots) of every part of the inode tables that was ever used."""
@@ -223,8 +232,7 @@ class ExtVolume:
         for first, table in self._tables():
             regular = table["mode"] & inodes.S_IFMT == inodes.S_IFREG
             still_open = regular & (table["links"] == 0) & (table["dtime"] <= self.sb.inodes)
-            for i in np.flatnonzero(still_open).tolist():
-                slot = inodes.slot_of(table[i], first + i)
+            for slot in _some_slots(table, np.flatnonzero(still_open), first):
                 if slot.has_map:
                     tree = self._map(slot)
                     parts += [tree.rows[:, 1:3], np.array([(b, 1) for b in tree.blocks], np.int64).reshape(-1, 2)]
@@ -236,9 +244,8 @@ class ExtVolume:
         for first, table in self._tables():
             used = np.flatnonzero((table["links"] > 0) & (table["mode"] > 0) | (np.arange(len(table)) + first <= 10))
             single: list[tuple[int, int]] = []
-            for i in used.tolist():
-                slot = inodes.slot_of(table[i], first + i)
-                single.append((int(table["acl"][i]), 1))
+            for slot in _some_slots(table, used, first):
+                single.append((slot.acl, 1))
                 if slot.mode & inodes.S_IFMT in (inodes.S_IFREG, inodes.S_IFDIR) or slot.extents:
                     tree = self._map(slot)
                     parts.append(tree.rows[:, 1:3])
@@ -254,8 +261,7 @@ class ExtVolume:
         for first, table in self._tables():
             number = np.arange(len(table), dtype=np.int64) + first
             regular = (table["mode"] & inodes.S_IFMT == inodes.S_IFREG) & (number > RESERVED_INODES)
-            for i in np.flatnonzero(regular & (table["links"] > 0)).tolist():
-                slot = inodes.slot_of(table[i], first + i)
+            for slot in _some_slots(table, np.flatnonzero(regular & (table["links"] > 0)), first):
                 yield self._live(slot, paths)
                 if slot.size == 0 and not slot.has_map:
                     remains.files[slot.ino, slot.generation] = Deleted()  # emptied: may have had content
@@ -293,8 +299,7 @@ class ExtVolume:
         held = 0
         for first, table in self._tables():
             is_dir = (table["mode"] & inodes.S_IFMT == inodes.S_IFDIR) & (table["links"] > 0)
-            for i in np.flatnonzero(is_dir).tolist():
-                slot = inodes.slot_of(table[i], first + i)
+            for slot in _some_slots(table, np.flatnonzero(is_dir), first):
                 held += 1
                 if held > OUR_MAX_DIRECTORIES:
                     return paths, owner_of_block
@@ -326,8 +331,7 @@ class ExtVolume:
         extents = (table["flags"] & inodes.FLAG_EXTENTS) != 0
         roots = np.ascontiguousarray(table["block"]).view(np.uint8).reshape(len(table), 60)
         mapped = gone & np.where(extents, roots[:, 2] > 0, roots.any(axis=1))
-        for i in np.flatnonzero(mapped).tolist():
-            slot = inodes.slot_of(table[i], first + i)
+        for slot in _some_slots(table, np.flatnonzero(mapped), first):
             if slot.has_map:
                 remains.files[slot.ino, slot.generation] = Deleted(slot)
         bare = np.flatnonzero(gone & ~mapped)
@@ -377,11 +381,14 @@ class ExtVolume:
         self._traced = set(remains.files)
         names = self._old_names(remains, paths, owner_of_block)
         used: list[I64] = []
-        for key, file in sorted(remains.files.items()):
-            its = blocks.take(owned[key]) if key in owned else None
-            for found in self._candidates(key, file, its, names.get(key, "")):
-                used.append(found.runs[:, 1:3])
-                yield found
+        told = sorted(remains.files.items())
+        for at in range(0, len(told), AT_ONCE):
+            now = self._slots(ino for (ino, _), _ in told[at : at + AT_ONCE])
+            for key, file in told[at : at + AT_ONCE]:
+                its = blocks.take(owned[key]) if key in owned else None
+                for found in self._candidates(key, file, its, names.get(key, ""), now.get(key[0])):
+                    used.append(found.runs[:, 1:3])
+                    yield found
         yield from self._without_inode(orphans, merge(np.concatenate([NO_RUNS, *used])))
 
     def _extent_blocks(self) -> leaf.ExtentBlocks:
@@ -408,21 +415,23 @@ class ExtVolume:
             first = int(order[j]) * sb.inodes_per_group + (home - int(starts[j])) * (bs // size) + 1
             now = inodes.slots(self._block(home).ljust(bs, b"\0"), size)
             live = (now["links"] > 0) & (now["size_low"] | now["size_high"] > 0)
+            taken, generation = np.zeros(len(now), np.bool_), np.zeros(len(now), np.uint32)  # of newer copies
             for k in reversed(log.of(home)):
                 old = inodes.slots(log.read(self._reader, k, bs).ljust(bs, b"\0"), size)
                 wanted = (old["mode"] & inodes.S_IFMT == inodes.S_IFREG) & (old["size_low"] | old["size_high"] > 0)
                 wanted &= ~(live & (now["generation"] == old["generation"]))
-                for n in np.flatnonzero(wanted).tolist():
-                    slot = inodes.slot_of(old[n], first + n)
+                wanted &= ~(taken & (generation == old["generation"]))
+                for slot in _some_slots(old, np.flatnonzero(wanted), first):
                     if slot.has_map and RESERVED_INODES < slot.ino <= sb.inodes:
                         file = remains.files.setdefault((slot.ino, slot.generation), Deleted())
                         if file.copy is None:  # newest first
                             file.copy, file.seq = slot, int(log.seq[k])
+                        taken[slot.ino - first], generation[slot.ino - first] = True, slot.generation
 
     def _candidates(
-        self, key: tuple[int, int], file: Deleted, blocks: leaf.ExtentBlocks | None, name: str
+        self, key: tuple[int, int], file: Deleted, blocks: leaf.ExtentBlocks | None, name: str, gone: Slot | None
     ) -> Iterator[HostFile]:
-        """Every map that survives of one deleted file, best first."""
+        """Every map that survives of one deleted file, best first. gone: what its slot holds now."""
         maps: list[tuple[str, I64, bool]] = []
         if file.slot is not None:
             tree = self._old_tree(file.slot)
@@ -439,7 +448,6 @@ class ExtVolume:
                                  -int(m[1][:, 2].sum())))  # fmt: skip
         told = file.slot if file.slot is not None and file.slot.size else file.copy
         times = dict(told.times) if told is not None else {}
-        gone = self._slot(key[0])
         born, last = times.get("created", -math.inf), math.inf
         if gone is not None and gone.generation == key[1] and gone.links == 0:
             times.update({k: v for k, v in gone.times.items() if k in ("deleted", "created")})
@@ -575,6 +583,11 @@ class ExtVolume:
                 yield found
         if not self.sb.incompat & super_.INCOMPAT_EXTENTS:
             yield from indirect.files(self._reader, free, self.sb.blocks, self.block_size, self.offset)
+
+
+def _some_slots(table: npt.NDArray[np.void], index: I64, first: int) -> Iterator[Slot]:
+    """Slots of those elements of a table that begins with inode `first`."""
+    return inodes.slots_of(table[index], index + first)
 
 
 def open_volume(reader: Reader, offset: int, limit: int) -> ExtVolume | None:

@@ -2,5 +2,6 @@
 
 from .digest import check_hashes
 from .run import Sweep, sweep_image
+from .sieve import Runs
 
-__all__ = ["Sweep", "check_hashes", "sweep_image"]
+__all__ = ["Runs", "Sweep", "check_hashes", "sweep_image"]

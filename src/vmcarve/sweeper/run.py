@@ -26,6 +26,7 @@ from ..source import ImageSource
 from .bytewise import ByteTable, anywhere, compile_bytes
 from .digest import ImageDigest
 from .fold import EvidenceRows
+from .sieve import RangeBlocks, Runs, TableBlocks, block_sieve
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
 RANGE = 64 << 20  # bytes a task; evidence is handed on in this order
@@ -56,6 +57,7 @@ class Sweep:
     confirmed: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])  # kinds whose confirm raised: a defect, told
     digests: dict[str, str] = field(default_factory=dict[str, str])  # of the whole image, by name
+    tables: Runs | None = None  # blocks that may hold a piece of an allocation table; None: nobody looked
 
 
 def sweep_image(
@@ -67,43 +69,49 @@ def sweep_image(
     threads: int = 2,
     align: int = SECTOR,
     hashes: tuple[str, ...] = (),
+    tables: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Sweep:
     """Reads `ranges` ((offset, length), rising; default: all of the image) once and emits confirmed evidence.
 
     emit: called on this thread, in image order. progress: called with the bytes done since the last call.
     align: 512, or 1 to look for containers at every byte too. hashes: names of digest.ALGORITHMS, of the whole image.
+    tables: also look for blocks that may hold a piece of an allocation table (`Sweep.tables`), where all of the image
+    is looked at by sectors.
     """
     if align not in (1, SECTOR):
         raise ValueError(f"align is {align}, not 1 or {SECTOR}")
     if hashes and ranges is not None:
         raise ValueError("a part of an image is not hashed")
     entries = declared()
-    tables = compile_table(entries), compile_bytes(anywhere(entries)) if align == 1 else None
+    compiled = compile_table(entries), compile_bytes(anywhere(entries)) if align == 1 else None
+    blocks = TableBlocks() if tables and ranges is None and align == SECTOR and not hashes else None
     result = Sweep()
     out = EvidenceRows(source_index, emit)
     tasks = _tasks(source, ranges)
     source.read_in_order()
     if hashes:
         with ImageDigest(hashes, [_page_buffer() for _ in range(HASHED_BUFFERS)]) as digest:
-            _one_thread(_Worker(source, *tables, digest), tasks, result, out, progress)
+            _one_thread(_Worker(source, *compiled, digest), tasks, result, out, blocks, progress)
             result.digests = digest.finish(source.size)
     elif threads <= 1:
-        _one_thread(_Worker(source, *tables), tasks, result, out, progress)
+        _one_thread(_Worker(source, *compiled, tables=blocks is not None), tasks, result, out, blocks, progress)
     else:
-        _many_threads(lambda: _Worker(source, *tables), threads, tasks, result, out, progress)
+        _many_threads(lambda: _Worker(source, *compiled, tables=blocks is not None), threads, tasks, result, out,
+                      blocks, progress)
     out.flush()
+    result.tables = blocks.told() if blocks is not None else None
     return result
 
 
 def _one_thread(worker: _Worker, tasks: Iterator[tuple[int, int]], result: Sweep, out: EvidenceRows,
-                progress: Callable[[int], None] | None) -> None:
+                blocks: TableBlocks | None, progress: Callable[[int], None] | None) -> None:
     for start, end in tasks:
-        _finish((worker.sweep(start, end), end - start), result, out, progress)
+        _finish((worker.sweep(start, end), end - start), result, out, blocks, progress)
 
 
 def _many_threads(make: Callable[[], _Worker], threads: int, tasks: Iterator[tuple[int, int]], result: Sweep,
-                  out: EvidenceRows, progress: Callable[[int], None] | None) -> None:
+                  out: EvidenceRows, blocks: TableBlocks | None, progress: Callable[[int], None] | None) -> None:
     local = threading.local()
 
     def work(start: int, end: int) -> tuple[_Found, int]:
@@ -117,9 +125,9 @@ def _many_threads(make: Callable[[], _Worker], threads: int, tasks: Iterator[tup
             for start, end in tasks:
                 waiting.append(pool.submit(work, start, end))
                 if len(waiting) > 2 * threads + 2:
-                    _finish(waiting.popleft().result(), result, out, progress)
+                    _finish(waiting.popleft().result(), result, out, blocks, progress)
             while waiting:
-                _finish(waiting.popleft().result(), result, out, progress)
+                _finish(waiting.popleft().result(), result, out, blocks, progress)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -174,6 +182,7 @@ class _Found:
     batches: list[tuple[str, EvidenceBatch]] = field(default_factory=list[tuple[str, EvidenceBatch]])
     hits: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+    tables: Runs | None = None  # see Sweep.tables
 
     def tell(self, entry: Entry, error: Exception, image_offset: int) -> None:
         """One kind's defect must not end the sweep: it is told in the case, and the other hits go on."""
@@ -223,7 +232,8 @@ class _Worker:
     """One thread's buffers, and what it does with a range."""
 
     def __init__(self, source: ImageSource, table: MagicTable, anywhere: ByteTable | None = None,
-                 digest: ImageDigest | None = None) -> None:
+                 digest: ImageDigest | None = None, tables: bool = False) -> None:
+        self._sieve = block_sieve() if tables else None
         self._source = source
         self._table = table
         self._anywhere = anywhere
@@ -249,7 +259,9 @@ class _Worker:
 
     def _sweep_sectors(self, start: int, end: int) -> _Found:
         found, piece, chunk = _Found(), min(PIECE, CHUNK), self._buffer[:CHUNK]
-        state = np.array([start, 0, 0, end, 0], np.int64)  # see ext/first_look.pyx
+        blocks = RangeBlocks(self._sieve, start, end) if self._sieve is not None else None
+        # with a second look at every piece, one at a time: the next takes its place in the buffer
+        state = np.array([start, 0, 0, end if blocks is None else min(start + piece, end), 0], np.int64)  # see the .pyx
         while True:
             n = read_and_look(self._table.look, self._source.plain_fd, state, chunk, piece, self._sectors, self._magics)
             self._at, self._filled = int(state[0]), int(state[1])
@@ -260,7 +272,12 @@ class _Worker:
                 want = min(piece - filled % SECTOR, CHUNK - filled, end - self._at - filled)
                 state[1] += self._source.readinto(self._at + filled, self._view[filled : filled + want])
             elif n == 0:
-                return found
+                if blocks is not None:
+                    blocks.look(chunk[: int(state[1])], int(state[0]))
+                if state[3] >= end:
+                    found.tables = blocks.told() if blocks is not None else None
+                    return found
+                state[3] = min(int(state[3]) + piece, end)
 
     def _sweep_chunks(self, start: int, end: int) -> _Found:
         """The same, chunk by chunk, for what needs every byte: hashes, and containers that begin anywhere.
@@ -352,9 +369,11 @@ class _Worker:
             found.batches.append((entry.module, batch))
 
 
-def _finish(done: tuple[_Found, int], result: Sweep, out: EvidenceRows,
+def _finish(done: tuple[_Found, int], result: Sweep, out: EvidenceRows, blocks: TableBlocks | None,
             progress: Callable[[int], None] | None) -> None:
     found, length = done
+    if blocks is not None and found.tables is not None:
+        blocks.add(found.tables)
     result.bytes_read += length
     result.hits.update(found.hits)
     result.failed.update(found.failed)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
 
 from ..assemble.state import Assembled
 from ..assemble.streams import CHAIN
 from ..assemble.window import Window
-from ..codec import decode_counted
+from ..decoded import encoded_rows, taken
 from ..disk import VirtualDisk
-from ..filemap import FileMap, FileView
+from ..filemap import FileMap
 from ..model import (
     DATA,
     ENCODING_NAMES,
@@ -37,9 +32,6 @@ from ..model import (
     Volume,
 )
 from .guest import describe, summary
-
-DECODERS = max(1, min(4, os.cpu_count() or 1))  # threads: zlib and zstd let go of the interpreter's lock
-AT_ONCE = 16  # clusters that a thread decodes before it hands them on
 
 Row = tuple[int, int, int | None, int | None, str, int, str, str]
 """offset, length, image_offset, container_offset, encoding, stored, grade, rule"""
@@ -128,8 +120,7 @@ def _settle(image: Reader, item: Assembled, failed: list[str]) -> tuple[FileMap,
     broken = 0
     for guest in item.container.guests:
         m = guest.map
-        encoded = np.flatnonzero((m.state == DATA) & (m.encoding != PLAIN))
-        for i, used in zip(encoded.tolist(), _decoded(view, m, encoded), strict=True):
+        for i, used in zip(encoded_rows(m).tolist(), taken(view, m).tolist(), strict=True):
             f = int(m.file_offset[i])
             if used < 0:
                 broken += 1
@@ -155,23 +146,6 @@ def _one_run(file_map: FileMap, file_offset: int, length: int) -> bool:
     """Whether the bytes lie one behind the other in the image, or their place is not a guess."""
     parts = file_map.cut(file_offset, length)
     return all(b[2] == a[2] + a[1] or b[3] != GUESSED for a, b in zip(parts, parts[1:], strict=False))
-
-
-def _decoded(view: FileView, m: GuestMap, rows: npt.NDArray[np.int64]) -> Iterator[int]:
-    """Per row the stored bytes that its stream took, -1 where it does not decode. Threads decode, some at a time."""
-    def some(part: npt.NDArray[np.int64]) -> list[int]:
-        taken = []
-        for i in part.tolist():
-            stored = view.read(int(m.file_offset[i]), int(m.stored[i]))
-            data, used = decode_counted(stored, int(m.encoding[i]), int(m.length[i]))
-            taken.append(-1 if data is None else used)
-        return taken
-
-    if len(rows) == 0:
-        return
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-        for taken in pool.map(some, np.array_split(rows, -(-len(rows) // AT_ONCE))):
-            yield from taken
 
 
 def _belongs(file_map: FileMap, file_offset: int, length: int) -> bool:
