@@ -34,6 +34,8 @@ def test_blocks_read_like_an_array(at: list[int], a: int, b: int, data: st.DataO
         assert (np.asarray(blocks[np.flatnonzero(chosen)]) == plain[chosen]).all()
         assert (blocks[:, a] == plain[:, a]).all() and (blocks[:, -1] == plain[:, -1]).all()
         assert (blocks[:, first:last:3] == plain[:, first:last:3]).all()
+        part = blocks.part(first, last - first)
+        assert (np.asarray(part) == plain[:, first:last]).all() and part.buffer is blocks.buffer
         if at:
             assert (blocks[0] == plain[0]).all() and blocks[0, a] == plain[0, a]
         places = np.array(data.draw(st.lists(st.integers(0, 96), min_size=len(at), max_size=len(at))), np.int64)
@@ -49,7 +51,8 @@ def test_nothing_outside_is_read() -> None:
             gather(DATA[:100], np.array([at], np.int64), first, out)
     blocks = Blocks(DATA, np.array([0, 50], np.int64), 100)
     for call in (lambda: blocks.field(97, "<u4"), lambda: blocks.field(np.array([0, 97]), "<u4"),
-                 lambda: blocks.field(np.array([-1, 0]), "<u4"), lambda: blocks.bytes(99, 2)):
+                 lambda: blocks.field(np.array([-1, 0]), "<u4"), lambda: blocks.bytes(99, 2),
+                 lambda: blocks.part(99, 2), lambda: blocks.part(-1, 2)):
         with pytest.raises(IndexError):
             call()
 

@@ -70,6 +70,12 @@ class Blocks:
         gather(self.buffer, self.at, first, out)
         return out
 
+    def part(self, first: int, length: int) -> Blocks:
+        """Bytes [first, first + length) of each as structures of their own; nothing is copied."""
+        if not 0 <= first <= first + length <= self.size:
+            raise IndexError(f"bytes {first} to {first + length} of structures of {self.size}")
+        return Blocks(self.buffer, self.at + first, length)
+
     def field(self, at: int | I64, kind: str) -> npt.NDArray[Any]:
         """[n] of one field of each: `kind` as numpy names it ("<u4", ">u8"); at: its place, or one place each."""
         width = np.dtype(kind).itemsize
