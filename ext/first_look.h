@@ -174,15 +174,20 @@ static inline int64_t look_sector(const look_table *t, int gated, const uint8_t 
         int64_t s = *sector, hits = 0;                                                                                  \
         while (s < end) {                                                                                               \
             const uint8_t *block = buf + SECTOR * s;                                                                    \
-            if (s + BLOCK <= end && !(LAYERS_PASS(t, block, BLOCK) | gates_pass(t, block, BLOCK))) {                    \
-                s += BLOCK;                                                                                             \
-                continue;                                                                                               \
+            int layered = 1, gated = 1;                                                                                 \
+            if (s + BLOCK <= end) {                                                                                     \
+                layered = LAYERS_PASS(t, block, BLOCK);                                                                 \
+                gated = gates_pass(t, block, BLOCK);                                                                    \
+                if (!(layered | gated)) {                                                                               \
+                    s += BLOCK;                                                                                         \
+                    continue;                                                                                           \
+                }                                                                                                       \
             }                                                                                                           \
             for (const int64_t stop = s + BLOCK < end ? s + BLOCK : end; s < stop; s++) {                               \
                 int64_t now = hits;                                                                                     \
-                if (gates_pass(t, buf + SECTOR * s, 1))                                                                 \
+                if (gated && gates_pass(t, buf + SECTOR * s, 1))                                                        \
                     now = look_sector(t, 1, buf, filled, s, hit_sector, hit_magic, now, cap);                           \
-                if (now >= 0 && LAYERS_PASS(t, buf + SECTOR * s, 1))                                                    \
+                if (layered && now >= 0 && LAYERS_PASS(t, buf + SECTOR * s, 1))                                         \
                     now = look_sector(t, 0, buf, filled, s, hit_sector, hit_magic, now, cap);                           \
                 if (now < 0) {                                                                                          \
                     *sector = s;                                                                                        \
