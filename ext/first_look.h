@@ -208,6 +208,20 @@ DEFINE_LOOK(look_avx512, TARGET_AVX512, layers_pass_avx512)
 DEFINE_LOOK(look_neon, , layers_pass_neon)
 #endif
 
+/* Hits whose second field lay behind what was read are judged again now that `filled` bytes are there; of the last ones
+ * only, from sector `from` on. Returns how many hits are left of `hits`, which rise. */
+static int64_t judge_again(const look_table *t, const uint8_t *buf, int64_t filled, int64_t from, int64_t *hit_sector,
+                           int32_t *hit_magic, int64_t hits) {
+    int64_t i = hits, kept;
+    while (i > 0 && hit_sector[i - 1] >= from) i--;
+    for (kept = i; i < hits; i++) {
+        if (!also_fits(t, hit_magic[i], buf, filled, SECTOR * hit_sector[i])) continue;
+        hit_sector[kept] = hit_sector[i];
+        hit_magic[kept++] = hit_magic[i];
+    }
+    return kept;
+}
+
 typedef int64_t (*look_t)(const look_table *, const uint8_t *, int64_t, int64_t *, int64_t, int64_t *, int32_t *, int64_t);
 
 static look_t look_of(int path) {
