@@ -17,7 +17,7 @@ from vmcarve._ext.every_byte import every_byte
 from vmcarve._ext.extent_blocks import extent_blocks
 from vmcarve._ext.first_look import first_look
 from vmcarve._ext.first_words import first_words
-from vmcarve._ext.gather import gather
+from vmcarve._ext.gather import gather, gather_fields
 from vmcarve._ext.leaf_rows import leaf_rows
 from vmcarve._ext.sector_tails import sector_tails
 from vmcarve._ext.table_blocks import table_blocks
@@ -127,9 +127,16 @@ def _first_words() -> tuple[Callable[[], object], float]:
 
 
 def _gather() -> tuple[Callable[[], object], float]:
-    """Structures of 512 bytes that lie side by side."""
+    """Structures of 512 bytes that lie side by side: whole, and four fields of each."""
     buffer, at, out = _noise(), np.arange(2048) * 512, np.empty((2048, 512), np.uint8)
-    return lambda: gather(buffer, at, 0, out), 1
+    first, length = np.array([160, 0, 152, 100]), np.array([16, 8, 8, 4])
+    fields = np.empty(2048 * 36, np.uint8)
+
+    def call() -> None:
+        gather(buffer, at, 0, out)
+        gather_fields(buffer, at, first, length, fields)
+
+    return call, 2
 
 
 def _legal_rows() -> tuple[Callable[[], object], float]:

@@ -174,15 +174,20 @@ static inline int64_t look_sector(const look_table *t, int gated, const uint8_t 
         int64_t s = *sector, hits = 0;                                                                                  \
         while (s < end) {                                                                                               \
             const uint8_t *block = buf + SECTOR * s;                                                                    \
-            if (s + BLOCK <= end && !(LAYERS_PASS(t, block, BLOCK) | gates_pass(t, block, BLOCK))) {                    \
-                s += BLOCK;                                                                                             \
-                continue;                                                                                               \
+            int layered = 1, gated = 1;                                                                                 \
+            if (s + BLOCK <= end) {                                                                                     \
+                layered = LAYERS_PASS(t, block, BLOCK);                                                                 \
+                gated = gates_pass(t, block, BLOCK);                                                                    \
+                if (!(layered | gated)) {                                                                               \
+                    s += BLOCK;                                                                                         \
+                    continue;                                                                                           \
+                }                                                                                                       \
             }                                                                                                           \
             for (const int64_t stop = s + BLOCK < end ? s + BLOCK : end; s < stop; s++) {                               \
                 int64_t now = hits;                                                                                     \
-                if (gates_pass(t, buf + SECTOR * s, 1))                                                                 \
+                if (gated && gates_pass(t, buf + SECTOR * s, 1))                                                        \
                     now = look_sector(t, 1, buf, filled, s, hit_sector, hit_magic, now, cap);                           \
-                if (now >= 0 && LAYERS_PASS(t, buf + SECTOR * s, 1))                                                    \
+                if (layered && now >= 0 && LAYERS_PASS(t, buf + SECTOR * s, 1))                                         \
                     now = look_sector(t, 0, buf, filled, s, hit_sector, hit_magic, now, cap);                           \
                 if (now < 0) {                                                                                          \
                     *sector = s;                                                                                        \
@@ -202,6 +207,20 @@ DEFINE_LOOK(look_avx512, TARGET_AVX512, layers_pass_avx512)
 #elif defined(VMCARVE_ARM)
 DEFINE_LOOK(look_neon, , layers_pass_neon)
 #endif
+
+/* Hits whose second field lay behind what was read are judged again now that `filled` bytes are there; of the last ones
+ * only, from sector `from` on. Returns how many hits are left of `hits`, which rise. */
+static int64_t judge_again(const look_table *t, const uint8_t *buf, int64_t filled, int64_t from, int64_t *hit_sector,
+                           int32_t *hit_magic, int64_t hits) {
+    int64_t i = hits, kept;
+    while (i > 0 && hit_sector[i - 1] >= from) i--;
+    for (kept = i; i < hits; i++) {
+        if (!also_fits(t, hit_magic[i], buf, filled, SECTOR * hit_sector[i])) continue;
+        hit_sector[kept] = hit_sector[i];
+        hit_magic[kept++] = hit_magic[i];
+    }
+    return kept;
+}
 
 typedef int64_t (*look_t)(const look_table *, const uint8_t *, int64_t, int64_t *, int64_t, int64_t *, int32_t *, int64_t);
 

@@ -34,6 +34,7 @@ cdef extern from "first_look.h":
     ctypedef int64_t (*look_t)(const look_table *, const uint8_t *, int64_t, int64_t *, int64_t, int64_t *, int32_t *,
                                int64_t) noexcept nogil
     look_t look_of(int path) nogil
+    int64_t judge_again(const look_table *, const uint8_t *, int64_t, int64_t, int64_t *, int32_t *, int64_t) nogil
 
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void *buf, size_t count, int64_t offset)
@@ -45,6 +46,7 @@ cdef class LookTable:
     cdef look_table table
     cdef look_t look
     cdef readonly int magics
+    cdef int64_t reach      # bytes from a sector's start to the end of the furthest second field
     cdef tuple keep
 
     def __init__(self, int gates, const int32_t[::1] line, const uint16_t[:, ::1] pattern,
@@ -81,6 +83,7 @@ cdef class LookTable:
         for m in range(magics):
             if not (2 <= room[m] <= 16 and 0 <= also_room[m] <= 16 and -(1 << 40) < also_at[m] < 1 << 40):
                 raise ValueError(f"magic {m} has length {room[m]}, second field {also_room[m]} at {also_at[m]}")
+            self.reach = max(self.reach, also_at[m] + also_room[m])
             k, steps = m, 0
             while k >= 0:   # every chain ends: it has no more steps than there are magics
                 if k >= magics or steps > magics or next_[k] < -1:
@@ -144,7 +147,8 @@ cpdef Py_ssize_t read_and_look(LookTable table, int fd, int64_t[::1] state, uint
     """Reads a file on and looks, piece by piece while the piece is in the cache, until there is something to do.
 
     A piece without hits is overwritten by the next; from the first one with hits on the buffer is filled up, so that
-    who confirms has as many at once as it holds, and what lies behind them.
+    who confirms has as many at once as it holds, and what lies behind them. A hit whose second field lies in the next
+    piece is none when that has been read and the field is not there: such a piece is overwritten too.
 
     in   piece: bytes a read, a multiple of 512, at most the buffer's length
          state int64[5]: 0 image offset of buf[0]; 1 bytes filled; 2 sectors of them looked at; 3 image offset to end
@@ -153,7 +157,7 @@ cpdef Py_ssize_t read_and_look(LookTable table, int fd, int64_t[::1] state, uint
     returns the number of hits. Call again when they are dealt with: it goes on looking in the buffer, then reading;
     when all that is in the buffer was looked at, it will be overwritten. Done when it returns 0 without error.
     """
-    cdef int64_t hits = 0, want, upto, at
+    cdef int64_t hits = 0, want, upto, at, before
     cdef ssize_t got
     check(table, hit_sector, hit_magic)
     if state.shape[0] != 5 or state[0] < 0 or not 0 <= state[1] <= buf.shape[0] or not 0 <= state[2] * 512 <= state[1]:
@@ -179,7 +183,7 @@ cpdef Py_ssize_t read_and_look(LookTable table, int fd, int64_t[::1] state, uint
             want = min(min(piece, state[3] - at), buf.shape[0] - state[1])
             if want <= 0:
                 break               # the buffer is full
-            upto = state[1] + want
+            before, upto = state[1], state[1] + want
             while state[1] < upto:
                 got = pread(fd, &buf[state[1]], upto - state[1], state[0] + state[1])
                 if got < 0 and errno == EINTR:
@@ -190,4 +194,7 @@ cpdef Py_ssize_t read_and_look(LookTable table, int fd, int64_t[::1] state, uint
                 state[1] += got
             if state[4]:
                 break
+            if hits:    # what lay behind the buffer's end before may be there now
+                hits = judge_again(&table.table, &buf[0], state[1], (before - table.reach) // 512, &hit_sector[0],
+                                   &hit_magic[0], hits)
     return hits

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.reference.extent_blocks import is_extent_block
 from vmcarve._ext.extent_blocks import extent_blocks
-from vmcarve._ext.gather import gather
+from vmcarve._ext.gather import gather, gather_fields
 from vmcarve.blocks import Blocks, distinct
 
 DATA = np.random.default_rng(4).integers(0, 256, 4000, np.uint8)
@@ -34,11 +34,40 @@ def test_blocks_read_like_an_array(at: list[int], a: int, b: int, data: st.DataO
         assert (np.asarray(blocks[np.flatnonzero(chosen)]) == plain[chosen]).all()
         assert (blocks[:, a] == plain[:, a]).all() and (blocks[:, -1] == plain[:, -1]).all()
         assert (blocks[:, first:last:3] == plain[:, first:last:3]).all()
+        part = blocks.part(first, last - first)
+        assert (np.asarray(part) == plain[:, first:last]).all() and part.buffer is blocks.buffer
         if at:
             assert (blocks[0] == plain[0]).all() and blocks[0, a] == plain[0, a]
         places = np.array(data.draw(st.lists(st.integers(0, 96), min_size=len(at), max_size=len(at))), np.int64)
         want = [int.from_bytes(row[p : p + 4].tobytes(), "big") for row, p in zip(plain, places, strict=True)]
         assert blocks.field(places, ">u4").tolist() == want
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3900), max_size=20),
+       st.lists(st.tuples(st.integers(0, 84), st.sampled_from(["u1", "<u2", ">u4", "<u8", "V16", "V7"])), max_size=6))
+def test_fields_in_one_pass(at: list[int], wanted: list[tuple[int, str]]) -> None:
+    """Several fields at once are what each is alone, whatever they overlap."""
+    blocks = Blocks(DATA, np.array(at, np.int64), 100)
+    got = blocks.fields(*wanted)
+    assert [field.tobytes() for field in got] == [blocks.field(place, kind).tobytes() for place, kind in wanted]
+
+
+def test_fields_outside_are_refused() -> None:
+    """Arguments of the kernel are checked before it runs without checks, and places while it runs."""
+    def call(at: int, first: list[int], length: list[int], room: int) -> int:
+        return gather_fields(DATA[:100], np.array([0, at]), np.array(first, np.int64), np.array(length, np.int64),
+                             np.zeros(room, np.uint8))
+
+    assert call(92, [0, 4], [4, 4], 16) == 0
+    for wrong in ((93, [0, 4], [4, 4], 16), (-1, [4], [4], 8), (0, [99], [2], 4), (0, [-1], [2], 4), (0, [0], [-1], 0),
+                  (0, [0], [4], 7), (0, [0, 1], [4], 8), (0, [0] * 17, [1] * 17, 34), (1 << 62, [4], [4], 8)):
+        with pytest.raises(ValueError, match="outside|out has|fields"):
+            call(*wrong)
+    blocks = Blocks(DATA, np.array([0]), 100)
+    for field in ((-1, "<u4"), (97, "<u4")):
+        with pytest.raises(IndexError):
+            blocks.fields((0, "<u8"), field)
 
 
 def test_nothing_outside_is_read() -> None:
@@ -49,7 +78,8 @@ def test_nothing_outside_is_read() -> None:
             gather(DATA[:100], np.array([at], np.int64), first, out)
     blocks = Blocks(DATA, np.array([0, 50], np.int64), 100)
     for call in (lambda: blocks.field(97, "<u4"), lambda: blocks.field(np.array([0, 97]), "<u4"),
-                 lambda: blocks.field(np.array([-1, 0]), "<u4"), lambda: blocks.bytes(99, 2)):
+                 lambda: blocks.field(np.array([-1, 0]), "<u4"), lambda: blocks.bytes(99, 2),
+                 lambda: blocks.part(99, 2), lambda: blocks.part(-1, 2)):
         with pytest.raises(IndexError):
             call()
 

@@ -186,6 +186,49 @@ def test_reading_finds_what_the_reference_finds(
     assert sorted(hits) == sorted((s, m) for s, m in reference(bytes(data), MAGICS) if s >= begin)
 
 
+@settings(max_examples=150, deadline=None)
+@given(plants=st.lists(st.tuples(st.integers(0, 99), st.sampled_from([0, 5, 8, 9]), st.booleans()), max_size=30),
+       chunk=st.integers(1, 20), piece=st.integers(1, 20), cap=st.integers(len(MAGICS), 24))
+def test_a_second_field_in_the_next_piece_is_asked_for_when_that_is_read(
+    plants: list[tuple[int, int, bool]], chunk: int, piece: int, cap: int, tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """No hit is lost, and of those handed back each has its second field, unless that is not in the buffer."""
+    data = bytearray(b"\xee" * (100 * 512))
+    for sector, which, whole in plants:
+        at, magic, also = MAGICS[which]
+        data[sector * 512 + at : sector * 512 + at + len(magic)] = magic
+        if whole and also is not None and 0 <= sector * 512 + also[0] < len(data) - 16:
+            data[sector * 512 + also[0] : sector * 512 + also[0] + len(also[2])] = also[2]
+    path = tmp_path_factory.getbasetemp() / "second"
+    path.write_bytes(data)
+    want = {(s, m) for s, m in reference(bytes(data), MAGICS)}
+    t = table(MAGICS, best_path())
+    sectors, found, buf = np.empty(cap, np.int64), np.empty(cap, np.int32), np.zeros(chunk * 512, np.uint8)
+    state, hits = np.array([0, 0, 0, len(data), 0], np.int64), list[tuple[int, int]]()
+    with path.open("rb") as f:
+        while n := read_and_look(t.look, f.fileno(), state, buf, min(piece, chunk) * 512, sectors, found):
+            for s, m in zip(sectors[:n].tolist(), found[:n].tolist(), strict=True):
+                hits.append((s + int(state[0]) // 512, m))
+                also = MAGICS[m][2]
+                if also is not None and 0 <= s * 512 + also[0] <= state[1] - len(also[1]):
+                    assert hits[-1] in want, "its second field was there to be seen"
+    assert state[0] + state[1] == len(data) and want <= set(hits) and len(set(hits)) == len(hits)
+
+
+def test_a_piece_whose_hits_come_to_nothing_is_overwritten(tmp_path: Path) -> None:
+    """Second fields that lie behind a piece and are not there cost one more piece in the buffer, and no call."""
+    data = bytearray(b"\xee" * (64 * 512))
+    for sector in (3, 7, 11, 35):
+        data[sector * 512 + 56 : sector * 512 + 58] = MAGICS[8][1]
+    (tmp_path / "i").write_bytes(data)
+    t = table(MAGICS, best_path())
+    sectors, found, buf = np.empty(64, np.int64), np.empty(64, np.int32), np.zeros(64 * 512, np.uint8)
+    state = np.array([0, 0, 0, len(data), 0], np.int64)
+    with (tmp_path / "i").open("rb") as f:
+        assert read_and_look(t.look, f.fileno(), state, buf, 4 * 512, sectors, found) == 0
+    assert state.tolist() == [60 * 512, 4 * 512, 4, len(data), 0]
+
+
 def test_a_bad_place_stops_the_read(tmp_path: Path) -> None:
     """EIO from the system comes back with everything before it looked at; so does a file that ends too early."""
     t, sectors, found = table(MAGICS, best_path()), np.empty(64, np.int64), np.empty(64, np.int32)

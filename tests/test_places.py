@@ -11,10 +11,12 @@ import pyarrow as pa
 import pytest
 
 from tests.helpers import run
-from vmcarve.assemble.places import Places, assign, first_rows, pins_of
+from vmcarve.assemble import places as places_module
+from vmcarve.assemble.places import Owned, Places, assign, first_rows, pins_of
 from vmcarve.assemble.state import Claims
+from vmcarve.assemble.tails import to_file
 from vmcarve.formats.qcow2 import FORMAT
-from vmcarve.model import Container, GuestDisk, GuestMap
+from vmcarve.model import DATA, HOLE, Container, GuestDisk, GuestMap
 from vmcarve.source import BytesReader, open_image
 from vmcarve.sweeper import sweep_image
 
@@ -131,6 +133,36 @@ def test_of_clones_each_has_the_structures_of_its_own_run(disks: list[Disk], tmp
         assert [o.delta for o in owned] == [0]
         pins = pins_of(container, start, owned, places)
         assert len(pins) >= 2 and {p - f for f, p in pins} == {start}
+
+
+def test_many_clones_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every clone of a volume states the same places: the pins are those of a loop over them, but the work is not."""
+    rng, size, start = np.random.default_rng(5), 64 * MIB, 7 * BLOCK
+    stored = GuestMap.build([0, 8 * MIB, 16 * MIB], [8 * MIB, 8 * MIB, size - 16 * MIB], [DATA, HOLE, DATA],
+                            [MIB, -1, 32 * MIB])
+    container = Container("test", "", 80 * MIB, [GuestDisk(size, stored)])
+    n = 600
+    volume_offset = rng.choice([0, 4096, 40 * MIB, 9 * MIB, 20 * MIB, 20 * MIB + 1024], n)
+    image_offset = np.sort(rng.integers(0, 4000, n)) * 1024
+    delta = 11 * BLOCK
+    for row, g in ((50, 4096), (300, 40 * MIB), (301, 40 * MIB)):  # these lie where the volume's delta has them
+        volume_offset[row] = g
+        file_offset = g + MIB if g < 8 * MIB else g + 16 * MIB
+        image_offset[row] = start + delta + file_offset
+    places = Places(image_offset, np.full(n, -1), volume_offset, np.zeros(n, bool), np.full(n, 1024), np.full(n, size),
+                    ["ext"] * n, ["one" if i % 3 else "two" for i in range(n)])
+    owned = Owned(0, size, 1, delta)
+    want: dict[int, tuple[int, int]] = {}
+    for row in [1, *(i for i in range(n) if volume_offset[i] > 0 and places.identity[i] == places.identity[1])]:
+        g = 1023 + (int(volume_offset[row]) if row != 1 else 0)
+        p = int(image_offset[row]) + 1023
+        f = g + MIB if g < 8 * MIB else -1 if g < 16 * MIB else g + 16 * MIB
+        if f >= 0 and (p - f - start) % BLOCK == 0 and (f // BLOCK not in want or p - f - start == delta):
+            want[f // BLOCK] = f, p
+    calls: list[int] = []
+    monkeypatch.setattr(places_module, "to_file", lambda m, at: calls.append(len(at)) or to_file(m, at))
+    assert pins_of(container, start, [owned], places) == sorted(want.values()) and len(want) >= 3
+    assert len(calls) <= 4, "one question for all clones, not one for each"
 
 
 def test_a_disk_without_a_known_volume_has_its_own_partition_table(disks: list[Disk], tmp_path: Path) -> None:

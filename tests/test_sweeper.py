@@ -29,7 +29,7 @@ from vmcarve._ext.cpu import PATHS
 from vmcarve.errors import UsageError
 from vmcarve.model import Evidence, EvidenceBatch, Reader, Signature
 from vmcarve.source import ImageSource, open_image
-from vmcarve.sweeper import Sweep, run, sweep_image
+from vmcarve.sweeper import Sweep, fold, run, sweep_image
 from vmcarve.sweeper.table import Entry, compile_table
 
 SECTOR = 512
@@ -204,6 +204,63 @@ def test_runs_become_one_row(tmp_path: Path) -> None:
     rows = pa.Table.from_batches(batches).select(["image_offset", "count", "value", "identity"]).to_pylist()
     assert [(r["image_offset"] // SECTOR, r["count"], r["value"]) for r in rows] == [
         (0, 3, 97), (6, 3, 100), (20, 1, 0), (22, 1, 9), (24, 1, 18)]
+
+
+def test_a_run_over_borders_becomes_one_row(tmp_path: Path) -> None:
+    """Neither the chunks that are confirmed together nor the tasks of threads end a run."""
+    path = tmp_path / "i"
+    path.write_bytes(image_of([(2 * i, 4, 100 + i) for i in range(30)], 0))
+    for threads in (1, 3):
+        batches: list[pa.RecordBatch] = []
+        with open_image(path) as source, settled(3 * SECTOR, 9 * SECTOR):
+            sweep_image(source, 0, batches.append, threads=threads)
+        rows = pa.Table.from_batches(batches).select(["image_offset", "count", "length", "value"]).to_pylist()
+        assert [tuple(r.values()) for r in rows] == [(0, 30, 30 * size_of(DENSE[0]), 100)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from([8, 8, 8, 16]), st.sampled_from([1, 1, 1, 2]),
+                                st.sampled_from([8, 8, -1]), st.booleans()), max_size=20),
+       cut=st.integers(0, 20), columns=st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)))
+def test_folding_loses_nothing(steps: list[tuple[int, int, int, bool]], cut: int,
+                               columns: tuple[bool, bool, int]) -> None:
+    """Unfolded, the runs are the structures that went in; folding twice gives what folding once does."""
+    p, value, volume, which = 0, 0, 0, 0
+    rows: list[tuple[int, int, int, int]] = []
+    for step, more, away, other in steps:
+        p, value, volume, which = p + step, value + more, volume + away if away > 0 else -1, which ^ int(other)
+        rows.append((p, value, max(volume, -1), which))
+    valued, placed, naming = columns
+
+    def batch(part: list[tuple[int, int, int, int]]) -> EvidenceBatch:
+        at, values, volumes, names = np.array(part, np.int64).reshape(-1, 4).T
+        named: dict[int, tuple[Sequence[str] | str | None, npt.NDArray[np.int32] | None]] = {
+            0: (None, None), 1: ("all", None), 2: ([f"n{n}" for n in names.tolist()], None),
+            3: (["n0", "n1"], names.astype(np.int32))}
+        return EvidenceBatch("k", at.copy(), 8, values.copy() if valued else None, volumes.copy() if placed else None,
+                             named[naming][0], which=named[naming][1])
+
+    def unfolded(runs: fold.Runs) -> list[tuple[int, int | None, int | None, str | None]]:
+        b, count = runs
+        out: list[tuple[int, int | None, int | None, str | None]] = []
+        for i, n in enumerate(count.tolist()):
+            name = b.identity if b.which is None else (b.identity or ())[int(b.which[i])]
+            assert name is None or isinstance(name, str)
+            for k in range(n):
+                number = None if b.value is None else int(b.value[i]) + k
+                place = None if b.volume_offset is None else int(b.volume_offset[i]) + 8 * k
+                out.append((int(b.image_offset[i]) + 8 * k, number, place, name))
+        return out
+
+    want = [(at, v if valued else None, place if placed else None, (None, "all", f"n{n}", f"n{n}")[naming])
+            for at, v, place, n in rows]
+    once = fold.folded(batch(rows))
+    assert unfolded(once) == want
+    parts = [("m", fold.folded(batch(part))) for part in (rows[:cut], rows[cut:]) if part]
+    if parts:
+        (_, joined), = fold._joined(parts)  # pyright: ignore[reportPrivateUsage]
+        again = fold.folded(*joined)
+        assert unfolded(again) == want and again[1].tolist() == once[1].tolist()
 
 
 def test_an_empty_image_is_swept(tmp_path: Path) -> None:

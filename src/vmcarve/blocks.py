@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._ext.gather import gather
+from ._ext.gather import gather, gather_fields
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -70,6 +70,12 @@ class Blocks:
         gather(self.buffer, self.at, first, out)
         return out
 
+    def part(self, first: int, length: int) -> Blocks:
+        """Bytes [first, first + length) of each as structures of their own; nothing is copied."""
+        if not 0 <= first <= first + length <= self.size:
+            raise IndexError(f"bytes {first} to {first + length} of structures of {self.size}")
+        return Blocks(self.buffer, self.at + first, length)
+
     def field(self, at: int | I64, kind: str) -> npt.NDArray[Any]:
         """[n] of one field of each: `kind` as numpy names it ("<u4", ">u8"); at: its place, or one place each."""
         width = np.dtype(kind).itemsize
@@ -80,6 +86,19 @@ class Blocks:
         out = np.empty((len(self.at), width), np.uint8)
         gather(self.buffer, self.at + at, 0, out)
         return out.view(kind)[:, 0]
+
+    def fields(self, *wanted: tuple[int, str]) -> list[npt.NDArray[Any]]:
+        """[n] of each (place, kind) as `field` gives it, read in one pass: large structures leave the inner caches
+        between two. Name the widest first, then none lies askew."""
+        widths = np.array([np.dtype(kind).itemsize for _, kind in wanted], np.int64)
+        first = np.array([at for at, _ in wanted], np.int64)
+        if (first < 0).any() or (first + widths > self.size).any():
+            raise IndexError(f"fields {wanted} do not lie in structures of {self.size}")
+        n, ends = len(self.at), np.cumsum(widths)
+        out = np.empty(n * int(widths.sum()), np.uint8)
+        gather_fields(self.buffer, self.at, first, widths, out)
+        return [out[n * int(end - width) : n * int(end)].view(kind)
+                for (_, kind), width, end in zip(wanted, widths, ends, strict=True)]
 
 
 def distinct(rows: U8) -> tuple[list[bytes], npt.NDArray[np.int32]]:

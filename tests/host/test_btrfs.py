@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vmcarve.blocks import Blocks
 from vmcarve.host import _btrfs_batch, _btrfs_deleted, _btrfs_scan
+from vmcarve.host._btrfs_carve import SIGNATURE, confirm_batch
 from vmcarve.host._btrfs_disk import DATA, METADATA, SUPER_ROOM, SYSTEM, Chunk, Chunks, checksum
 from vmcarve.host.btrfs import HOST
 from vmcarve.model import RUN_DATA, RUN_HOLE, RUN_UNWRITTEN, HostFile, HostVolume, Reader
@@ -423,6 +426,29 @@ def test_superblocks_of_an_earlier_format_are_not_believed(scene: Scene) -> None
     """A volume whose first sector names another file system was formatted anew: Btrfs clears that sector."""
     with ImageSource(scene.volume) as reader:
         assert HOST.open(Patched(reader, {0: b"\xeb\x52\x90NTFS    "}), 0, SIZE) is None
+
+
+def test_nodes_of_a_sweep_are_not_copied() -> None:
+    """Nodes are confirmed where they lie, each by its own file system's name; not one of them is copied whole."""
+    body, size = random.Random(2), 16384
+    nodes, fsids = [], [b"a" * 16, b"b" * 16]
+    for i in range(64):
+        head = fsids[i // 40] + struct.pack("<QQ16sQQIB", 4096 * i, 1 | 1 << 56, bytes(16), 7, 5 + i, 3, 0)
+        node = head + body.randbytes(size - 32 - len(head))
+        nodes.append(checksum(0, node).ljust(32, b"\0") + node if i != 9 else bytes(32) + node)
+    buffer, at = np.frombuffer(b"".join(nodes), np.uint8), np.arange(64) * size
+    tracemalloc.start()
+    try:
+        batch = confirm_batch(Blocks(buffer, at, size), at + 512, SIGNATURE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert batch is not None and batch.which is not None and isinstance(batch.identity, list)
+    assert peak < len(nodes) * size // 8, f"{peak} bytes for {len(nodes)} nodes of {size}"
+    good = [i for i in range(64) if i != 9]
+    assert batch.image_offset.tolist() == [i * size + 512 for i in good] and batch.length == size
+    assert batch.value is not None and batch.value.tolist() == [5 + i for i in good]
+    assert [batch.identity[k] for k in batch.which.tolist()] == [fsids[i // 40].hex() for i in good]
 
 
 def test_noise_is_no_volume() -> None:

@@ -75,11 +75,16 @@ class Named:
         place = np.concatenate([at for _, _, _, at in parts])[order]
         return cls(min(int(before[-1]), MAX_PIECES), first, piece[order].astype(np.int32), place)
 
+    def told(self, entry: int) -> tuple[npt.NDArray[np.int32], Int64s]:
+        """The pieces in which that entry names something, rising, and what."""
+        rows = slice(int(self.first[entry]), int(self.first[entry + 1]))
+        return self.piece[rows], self.place[rows]
+
     def column(self, entry: int) -> Int64s:
         """int64[pieces]: what that entry of each names, -1 nothing."""
         out = np.full(self.pieces, -1, np.int64)
-        rows = slice(int(self.first[entry]), int(self.first[entry + 1]))
-        out[self.piece[rows]] = self.place[rows]
+        piece, place = self.told(entry)
+        out[piece] = place
         return out
 
 
@@ -137,10 +142,11 @@ class Found:
         rising = origins[order]
         rows: list[tuple[Int64s, Int64s, Int64s]] = []
         for j, (p, g) in enumerate(pins.tolist()):
-            at = self.named(g)
-            i = np.minimum(np.searchsorted(rising, p - at), len(rising) - 1)
-            same = np.flatnonzero((at >= 0) & (rising[i] == p - at))
-            rows.append((order[i[same]], np.full(len(same), j), same))
+            pieces, place = self.names.told(int(self._column(g)))
+            origin = p - place - g % self.pieces.unit
+            i = np.minimum(np.searchsorted(rising, origin), len(rising) - 1)
+            same = np.flatnonzero(rising[i] == origin)
+            rows.append((order[i[same]], np.full(len(same), j), pieces[same].astype(np.int64)))
         if not rows:
             return [(np.empty(0, np.int64), np.empty(0, np.int64)) for _ in origins]
         origin, pin, piece = (np.concatenate([row[column] for row in rows]) for column in range(3))

@@ -427,31 +427,36 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     guest_map = container.guests[0].map
     pins: dict[int, tuple[int, int]] = {}
 
-    def add(g: int, row: int, delta: int) -> None:
+    def add(g: Int64s, rows: Int64s, delta: int) -> None:
         """Pins the last byte: what is before it may be a hole of the host file (the first 64 KiB of Btrfs)."""
-        behind = int(places.length[row]) - 1
-        p = int(places.image_offset[row]) + behind
-        f = int(to_file(guest_map, np.array([g + behind], np.int64))[0])
-        if f >= 0 and (p - f - start) % BLOCK == 0 and (f // BLOCK not in pins or p - f - start == delta):
-            pins[f // BLOCK] = f, p
+        behind = places.length[rows] - 1
+        p, f = places.image_offset[rows] + behind, to_file(guest_map, g + behind)
+        good = (f >= 0) & ((p - f - start) % BLOCK == 0)
+        p, f = p[good], f[good]
+        # of clones, which are many, only the first in each block and those at the delta can count
+        keep = p - f - start == delta
+        keep[np.unique(f // BLOCK, return_index=True)[1]] = True
+        for file_offset, image_offset in zip(f[keep].tolist(), p[keep].tolist(), strict=True):
+            if file_offset // BLOCK not in pins or image_offset - file_offset - start == delta:
+                pins[file_offset // BLOCK] = file_offset, image_offset
 
     deltas: set[int] = set() if owned else {0}
     for volume in owned:
         name, module = places.identity[volume.row], places.module[volume.row]
         deltas.add(volume.delta)
-        add(volume.guest_offset, volume.row, volume.delta)
+        add(np.array([volume.guest_offset]), np.array([volume.row]), volume.delta)
         if name is None:
             continue
-        for j in np.flatnonzero(places.volume_offset > 0).tolist():
-            if places.identity[j] == name and places.module[j] == module:
-                add(volume.guest_offset + int(places.volume_offset[j]), j, volume.delta)
+        rows = np.array([j for j in np.flatnonzero(places.volume_offset > 0).tolist()
+                         if places.identity[j] == name and places.module[j] == module], np.int64)
+        add(volume.guest_offset + places.volume_offset[rows], rows, volume.delta)
     size = container.virtual_size
     tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
     near = {places.identity[i] for i in tables.tolist()
             if scattered or _delta(guest_map, places, i, start) in deltas}
-    for i in tables.tolist():
-        if places.identity[i] in near and places.identity[i] is not None:
-            add(int(places.guest_offset[i]), i, next(iter(deltas)))
+    rows = np.array([i for i in tables.tolist() if places.identity[i] in near and places.identity[i] is not None],
+                    np.int64)
+    add(places.guest_offset[rows], rows, next(iter(deltas)))
     return sorted(pins.values())
 
 

@@ -122,27 +122,28 @@ def confirm(reader: Reader, offset: int, signature: Signature) -> Evidence | Non
 def confirm_batch(blocks: npt.NDArray[np.uint8] | Blocks, image_offset: npt.NDArray[np.int64],
                   signature: Signature) -> EvidenceBatch | None:
     """Version 3 inodes under their CRC, for the inode size that most of the batch has. value: the inode number."""
-    every = Blocks.of(blocks)
-    head = every.field(0, "<u8")  # magic, mode, version, format
+    inodes = Blocks.of(blocks)
+    owner, head, number, stated = inodes.fields((160, "V16"), (0, "<u8"), (152, ">u8"), (INODE_CRC, "<u4"))
+    # of the head magic, mode, version, format
     rows = np.flatnonzero((head & 0xFF_0000_FFFF == 0x03_0000_4E49) & (head >> 40 & 0xFF <= 5))
-    inodes = every[rows]
-    stated = inodes.field(INODE_CRC, "<u4")
-    best, size = np.zeros(len(rows), np.bool_), INODE_SIZES[0]
+    if len(rows) < len(inodes):
+        inodes, stated = inodes[rows], stated[rows]
+    best, size, count = np.zeros(len(rows), np.bool_), INODE_SIZES[0], 0
     for candidate in INODE_SIZES:
-        if np.count_nonzero(best) * 2 > len(rows):
+        if count * 2 > len(rows):
             break
         good = crc32c_rows(inodes, length=candidate, zeroed=(INODE_CRC, 4)) == stated
-        if np.count_nonzero(good) > np.count_nonzero(best):
-            best, size = good, candidate
-    if not best.any():
+        if (n := int(np.count_nonzero(good))) > count:
+            best, size, count = good, candidate, n
+    if count == 0:
         return None
-    if not best.all():
-        rows, inodes = rows[best], inodes[best]
-    number, image_offset = inodes.field(152, ">u8").astype(np.int64), image_offset[rows]
-    names, which = distinct(inodes.bytes(160, 16))
-    if len(names) == 1:
-        return EvidenceBatch(INODE, image_offset, size, number, identity=uuid(names[0]))
-    return EvidenceBatch(INODE, image_offset, size, number, identity=[uuid(n) for n in names], which=which)
+    if count < len(head):
+        rows = rows[best]
+        owner, number, image_offset = owner[rows], number[rows], image_offset[rows]
+    names, which = distinct(owner.view(np.uint8).reshape(-1, 16))
+    return EvidenceBatch(INODE, image_offset, size, number.astype(np.int64),
+                         identity=uuid(names[0]) if len(names) == 1 else [uuid(n) for n in names],
+                         which=None if len(names) == 1 else which)
 
 
 def _group_troubles(reader: Reader, offset: int, s: _Super) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import Blocks, distinct
 from ..model import Evidence, EvidenceBatch, HostFile, Reader, Signature
 from ._btrfs_deleted import Deleted
 from ._btrfs_disk import (
@@ -44,21 +45,21 @@ SIGNATURE = Signature(struct.pack("<Q", 1 | 1 << 56), KIND, at=56, dense=True, s
 OUR_MAX_NODES = 1 << 14  # leaves of the chunk tree that carving reads
 
 
-def confirm_batch(blocks: npt.NDArray[np.uint8], image_offset: npt.NDArray[np.int64], signature: Signature
+def confirm_batch(blocks: npt.NDArray[np.uint8] | Blocks, image_offset: npt.NDArray[np.int64], signature: Signature
                   ) -> EvidenceBatch | None:
     """Nodes whose checksum holds. value: the tree's id; identity: the file system's."""
-    heads = np.ascontiguousarray(blocks[:, 48:HEADER_BYTES])
-    block, generation = (np.ascontiguousarray(heads[:, at : at + 8]).view("<u8")[:, 0] for at in (0, 32))
-    count = np.ascontiguousarray(heads[:, 48:52]).view("<u4")[:, 0]
-    sane = np.flatnonzero((block % 4096 == 0) & (generation < 1 << 48) & (heads[:, 52] < MAX_LEVEL) & (count > 0)
+    nodes = Blocks.of(blocks)
+    words = nodes.bytes(48, 48).view("<u8")  # place, flags, chunk tree (16), generation, owner
+    count, level = nodes.field(96, "<u4"), nodes[:, 100]
+    sane = np.flatnonzero((words[:, 0] % 4096 == 0) & (words[:, 4] < 1 << 48) & (level < MAX_LEVEL) & (count > 0)
                           & (count <= (NODE_SIZES[0] - HEADER_BYTES) // ITEM.itemsize))  # fmt: skip
     for size in NODE_SIZES:
         for kind in (CRC32C, XXHASH, SHA256, BLAKE2):
-            found = sane[sound_rows(kind, blocks[sane, :size])]
+            found = sane[sound_rows(kind, nodes[sane].part(0, size))]
             if len(found):
-                owner = np.ascontiguousarray(heads[found, 40:48]).view("<i8")[:, 0]
-                return EvidenceBatch(KIND, image_offset[found], size, value=owner,
-                                     identity=[b.tobytes().hex() for b in blocks[found, 32:48]])
+                names, which = distinct(nodes[found].bytes(32, 16))
+                return EvidenceBatch(KIND, image_offset[found], size, value=words[found, 5].view(np.int64),
+                                     identity=[name.hex() for name in names], which=which)
     return None
 
 

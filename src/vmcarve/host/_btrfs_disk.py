@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from ..blocks import Blocks
 from ..checksums import crc32c, crc32c_rows
 from ..model import Reader
 from ._space import Runs
@@ -57,13 +58,13 @@ def checksum(kind: int, data: bytes | memoryview) -> bytes:
     return b""
 
 
-def sound_rows(kind: int, nodes: U8s) -> npt.NDArray[np.bool_]:
-    """Which rows of uint8[n, nodesize] keep their checksum."""
+def sound_rows(kind: int, nodes: U8s | Blocks) -> npt.NDArray[np.bool_]:
+    """Which rows of uint8[n, nodesize] keep their checksum. Of C-contiguous ones none is copied for a CRC-32C."""
+    rows = Blocks.of(nodes)
     if kind == CRC32C:
-        stated = np.ascontiguousarray(nodes[:, :4]).view("<u4")[:, 0]
-        return stated == crc32c_rows(np.ascontiguousarray(nodes[:, 32:]))
-    sums = (checksum(kind, node[32:].tobytes()) for node in nodes)
-    return np.array([bool(s) and node[: len(s)].tobytes() == s for s, node in zip(sums, nodes, strict=True)], np.bool_)
+        return rows.field(0, "<u4") == crc32c_rows(rows.part(32, rows.size - 32))
+    sums = ((checksum(kind, row[32:].tobytes()), row) for row in (rows[i] for i in range(len(rows))))
+    return np.array([bool(s) and row[: len(s)].tobytes() == s for s, row in sums], np.bool_)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,28 +21,18 @@ import pyarrow as pa
 from .._ext.every_byte import every_byte
 from .._ext.first_look import first_look, read_and_look
 from ..blocks import Blocks
-from ..model import SECTOR, Evidence, EvidenceBatch
+from ..model import SECTOR, Evidence
 from ..source import ImageSource
 from .bytewise import ByteTable, anywhere, compile_bytes
 from .digest import ImageDigest
-from .fold import EvidenceRows
-from .sieve import RangeBlocks, Runs, TableBlocks, block_sieve
+from .fold import EvidenceRows, Runs, folded
+from .sieve import RangeBlocks, TableBlocks, TableRuns, block_sieve
 from .table import MARGIN, Entry, MagicTable, compile_table, declared
 
-RANGE = 64 << 20  # bytes a task; evidence is handed on in this order
-
-
-def _piece() -> int:
-    """Bytes a read, looked at while they are in the second-level cache: half of it, for calls cost too."""
-    try:
-        cache = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        cache = 0
-    return min(max(cache // 2, 256 << 10), 1 << 20) // SECTOR * SECTOR
-
-
-PIECE = _piece()
-CHUNK = 1 << 21  # bytes that are confirmed together, once a piece has a hit
+RANGE = 16 << 20  # bytes a task; evidence is handed on in this order
+PIECE = 256 << 10  # bytes a read, looked at while they are in the second-level cache: 512 KiB are no faster
+CHUNK = 2 << 20  # bytes that are confirmed together, once a piece has a hit: a quarter has them in the cache still, but
+# pays four times for the same calls (walls of XFS inodes and MFT records take a fifth and a third longer)
 HITS = 4096  # hits a kernel call hands back before it is called again
 HASHED_BUFFERS = 4  # of CHUNK bytes: one is read and looked at while others are hashed
 CACHE_PAGE = 64 << 10
@@ -57,7 +47,7 @@ class Sweep:
     confirmed: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])  # kinds whose confirm raised: a defect, told
     digests: dict[str, str] = field(default_factory=dict[str, str])  # of the whole image, by name
-    tables: Runs | None = None  # blocks that may hold a piece of an allocation table; None: nobody looked
+    tables: TableRuns | None = None  # blocks that may hold a piece of an allocation table; None: nobody looked
 
 
 def sweep_image(
@@ -179,10 +169,10 @@ class CachedReader:
 @dataclass(slots=True)
 class _Found:
     rows: list[tuple[str, Evidence]] = field(default_factory=list[tuple[str, Evidence]])  # module, row
-    batches: list[tuple[str, EvidenceBatch]] = field(default_factory=list[tuple[str, EvidenceBatch]])
+    runs: list[tuple[str, Runs]] = field(default_factory=list[tuple[str, Runs]])
     hits: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
-    tables: Runs | None = None  # see Sweep.tables
+    tables: TableRuns | None = None  # see Sweep.tables
 
     def tell(self, entry: Entry, error: Exception, image_offset: int) -> None:
         """One kind's defect must not end the sweep: it is told in the case, and the other hits go on."""
@@ -354,19 +344,18 @@ class _Worker:
         assert entry.confirm_batch is not None
         size = entry.signature.size
         reach = int(where[-1]) + size
-        if reach > self._filled:  # behind what was read: it is read now, as much as any kind may ask for
-            more = self._view[self._filled :][:MARGIN]
+        if reach > self._filled:  # behind what was read: it is read now
+            more = self._view[self._filled : reach]
             self._filled += self._source.readinto(self._at + self._filled, more)
         where = where[: np.searchsorted(where, self._filled - size, "right")]
         if len(where) == 0:
             return
         try:
             batch = entry.confirm_batch(Blocks(self._buffer, where, size), where + self._at, entry.signature)
+            if batch is not None and len(batch.image_offset):
+                found.runs.append((entry.module, folded(batch)))
         except Exception as e:
             found.tell(entry, e, int(where[0]) + self._at)
-            return
-        if batch is not None and len(batch.image_offset):
-            found.batches.append((entry.module, batch))
 
 
 def _finish(done: tuple[_Found, int], result: Sweep, out: EvidenceRows, blocks: TableBlocks | None,
@@ -377,6 +366,6 @@ def _finish(done: tuple[_Found, int], result: Sweep, out: EvidenceRows, blocks: 
     result.bytes_read += length
     result.hits.update(found.hits)
     result.failed.update(found.failed)
-    result.confirmed.update(out.add(found.rows, found.batches))
+    result.confirmed.update(out.add(found.rows, found.runs))
     if progress is not None:
         progress(length)

@@ -16,7 +16,7 @@ BLOCK = 4096
 GAP = 64 << 10  # bytes between two runs that are read with them: to begin another run takes as long
 MAX_RUNS = 1 << 20  # ours: 16 MiB of them; an image with more is looked through wholly
 
-Runs = npt.NDArray[np.int64]
+TableRuns = npt.NDArray[np.int64]
 """int64[n, 2]: image offset and length of runs of blocks, rising, with more than GAP between them."""
 
 
@@ -51,7 +51,7 @@ class RangeBlocks:
             whole = data[first * BLOCK - at : last * BLOCK - at]
             table_blocks(self._sieve, whole, self._told[first - self._first : last - self._first])
 
-    def told(self) -> Runs:
+    def told(self) -> TableRuns:
         edge = np.flatnonzero(np.diff(self._told, prepend=0, append=0)) + self._first
         return _joined(edge[::2] * BLOCK, edge[1::2] * BLOCK)
 
@@ -60,16 +60,16 @@ class TableBlocks:
     """The runs of a whole image, gathered in image order. Memory: MAX_RUNS."""
 
     def __init__(self) -> None:
-        self._parts: list[Runs] = []
+        self._parts: list[TableRuns] = []
         self._held = 0
 
-    def add(self, runs: Runs) -> None:
+    def add(self, runs: TableRuns) -> None:
         """Runs behind those so far, or (one block cut in two) at their end."""
         self._held += len(runs)
         if self._held <= MAX_RUNS and len(runs):
             self._parts.append(runs)
 
-    def told(self) -> Runs | None:
+    def told(self) -> TableRuns | None:
         """All of them, merged; None where there were too many."""
         if self._held > MAX_RUNS:
             return None
@@ -77,7 +77,7 @@ class TableBlocks:
         return _joined(start, np.maximum.accumulate(start + length))
 
 
-def _joined(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> Runs:
+def _joined(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> TableRuns:
     """Ranges, both ends rising, those with GAP or less between them as one."""
     first = np.ones(len(start), bool)
     first[1:] = start[1:] > end[:-1] + GAP
