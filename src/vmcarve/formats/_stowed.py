@@ -59,6 +59,17 @@ def by_tables(reader: Reader, clusters: Sequence[int], dtype: str, places: Calla
     return [Stowed(table.shape[1] * part, guest_map)]
 
 
+def sound(place: I64, cluster: int, size: int, least_steps: float) -> I64:
+    """Which rows of places, int64[n, k], are pieces of tables of a file of `size` bytes; else see by_tables."""
+    good = ((place == 0) | (place > 0) & (place % cluster == 0) & (place + cluster <= size)).all(axis=1)
+    named = (place > 0).sum(axis=1)
+    good &= named >= LEAST_NAMED
+    good &= ((place[:, 1:] == place[:, :-1] + cluster) & (place[:, :-1] > 0)).sum(axis=1) >= least_steps * named
+    row = np.flatnonzero(good)
+    there = np.sort(place[row], axis=1)
+    return row[~((there[:, 1:] == there[:, :-1]) & (there[:, 1:] > 0)).any(axis=1)]
+
+
 def _tables(reader: Reader, cluster: int, dtype: str, places: Callable[[U64], I64], least_steps: float,
             parts: Callable[[U64], Bools] | None) -> Iterator[I64]:
     """Pieces of tables in file order: places int64[n, k, parts] of what they name, 0 none."""
@@ -70,16 +81,11 @@ def _tables(reader: Reader, cluster: int, dtype: str, places: Callable[[U64], I6
         words = words[words.any(axis=1)].astype(np.uint64)
         words = words if parts is None else words.reshape(len(words), words.shape[1] // 2, 2)
         place = places(words)
-        good = ((place == 0) | (place > 0) & (place % cluster == 0) & (place + cluster <= reader.size)).all(axis=1)
-        named = (place > 0).sum(axis=1)
-        good &= named >= LEAST_NAMED
-        good &= ((place[:, 1:] == place[:, :-1] + cluster) & (place[:, :-1] > 0)).sum(axis=1) >= least_steps * named
-        rows = np.sort(place[good], axis=1)
-        once = ~((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] > 0)).any(axis=1)
-        place = place[good][once][:, :, None]
+        row = sound(place, cluster, reader.size, least_steps)
+        place = place[row][:, :, None]
         if parts is None:
             yield place
             continue
-        there = parts(words[good][once])
+        there = parts(words[row])
         step = np.arange(there.shape[2], dtype=np.int64) * (cluster // there.shape[2])
         yield np.where((place > 0) & there, place + step, 0)
