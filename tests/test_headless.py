@@ -19,7 +19,7 @@ from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.state import State
-from vmcarve.assemble.unit_lay import composed
+from vmcarve.assemble.unit_lay import composed, solved
 from vmcarve.assemble.unit_round import used
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
@@ -37,6 +37,7 @@ from vmcarve.model import (
     Container,
     GuestDisk,
     GuestMap,
+    Stowed,
 )
 from vmcarve.registry import guests, hosts
 from vmcarve.source import BytesReader, ViewSource
@@ -188,6 +189,20 @@ def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: 
     right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
     assert right > 0.85
     assert wrong < 0.01
+
+
+@pytest.mark.parametrize("unit", [2 * MIB, MIB])
+def test_large_units_in_phase_tell_smaller_ones_where_the_volume_begins(unit: int, disk: bytes,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few structures state their place for that to show before the units are laid; units of a MiB tell nothing."""
+    monkeypatch.setattr(begins, "_by_phase", lambda *_: False)
+    order = list(range(SIZE // unit))
+    random.Random(3).shuffle(order)
+    view = FileView(BytesReader(b"".join(disk[n * unit : (n + 1) * unit] for n in order)), FileMap.build(
+        [(0, SIZE, 0, PROVEN, "host")]))
+    starts: dict[str, int] = {}
+    assert solved(view, "vhd", Stowed(unit, GuestMap.flat(SIZE)), starts=starts) is not None
+    assert list(starts.values()) == ([MIB] if unit == 2 * MIB else [])
 
 
 @needs("mkfs.vfat", "mcopy")
