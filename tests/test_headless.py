@@ -13,6 +13,7 @@ import pytest
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import fat_volume, needs
 from vmcarve.assemble import begins
+from vmcarve.assemble import headless as headless_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
 from vmcarve.assemble.candidate import Candidate
@@ -188,6 +189,27 @@ def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: 
     got, known = read(state)
     right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
     assert right > 0.85
+    assert wrong < 0.01
+
+
+def test_units_of_lost_tables_are_laid_between_the_spans_of_the_others(disk: bytes, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the L2 tables are written over as well: their clusters lie between those of the others, and are laid
+    when these are."""
+    every = headless_module._stowed  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(headless_module, "_stowed", lambda *a: (s for s in every(*a) if s[1].unit == 2 * MIB))
+    order = list(range(SIZE // (2 * MIB)))
+    random.Random(3).shuffle(order)
+    content = bytearray(in_spans(disk, order))
+    tables = [at for at in range(MIB, len(content), 4096)
+              if content[at : at + 8] == (1 << 63 | at + 4096).to_bytes(8, "big")]
+    for at in tables[3], tables[6]:
+        content[at : at + 4096] = bytes(4096)
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "a.qcow2")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.95  # 0.75 where only the spans are laid
     assert wrong < 0.01
 
 

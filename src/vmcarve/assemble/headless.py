@@ -9,6 +9,7 @@ likeliest order (`unit_round`). Then the guest's disk is given out, and no heade
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from ..filemap import FileMap, FileView
 from ..model import (
+    DATA,
     GUESSED,
     MISSING,
     PLAIN,
@@ -82,12 +84,21 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
             continue
         container, runs = found
         file_map = guessed(file_map, runs, container.size)
-        if container.variant != WITHOUT_TABLES:  # else the units were asked already
+        if container.variant != WITHOUT_TABLES:
             container = completed(FileView(state.image, file_map), container, starts) or container
+        elif _in_parts(container):  # else the units were asked already
+            parts = replace(container, cluster=0)
+            container = completed(FileView(state.image, file_map), parts, starts) or container
         if not file.name and not container.rebuild:
             container.format = "raw"  # units of one size are alike in several formats
         state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
                      names=[file.name])
+
+
+def _in_parts(container: Container) -> bool:
+    """Whether the units of a container are spans of its tables, made of smaller ones."""
+    m = container.guests[0].map
+    return container.cluster > 0 and bool((m.length[m.state == DATA] % container.cluster).any())
 
 
 def guessed(file_map: FileMap, runs: Int64s, size: int) -> FileMap:
