@@ -34,7 +34,7 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE, pc
 from .chains import base_name
-from .cipher import without_ciphertext
+from .cipher import Strides, without_ciphertext
 from .orphans import rebuilt
 from .partly import completed
 from .places import Places
@@ -56,10 +56,12 @@ LEAST_ZERO = 0.1  # share of the units that hold zeros in a file that is written
 LEAST_NAMED = 0.5  # share of a file that tables, or what its units say, must tell of for nothing else to be asked
 
 
-def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], evidence: pa.Table) -> None:
-    """Takes the guests of files that no format opened. files: with their maps."""
+def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], evidence: pa.Table,
+             strides: Strides | None = None) -> None:
+    """Takes the guests of files that no format opened. files: with their maps. strides: what other files have shown."""
     told = _guest_places(evidence)
-    looked = 0
+    strides = strides or Strides()
+    asked: list[tuple[HostView, HostFile, list[str], bool, FileMap]] = []
     for view, file, whole in files:
         names = _formats_of(file)
         if not (file.complete and file.certain):  # a remnant beside others of one file
@@ -67,14 +69,18 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
         shown = bool(file.name) or _any_in(whole, told)
         if file.size < (LEAST_FILE if shown else LEAST_UNSHOWN) or not names:
             continue
-        file_map = state.claims.rest_of(whole, "others")  # a live file that was opened is not its own any more
-        kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
-        if kept < LEAST_LEFT * sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING):
+        file_map = _left(state, whole)
+        if file_map is None:
             continue
-        looked += 1
-        if looked > MAX_FILES:
+        if len(asked) == MAX_FILES:
             break
-        file_map, _ = without_ciphertext(state.image, file_map)
+        strides.look(state.image, file_map)
+        asked.append((view, file, names, shown, file_map))
+    for view, file, names, shown, whole in asked:
+        left = _left(state, whole)  # others were taken meanwhile
+        if left is None:
+            continue
+        file_map, _ = without_ciphertext(state.image, left, strides)
         starts: dict[str, int] = {}
         content = FileView(state.image, file_map)
         found = _best(content, names, starts, encoded=not shown)
@@ -93,6 +99,14 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
             container.format = "raw"  # units of one size are alike in several formats
         state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
                      names=[file.name])
+
+
+def _left(state: State, whole: FileMap) -> FileMap | None:
+    """What of a file nobody has, where that is enough of it: a live file that was opened is not its own any more."""
+    file_map = state.claims.rest_of(whole, "others")
+    kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
+    all_ = sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING)
+    return file_map if kept >= LEAST_LEFT * all_ else None
 
 
 def _in_parts(container: Container) -> bool:
