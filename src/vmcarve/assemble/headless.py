@@ -9,7 +9,6 @@ likeliest order (`unit_round`). Then the guest's disk is given out, and no heade
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,6 @@ import pyarrow as pa
 
 from ..filemap import FileMap, FileView
 from ..model import (
-    DATA,
     GUESSED,
     MISSING,
     PLAIN,
@@ -90,11 +88,8 @@ def headless(state: State, files: Iterator[tuple[HostView, HostFile, FileMap]], 
             continue
         container, runs = found
         file_map = guessed(file_map, runs, container.size)
-        if container.variant != WITHOUT_TABLES:
+        if container.variant != WITHOUT_TABLES or not container.cluster:  # else the units were asked already
             container = completed(FileView(state.image, file_map), container, starts) or container
-        elif _in_parts(container):  # else the units were asked already
-            parts = replace(container, cluster=0)
-            container = completed(FileView(state.image, file_map), parts, starts) or container
         if not file.name and not container.rebuild:
             container.format = "raw"  # units of one size are alike in several formats
         state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
@@ -107,12 +102,6 @@ def _left(state: State, whole: FileMap) -> FileMap | None:
     kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
     all_ = sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING)
     return file_map if kept >= LEAST_LEFT * all_ else None
-
-
-def _in_parts(container: Container) -> bool:
-    """Whether the units of a container are spans of its tables, made of smaller ones."""
-    m = container.guests[0].map
-    return container.cluster > 0 and bool((m.length[m.state == DATA] % container.cluster).any())
 
 
 def guessed(file_map: FileMap, runs: Int64s, size: int) -> FileMap:

@@ -123,8 +123,9 @@ def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
 
 
 def without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
-    """What is known of a container of which only units are left."""
-    return Container(name, WITHOUT_TABLES, view.size, [guest], cluster=stowed.unit, rebuild=False)
+    """What is known of a container of which only units are left. The clusters of spans of its tables are not known."""
+    spans = bool((stowed.map.length % stowed.unit).any())
+    return Container(name, WITHOUT_TABLES, view.size, [guest], cluster=0 if spans else stowed.unit, rebuild=False)
 
 
 def _in_order(file_map: FileMap) -> float:
