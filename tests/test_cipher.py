@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import run
 from tests.host.written import needs
 from tests.test_headless import deleted
-from vmcarve.assemble.cipher import even, lost_end, opening, without_ciphertext
+from vmcarve.assemble.cipher import Strides, even, lost_end, opening, without_ciphertext
 from vmcarve.assemble.host_files import host_files
 from vmcarve.assemble.run import _format_rows, _guest_places
 from vmcarve.filemap import FileMap, FileView
@@ -98,3 +98,22 @@ def test_nothing_is_called_supported_of_a_disk_that_begins_with_ciphertext(tmp_p
     assert item.container.rebuild
     assert item.map.rows()[0][:5] == (0, MIB, -1, MISSING, "encrypted")
     assert set(item.map.grade) == {MISSING, GUESSED}
+
+
+def test_a_file_that_is_even_throughout_has_the_period_of_the_others() -> None:
+    """Two files of one host, encrypted alike: the text shows the period, what is compressed does not and has it too."""
+    rng = random.Random(5)
+    text, packed = bytearray((WORDS * 2)[: 4 * MIB]), rng.randbytes(4 * MIB) + WORDS[: 64 * KIB]
+    for at in range(0, len(text), 320 * KIB):
+        text[at : at + 64 * KIB] = rng.randbytes(min(64 * KIB, len(text) - at))
+    image = BytesReader(packed + bytes(text))
+    first = FileMap.build([(0, len(packed), 0, SUPPORTED, "")])
+    second = FileMap.build([(0, len(text), len(packed), SUPPORTED, "")])
+    strides = Strides()
+    for file_map in (first, second):
+        strides.look(image, file_map)
+    alone, is_so = without_ciphertext(image, first)
+    assert is_so and sum(n for _, n, p, *_ in alone.rows() if p < 0) == 4 * MIB
+    shared, _ = without_ciphertext(image, first, strides)
+    assert [(f, n) for f, n, p, *_ in shared.rows() if p < 0] == [
+        (f, 64 * KIB) for f in range(0, 4 * MIB, 320 * KIB)]

@@ -13,13 +13,14 @@ import pytest
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import fat_volume, needs
 from vmcarve.assemble import begins
+from vmcarve.assemble import headless as headless_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
 from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.state import State
-from vmcarve.assemble.unit_lay import composed
+from vmcarve.assemble.unit_lay import composed, solved
 from vmcarve.assemble.unit_round import used
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
@@ -37,6 +38,7 @@ from vmcarve.model import (
     Container,
     GuestDisk,
     GuestMap,
+    Stowed,
 )
 from vmcarve.registry import guests, hosts
 from vmcarve.source import BytesReader, ViewSource
@@ -188,6 +190,41 @@ def test_spans_of_second_level_tables_find_their_numbers(disk: bytes, tmp_path: 
     right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
     assert right > 0.85
     assert wrong < 0.01
+
+
+def test_units_of_lost_tables_are_laid_between_the_spans_of_the_others(disk: bytes, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the L2 tables are written over as well: their clusters lie between those of the others, and are laid
+    when these are."""
+    every = headless_module._stowed  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(headless_module, "_stowed", lambda *a: (s for s in every(*a) if s[1].unit == 2 * MIB))
+    order = list(range(SIZE // (2 * MIB)))
+    random.Random(3).shuffle(order)
+    content = bytearray(in_spans(disk, order))
+    tables = [at for at in range(MIB, len(content), 4096)
+              if content[at : at + 8] == (1 << 63 | at + 4096).to_bytes(8, "big")]
+    for at in tables[3], tables[6]:
+        content[at : at + 4096] = bytes(4096)
+    state, file, file_map, evidence = deleted(tmp_path, bytes(content), "a.qcow2")
+    headless(state, iter([(state.views[0], file, file_map)]), evidence)
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.95  # 0.75 where only the spans are laid
+    assert wrong < 0.01
+
+
+@pytest.mark.parametrize("unit", [2 * MIB, MIB])
+def test_large_units_in_phase_tell_smaller_ones_where_the_volume_begins(unit: int, disk: bytes,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few structures state their place for that to show before the units are laid; units of a MiB tell nothing."""
+    monkeypatch.setattr(begins, "_by_phase", lambda *_: False)
+    order = list(range(SIZE // unit))
+    random.Random(3).shuffle(order)
+    view = FileView(BytesReader(b"".join(disk[n * unit : (n + 1) * unit] for n in order)), FileMap.build(
+        [(0, SIZE, 0, PROVEN, "host")]))
+    starts: dict[str, int] = {}
+    assert solved(view, "vhd", Stowed(unit, GuestMap.flat(SIZE)), starts=starts) is not None
+    assert list(starts.values()) == ([MIB] if unit == 2 * MIB else [])
 
 
 @needs("mkfs.vfat", "mcopy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vmcarve.assemble.stride import PER, Stride, find
+from vmcarve.assemble.stride import PER, Stride, find, holds
 
 EVERY_TENTH = Stride(160, ((0, 16),))
 THREE_OF_TEN = Stride(10, ((0, 1), (3, 4), (6, 7)))
@@ -50,6 +50,19 @@ def test_one_begin_is_enough_for_a_period_of_whole_lengths(seed: int) -> None:
     found = find(even, np.ones(len(even), np.bool_))
     assert found is not None
     assert set(found.ranges(176)) == set(EVERY_TENTH.ranges(176))
+
+
+def test_a_period_holds_for_what_does_not_speak_against_it() -> None:
+    """A file that is even throughout shows none, and may have that of another; one uneven block behind its opening in
+    what would be encrypted is enough against it, and nothing behind the opening is not enough for it."""
+    even, there = np.ones(320 * PER, np.bool_), np.ones(320 * PER, np.bool_)
+    assert find(even, there) is None and holds(EVERY_TENTH, even, there)
+    even[170 * PER] = False
+    assert not holds(EVERY_TENTH, even, there)
+    there[170 * PER] = False
+    assert holds(EVERY_TENTH, even, there)
+    there[160 * PER : 176 * PER] = False
+    assert not holds(EVERY_TENTH, even, there) and not holds(EVERY_TENTH, even[: 100 * PER], there[: 100 * PER])
 
 
 @pytest.mark.parametrize("seed", range(40))

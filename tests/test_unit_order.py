@@ -126,7 +126,7 @@ def test_what_is_empty_lies_together() -> None:
         weight[i, place[i]] = 8.0
     found = order_units(weight, np.zeros(1000))
     assert found.follows > 0.8
-    near = np.concatenate((np.arange(0, 12), np.arange(50, 60)))
+    near = np.concatenate((np.arange(0, 11), np.arange(50, 60)))
     assert np.array_equal(found.place[near], place[near])
 
 

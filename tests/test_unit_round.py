@@ -15,7 +15,7 @@ from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.places import Owned, free_space
 from vmcarve.assemble.segments import Points
-from vmcarve.assemble.unit_round import in_phase, joined, used
+from vmcarve.assemble.unit_round import UnitRound, in_phase, joined, used
 from vmcarve.filemap import FileMap
 from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Stowed
 from vmcarve.source import BytesReader
@@ -90,6 +90,21 @@ def test_copies_in_a_log_are_not_out_of_phase() -> None:
     assert in_phase(points, 0, 16, copies) < unit_lay.least_in_phase(UNIT) + 0.1
     copies[101:165] = True
     assert in_phase(points, 0, 16, copies) == 1.0
+
+
+def test_units_of_one_byte_lie_where_it_is_told_and_say_nothing_of_the_order() -> None:
+    """Four units of FF among twelve: they take the places where that lies, and what stands between them is not laid by
+    them."""
+    rng = np.random.default_rng(1)
+    units = rng.integers(0, 256, (12, UNIT), np.uint8)
+    units[4:8] = 255
+    laid = UnitRound(UNIT, 12, np.empty((0, 3), np.int64), np.empty((0, 3), np.int64))
+    file_block = np.arange(32, 36) * 16
+    points = Points.of([(0, file_block, np.arange(4, 8) * 16 - file_block, np.full(4, 40.0))])
+    c = candidate([])
+    laid(BytesReader(units.tobytes()), c, points, None)  # type: ignore[arg-type]
+    assert [(f, n, p) for f, n, p, *_ in c.map.rows() if p >= 0] == [(32 * UNIT, 4 * UNIT, 4 * UNIT)]
+    assert np.flatnonzero(laid.alone).tolist() == [4, 5, 6, 7] and laid.spoken == 0
 
 
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:

@@ -27,7 +27,7 @@ from .export import Output, needed, write_container, write_raw
 from .model import GRADES, GUESSED, Patch
 from .registry import formats
 from .source import ImageSource, open_image
-from .sweeper import Runs, check_hashes, sweep_image
+from .sweeper import TableRuns, check_hashes, sweep_image
 from .tables import DISKS, EVIDENCE, EXTENTS, FILES, pc, read, write, writer
 from .verify import Verified, guest_disk, verify
 from .version import program_version
@@ -90,7 +90,7 @@ def recover(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
         folder = make_folder(Path(out), options.resume)
         info = _info(sources, options)
         spots = _spots(sources, info) if options.unallocated else None
-        tables: list[Runs | None] = [None] * len(sources)
+        tables: list[TableRuns | None] = [None] * len(sources)
         if not (options.resume and _swept(folder, info)):
             tables = _sweep(sources, folder, info, options, spots, report, tables=True)
             write_json(folder / "case.json", info)
@@ -185,9 +185,9 @@ def _spots(sources: list[ImageSource], info: dict[str, Any]) -> list[list[Spot]]
 
 
 def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], options: Options,
-           spots: list[list[Spot]] | None, report: Report | None, *, tables: bool = False) -> list[Runs | None]:
+           spots: list[list[Spot]] | None, report: Report | None, *, tables: bool = False) -> list[TableRuns | None]:
     """All of each image, or with `spots` what none of these hosts holds. Returns `Sweep.tables` of each."""
-    blocks: list[Runs | None] = []
+    blocks: list[TableRuns | None] = []
     started = time.monotonic()
     ranges = [None if spots is None else unallocated(s.size, spots[i]).tolist() for i, s in enumerate(sources)]
     sizes = [s.size if r is None else sum(n for _, n in r) for s, r in zip(sources, ranges, strict=True)]
@@ -221,7 +221,7 @@ def _sweep(sources: list[ImageSource], folder: Path, info: dict[str, Any], optio
 
 
 def _assemble(sources: list[ImageSource], folder: Path, info: dict[str, Any], spots: list[list[Spot]] | None,
-              tables: list[Runs | None], report: Report | None) -> tuple[list[Assembled], list[dict[str, object]]]:
+              tables: list[TableRuns | None], report: Report | None) -> tuple[list[Assembled], list[dict[str, object]]]:
     """With `spots`: only what none of these hosts holds."""
     evidence = read(folder / "evidence.arrow")
     items: list[Assembled] = []

@@ -59,6 +59,19 @@ def test_units_are_kept(disk: bytes) -> None:
     assert all(right(found, image, disk))
 
 
+def test_units_that_are_placed_by_their_order_have_a_point_each(disk: bytes) -> None:
+    """What the order gave them says nothing of their own: it is asked as if nothing lay there."""
+    at, length = log_of(disk)
+    image = Image.of(disk, 3, largest=40)
+    laid = guest_of(disk, [(at, length)])
+    sure = np.array([[at // BLOCK, (at + length) // BLOCK, 0]], np.int64)
+    by_order, known = (replace(laid, sure=sure, unit=Unit(UNIT, 0, o)) for o in (True, False))
+    assert not len(told(Fills(), image, [known]).bits)
+    found = told(Fills(), image, [by_order])
+    assert len(found.bits) and (np.diff(np.sort(found.file_block)) >= UNIT).all()
+    assert found.bits.max() > 20
+
+
 def test_a_log_that_was_written_takes_nothing(disk: bytes) -> None:
     """A page of it that the map has is no fill: then the rest is none either."""
     at, length = log_of(disk)

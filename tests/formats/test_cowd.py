@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import check_map, read_guest, run
 from tests.makers.vmdk import describe, make_cowd
+from vmcarve.disk import VirtualDisk
 from vmcarve.errors import Damaged
 from vmcarve.formats.cowd import FORMAT
 from vmcarve.model import DATA, LOST, UNALLOCATED, Container
@@ -158,3 +159,23 @@ def test_mutations_raise_nothing_but_damaged(files: tuple[Path, bytes], changes:
         opened(bytes(data))
     except Damaged:
         pass
+
+
+def test_tables_without_header_are_tied_by_their_first_grains(files: tuple[Path, bytes]) -> None:
+    """Without header and directory, and with a part of one table gone, each table's span is a unit, by its sectors."""
+    path, guest = files
+    content = bytearray(path.read_bytes())
+    tables = struct.unpack_from("<9I", content, 2048)
+    content[:2560] = bytes(2560)
+    at = next(t for t in tables if t) * SECTOR
+    lost = (at + 31 * SECTOR, SECTOR)
+    assert FORMAT.stow is not None
+    (stowed,) = FORMAT.stow(BytesReader(bytes(content), [lost]))
+    assert stowed.unit == 4096 * SECTOR
+    order = sorted((t, k) for k, t in enumerate(tables) if t and k < 8)
+    disk = VirtualDisk(BytesReader(bytes(content), [lost]), stowed.map)
+    for i, (t, k) in enumerate(order):
+        got, wanted = disk.read(i * stowed.unit, stowed.unit), guest[k * stowed.unit : (k + 1) * stowed.unit]
+        end = 31 * 128 * SECTOR if t * SECTOR == at else stowed.unit
+        assert got[:end] == wanted[:end] and not any(got[end:])
+        assert disk.missing(i * stowed.unit + 31 * 128 * SECTOR, 128 * SECTOR) == (t * SECTOR == at)

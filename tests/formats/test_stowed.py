@@ -45,6 +45,27 @@ def test_every_unit_of_the_guest_is_among_those_that_the_format_tells(name: str,
                for stowed in fmt.stow(BytesReader(bytes(content)))) >= len(wanted) - ("fixed" in options)
 
 
+def test_extended_tables_say_which_subclusters_are_there(tmp_path: Path) -> None:
+    """A qcow2 with extended L2 entries without header and L1: what its L2 names is one unit, with the holes in its
+    clusters."""
+    guest = np.random.default_rng(1).integers(0, 256, (SIZE // 4096, 4096), np.uint8)
+    guest[::5] = 0
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.write_bytes(guest.tobytes())
+    options = "extended_l2=on,cluster_size=128k"
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-S", "4k", "-o", options, raw, out)
+    content = out.read_bytes()
+    at = int.from_bytes(content[40:48], "big")
+    lost = BytesReader(bytes(at + 4096) + content[at + 4096 :])
+    stow = formats()["qcow2"].stow
+    assert stow is not None
+    stowed = max(stow(lost), key=lambda s: s.unit)
+    assert stowed.unit == 256 * (128 << 10)
+    disk = VirtualDisk(lost, stowed.map)
+    assert disk.read(0, SIZE) == guest.tobytes()
+    assert (stowed.map.state == HOLE).sum() > 1000
+
+
 @pytest.mark.parametrize("silence", [(), (4, 9)])
 def test_chunks_of_an_xva_say_which_they_are_though_none_is_whole(silence: tuple[int, ...], tmp_path: Path) -> None:
     """Every third 64 KiB are encrypted: no hash agrees, and a header or the one of its hash is left of most chunks."""

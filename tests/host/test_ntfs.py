@@ -216,6 +216,16 @@ def test_redundant_copies_are_used(scene: Scene, loss: str) -> None:
 
 
 @TOOLS
+def test_the_mirrors_records_stand_for_lost_ones(scene: Scene) -> None:
+    """Of $MFT nothing is left: where the log lies, the mirror still says."""
+    data = scene.image.read_bytes()
+    (mft,) = struct.unpack_from("<Q", data, START + 0x30)
+    wanted = opened(BytesReader(data)).log()  # type: ignore[attr-defined]
+    lost = BytesReader(data, [(START + 4096 * mft, 64 << 10)])
+    assert len(wanted) and np.array_equal(opened(lost).log(), wanted)  # type: ignore[attr-defined]
+
+
+@TOOLS
 def test_missing_table_parts_cost_only_their_files(scene: Scene) -> None:
     """A hole over some records loses those files only; a map with a lost extension record is not called complete."""
     data = scene.image.read_bytes()

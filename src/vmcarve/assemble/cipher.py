@@ -9,17 +9,20 @@ amid a file show by their period (`stride.py`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
 
 from ..filemap import FileMap, FileView
 from ..model import Reader
 from .segments import BLOCK
-from .stride import PER, Bools, find
+from .stride import PER, Bools, Stride, find, holds
 
 STEP = 1 << 20
 ROUND = PER * BLOCK  # bytes of which a part that is encrypted is a multiple
 MOST_LOOKED = 1 << 30  # ours: bytes of a file in which a period must show
+MAX_KEPT = 256  # ours: files of which what was looked at is kept
 LEAST = 16 << 10  # bytes: what is shorter can be a key or a compressed boot loader
 MOST_UNEVEN = 400.0  # chi squared of 255 degrees: random blocks of 4 KiB exceed it once in 10^7
 RULE = "encrypted"
@@ -57,11 +60,51 @@ def lost_end(view: Reader) -> bool:
     return length > 0 and bool(even(np.frombuffer(view.read(at, length), np.uint8).reshape(-1, BLOCK)).all())
 
 
-def without_ciphertext(image: Reader, file_map: FileMap) -> tuple[FileMap, bool]:
+@dataclass(slots=True)
+class Strides:
+    """The periods at which files of an image were encrypted. Memory: a bit for each block of the files that were looked
+    at, twice; those of MAX_KEPT files.
+    """
+
+    shown: list[Stride] = field(default_factory=list[Stride])
+    _kept: dict[tuple[int, int], tuple[Stride | None, bytes, bytes]] = field(
+        default_factory=dict[tuple[int, int], tuple[Stride | None, bytes, bytes]])
+
+    def look(self, image: Reader, file_map: FileMap) -> None:
+        """Takes note of the period that a file shows, for others that show none."""
+        view = FileView(image, file_map)
+        if 0 < opening(view) <= file_map.size - BLOCK:
+            self._own(view)
+
+    def of(self, view: FileView) -> Stride | None:
+        """The period of a file that begins with ciphertext: its own, or that of another which it may share."""
+        own, looks, known = self._own(view)
+        return own or next((s for s in self.shown if holds(s, looks, known)), None)
+
+    def _own(self, view: FileView) -> tuple[Stride | None, Bools, Bools]:
+        key = int(view.map.image_offset[0]), view.size
+        if key in self._kept:
+            own, packed, there = self._kept[key]
+            count = min(view.size, MOST_LOOKED) // BLOCK
+            return own, _unpacked(packed, count), _unpacked(there, count)
+        looks, known = _looks(view)
+        own = find(looks, known)
+        if own is not None and own not in self.shown:
+            self.shown.append(own)
+        if len(self._kept) < MAX_KEPT:
+            self._kept[key] = own, np.packbits(looks).tobytes(), np.packbits(known).tobytes()
+        return own, looks, known
+
+
+def _unpacked(packed: bytes, count: int) -> Bools:
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(np.bool_)
+
+
+def without_ciphertext(image: Reader, file_map: FileMap, strides: Strides | None = None) -> tuple[FileMap, bool]:
     """A file's map without what of it is surely ciphertext, where it begins with any; and whether it does.
 
-    Where what is encrypted comes again at a period, all of that; else the opening. Of a round length the greatest power
-    of two is sure: the rest may be even bytes of the guest.
+    Where what is encrypted comes again at a period (strides: those of other files too), all of that; else the opening.
+    Of a round length the greatest power of two is sure: the rest may be even bytes of the guest.
     """
     view = FileView(image, file_map)
     length = opening(view)
@@ -69,7 +112,7 @@ def without_ciphertext(image: Reader, file_map: FileMap) -> tuple[FileMap, bool]
         return file_map, False
     if length > file_map.size - BLOCK:
         return file_map, True  # all of it: there is nothing to tell it from a guest that is encrypted
-    stride = find(*_looks(view))
+    stride = (strides or Strides()).of(view)
     if stride is None:
         ranges = [] if length % ROUND else [(0, 1 << length.bit_length() - 1)]
     else:

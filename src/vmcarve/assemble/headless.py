@@ -32,7 +32,7 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE, pc
 from .chains import base_name
-from .cipher import without_ciphertext
+from .cipher import Strides, without_ciphertext
 from .orphans import rebuilt
 from .partly import completed
 from .places import Places
@@ -55,10 +55,13 @@ LEAST_NAMED = 0.5  # share of a file that tables, or what its units say, must te
 
 
 def headless(state: State, files: Iterable[tuple[HostView, HostFile]], map_of: Callable[[HostView, HostFile], FileMap],
-             evidence: pa.Table) -> None:
-    """Takes the guests of files that no format opened. map_of: asked of few of them."""
+             evidence: pa.Table, strides: Strides | None = None) -> None:
+    """Takes the guests of files that no format opened. map_of: asked of few of them. strides: what other files have
+    shown.
+    """
     told = _guest_places(evidence)
-    looked = 0
+    strides = strides or Strides()
+    asked: list[tuple[HostView, HostFile, list[str], bool, FileMap]] = []
     for view, file in files:
         if not (file.complete and file.certain) or file.size < LEAST_FILE:  # a remnant beside others of one file
             continue
@@ -69,14 +72,18 @@ def headless(state: State, files: Iterable[tuple[HostView, HostFile]], map_of: C
         shown = bool(file.name) or _any_in(whole, told)
         if not shown and file.size < LEAST_UNSHOWN:
             continue
-        file_map = state.claims.rest_of(whole, "others")  # a live file that was opened is not its own any more
-        kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
-        if kept < LEAST_LEFT * sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING):
+        file_map = _left(state, whole)
+        if file_map is None:
             continue
-        looked += 1
-        if looked > MAX_FILES:
+        if len(asked) == MAX_FILES:
             break
-        file_map, _ = without_ciphertext(state.image, file_map)
+        strides.look(state.image, file_map)
+        asked.append((view, file, names, shown, file_map))
+    for view, file, names, shown, whole in asked:
+        left = _left(state, whole)  # others were taken meanwhile
+        if left is None:
+            continue
+        file_map, _ = without_ciphertext(state.image, left, strides)
         starts: dict[str, int] = {}
         content = FileView(state.image, file_map)
         found = _best(content, names, starts, encoded=not shown)
@@ -86,12 +93,20 @@ def headless(state: State, files: Iterable[tuple[HostView, HostFile]], map_of: C
             continue
         container, runs = found
         file_map = guessed(file_map, runs, container.size)
-        if container.variant != WITHOUT_TABLES:  # else the units were asked already
+        if container.variant != WITHOUT_TABLES or not container.cluster:  # else the units were asked already
             container = completed(FileView(state.image, file_map), container, starts) or container
         if not file.name and not container.rebuild:
             container.format = "raw"  # units of one size are alike in several formats
         state.accept(container, file_map, deleted=file.deleted, host=f"{view.label}: {file.origin}",
                      names=[file.name])
+
+
+def _left(state: State, whole: FileMap) -> FileMap | None:
+    """What of a file nobody has, where that is enough of it: a live file that was opened is not its own any more."""
+    file_map = state.claims.rest_of(whole, "others")
+    kept = sum(n for _, n, p, _, _ in file_map.rows() if p >= 0)
+    all_ = sum(n for _, n, p, grade, _ in file_map.rows() if p >= 0 or grade == MISSING)
+    return file_map if kept >= LEAST_LEFT * all_ else None
 
 
 def guessed(file_map: FileMap, runs: Int64s, size: int) -> FileMap:

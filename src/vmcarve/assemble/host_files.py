@@ -38,7 +38,7 @@ from ..model import (
 from ..registry import formats
 from ..source.bytes_reader import BytesReader
 from .chains import base_name
-from .cipher import without_ciphertext
+from .cipher import Strides, without_ciphertext
 from .doubt import ahead, contradicted, doubted
 from .headless import guessed, headless, relaid
 from .partly import added, completed, lost
@@ -56,11 +56,13 @@ def host_files(state: State, rows: list[tuple[str, Evidence]], guest_places: npt
     guest_places: image offsets where guest volumes or disks begin, rising.
     """
     rivals = {view.label: Rivals(view.files, _quiet_since(view)) for view in state.views} if deleted else {}
-    _whole(state, rows, guest_places, rivals, deleted=deleted)
+    strides = Strides()
+    _whole(state, rows, guest_places, rivals, strides, deleted=deleted)
     _named_members(state, rivals, deleted=deleted)
     _archived(state, rows)
     files = ((view, file) for view, file in _files(state, deleted) if file.size > 0 and not view.carved)
-    headless(state, files, lambda view, file: _map_of(state, file, file.size, rivals.get(view.label)), evidence)
+    headless(state, files, lambda view, file: _map_of(state, file, file.size, rivals.get(view.label)), evidence,
+             strides)
 
 
 def _quiet_since(view: HostView) -> Callable[[], float]:
@@ -69,7 +71,7 @@ def _quiet_since(view: HostView) -> Callable[[], float]:
 
 
 def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDArray[np.int64],
-           rivals: dict[str, Rivals], *, deleted: bool) -> None:
+           rivals: dict[str, Rivals], strides: Strides, *, deleted: bool) -> None:
     """Containers in host files by their own structures.
 
     Deleted files may name the same blocks (an older file's stale map, several remnants of one file): all are opened,
@@ -81,7 +83,7 @@ def _whole(state: State, rows: list[tuple[str, Evidence]], guest_places: npt.NDA
     places = np.array(sorted(by_offset), np.int64)
     _in_metadata(state, deleted=deleted)
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        _take_whole(state, _opened(state, by_offset, places, guest_places, rivals, pool, deleted=deleted),
+        _take_whole(state, _opened(state, by_offset, places, guest_places, rivals, strides, pool, deleted=deleted),
                     deleted=deleted)
 
 
@@ -99,17 +101,22 @@ class _Opened:
 
 
 def _opened(state: State, by_offset: dict[int, list[tuple[str, Evidence]]], places: npt.NDArray[np.int64],
-            guest_places: npt.NDArray[np.int64], rivals: dict[str, Rivals], pool: Executor, *, deleted: bool
-            ) -> list[_Opened]:
+            guest_places: npt.NDArray[np.int64], rivals: dict[str, Rivals], strides: Strides, pool: Executor, *,
+            deleted: bool) -> list[_Opened]:
     """Every host file that a format opens."""
     found: list[_Opened] = []
     first: set[tuple[str, str]] = set()
+    asked: list[tuple[HostView, HostFile, list[str], bool, FileMap]] = []
     for view, file in _files(state, deleted):
         modules = _modules_in(file, places, by_offset, sure_only=view.carved)
         has_guest = not view.carved and len(_within(file, guest_places)) > 0
-        if not modules and not has_guest:
-            continue
-        opened = _open_host_file(state, file, modules, has_guest, rivals.get(view.label))
+        if modules or has_guest:
+            end = int((file.runs[:, 0] + file.runs[:, 2]).max())
+            file_map = _map_of(state, file, file.size if file.size > 0 else end, rivals.get(view.label))
+            strides.look(state.image, file_map)
+            asked.append((view, file, modules, has_guest, file_map))
+    for view, file, modules, has_guest, whole in asked:
+        opened = _open_host_file(state, file, modules, has_guest, whole, strides)
         # a loose record of a small file, perhaps a guest's own, can happen to name a header's place, and no more of it
         if opened is not None and not (view.carved and opened[0].guests and not opened[0].holds_data):
             likely = (view.label, file.identity) not in first  # the best remnant of a file comes first
@@ -261,12 +268,11 @@ def _archived(state: State, rows: list[tuple[str, Evidence]]) -> None:
                 state.accept(container, file_map, deleted=item.deleted, host=item.host, names=[member.name])
 
 
-def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest: bool, rivals: Rivals | None
+def _open_host_file(state: State, file: HostFile, modules: list[str], has_guest: bool, whole: FileMap, strides: Strides
                     ) -> tuple[Container, FileMap, bool] | None:
-    """The container in a file, its map without what is ciphertext, and whether there was any."""
-    end = int((file.runs[:, 0] + file.runs[:, 2]).max())
-    size = file.size if file.size > 0 else end
-    file_map, encrypted = without_ciphertext(state.image, _map_of(state, file, size, rivals))
+    """The container in a file (with its map), its map without what is ciphertext, and whether there was any."""
+    size = whole.size
+    file_map, encrypted = without_ciphertext(state.image, whole, strides)
     view = FileView(state.image, file_map)
     opened = _first_that_opens(modules, file, size, view)
     if opened is None and has_guest:

@@ -24,10 +24,13 @@ TORN = 0.04  # share of the units that may be seen in two places
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """blocks: of a unit, 1 where none shows. rest: image block - file block, modulo that."""
+    """blocks: of a unit, 1 where none shows. rest: image block - file block, modulo that. by_order: units are placed by
+    what lies before and behind them, not only by what speaks for their own place.
+    """
 
     blocks: int = 1
     rest: int = 0
+    by_order: bool = False
 
     def fits(self, points: Points, begins: dict[int, int]) -> Points:
         """The points at distances that the unit allows."""

@@ -4,6 +4,8 @@ Whoever encrypts in parts to save time takes them by their place in the file. So
 parts are as even as random bytes again, over the whole file, and they begin and end at multiples of 64 KiB with other
 bytes beside them. Compressed files of the guest are as even, but lie anywhere. What speaks for a period is counted as
 how unlikely those begins and ends are where they lie, against how many periods and parts there are to choose from.
+Other files of the host were encrypted likewise, though some are too even or too short to show it: they need not speak
+against it.
 """
 
 from __future__ import annotations
@@ -54,6 +56,17 @@ def find(even: Bools, known: Bools) -> Stride | None:
         if found is not None and (best is None or found[0] > best[0]):
             best = found
     return best[1] if best is not None and best[0] >= LEAST_BITS else None
+
+
+def holds(stride: Stride, even: Bools, known: Bools) -> bool:
+    """Whether a file may have been encrypted at a period that another one shows: nothing that is there in those parts
+    is uneven, and some of it lies behind the first of them. even, known: see find.
+    """
+    inside = np.zeros(len(even), np.bool_)
+    for first, end in stride.ranges(-(-len(even) // PER)):
+        inside[first * PER : end * PER] = True
+    seen = np.flatnonzero(inside & known)
+    return bool(even[seen].all()) and len(seen) > 0 and int(seen[-1]) >= stride.period * PER
 
 
 @dataclass(frozen=True, slots=True)

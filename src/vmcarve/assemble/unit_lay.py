@@ -17,8 +17,9 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE
 from . import cipher
-from .begins import begun
+from .begins import USUAL, begun
 from .candidate import Candidate
+from .places import Places
 from .segments import BLOCK
 from .solve import solve
 from .unit_round import RULE, UNTOLD, Open, UnitRound
@@ -82,12 +83,22 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     share = laid.in_phase if few else 1.0
     if told is None and not c.settled and share < least_in_phase(stowed.unit):
         return None
+    if starts is not None and few and np.count_nonzero(laid.alone) >= LEAST_SPOKEN:
+        _tell_starts(c, found.places, stowed.unit, starts)
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
     container = without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map), guessed=True))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     # where the solver laid single blocks, what lies between no points counts for nothing
     return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container
+
+
+def _tell_starts(c: Candidate, places: Places, unit: int, starts: dict[str, int]) -> None:
+    """Notes where the volumes of a guest begin, where units of this size would be out of phase were it elsewhere."""
+    for o in c.owned:
+        identity = places.identity[o.row]
+        if identity is not None and any((at - o.guest_offset) % unit for at in USUAL):
+            starts.setdefault(identity, o.guest_offset)
 
 
 def placed(container: Container) -> int:
@@ -112,8 +123,9 @@ def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] 
 
 
 def without_tables(view: Reader, name: str, stowed: Stowed, guest: GuestDisk) -> Container:
-    """What is known of a container of which only units are left."""
-    return Container(name, WITHOUT_TABLES, view.size, [guest], cluster=stowed.unit, rebuild=False)
+    """What is known of a container of which only units are left. The clusters of spans of its tables are not known."""
+    spans = bool((stowed.map.length % stowed.unit).any())
+    return Container(name, WITHOUT_TABLES, view.size, [guest], cluster=0 if spans else stowed.unit, rebuild=False)
 
 
 def _in_order(file_map: FileMap) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,12 @@ class Open:
     def untold(self) -> npt.NDArray[np.bool_]:
         return self.told < 0
 
+    def only(self, units: npt.NDArray[np.bool_], places: npt.NDArray[np.bool_]) -> Open:
+        """The part with some of its units and places; no place of a unit that is told goes."""
+        number = np.cumsum(places) - 1
+        told = self.told[units]
+        return Open(self.units[units], self.places[places], np.where(told >= 0, number[np.maximum(told, 0)], -1))
+
     def hold(self, weight: Floats) -> None:
         """Leaves the units that are told, and their places, nothing else."""
         fixed = np.flatnonzero(self.told >= 0)
@@ -112,6 +119,7 @@ class UnitRound:
     joined: Floats | None = None  # see order_units
     in_phase: float = 0.0  # share of the points that lie at one place in both units
     copies: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # in logs, of other blocks
+    filled: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  # see _blocks
     sure: float = 0.0  # nats that speak for the places of the last round
     spoken: int = 0  # units of it for whose place something speaks, beside the order
     alone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # units: LEAST_ALONE speaks so
@@ -122,7 +130,7 @@ class UnitRound:
         per = self.unit // BLOCK
         n, m = self.count, -(-c.container.size // self.unit)
         if not len(self.full):
-            self.full, self.known, self.copies = _blocks(image, n * per)
+            self.full, self.known, self.copies, self.filled = _blocks(image, n * per)
         if self.joined is None:
             self.joined = joined(image, n, self.unit)
         self.in_phase = in_phase(points, c.start // BLOCK, per, self.copies)
@@ -135,12 +143,15 @@ class UnitRound:
         runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
                 for f, length, p, *_ in rows if p >= 0]
         c.map = self.with_begins(image, FileMap.build(rows).resized(c.container.size))
-        c.unit = Unit(per)  # what nothing places by itself is looked at by what lies around it
+        c.unit = Unit(per, by_order=True)  # what nothing places by itself is looked at by what lies around it
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
 
     def _lay(self, part: Open, place: Int64s, told: Floats, use: npt.NDArray[np.uint8]) -> None:
         """Sets the places of the units of a part."""
+        part, told = self._lay_filled(part, place, told)
+        if not len(part.units) or not len(part.places):
+            return
         n, per = self.count, self.unit // BLOCK
         weight = told + fitting(use[part.places], _shaped(self.full, n, per)[part.units],
                                 _shaped(self.known, n, per)[part.units])
@@ -154,6 +165,26 @@ class UnitRound:
         self.spoken += int(np.count_nonzero(speaks))
         self.alone[part.units[placed[speaks >= LEAST_ALONE]]] = True
         place[part.units[placed]] = part.places[order.place[placed]]
+
+    def _lay_filled(self, part: Open, place: Int64s, told: Floats) -> tuple[Open, Floats]:
+        """Sets the places of units that hold one byte over and over, where something says that this lies there; returns
+        the rest of the part.
+
+        They are all alike: which of them is which says nothing of the order of the others.
+        """
+        per = self.unit // BLOCK
+        byte = _shaped(self.filled, self.count, per)[part.units]
+        alike = (byte[:, 0] > 0) & (byte == byte[:, :1]).all(axis=1) & part.untold & (told.max(axis=1) >= LEAST_ALONE)
+        row = np.flatnonzero(alike)
+        column, first = np.unique(told[row].argmax(axis=1), return_index=True)
+        row = row[first]
+        if not len(row):
+            return part, told
+        place[part.units[row]] = part.places[column]
+        self.alone[part.units[row]] = True
+        units, places = np.ones(len(part.units), np.bool_), np.ones(len(part.places), np.bool_)
+        units[row], places[column] = False, False
+        return part.only(units, places), told[units][:, places]
 
     def only_alone(self, file_map: FileMap) -> FileMap:
         """The map without the units that the others placed."""
@@ -336,25 +367,31 @@ def joined(image: Reader, n: int, unit: int) -> Floats:
     return out
 
 
-def _shaped(blocks: npt.NDArray[np.bool_], n: int, per: int) -> npt.NDArray[np.bool_]:
-    out = np.zeros(n * per, np.bool_)
+def _shaped(blocks: npt.NDArray[Any], n: int, per: int) -> npt.NDArray[Any]:
+    out = np.zeros(n * per, blocks.dtype)
     out[: len(blocks)] = blocks[: n * per]
     return out.reshape(n, per)
 
 
 def _blocks(image: Reader, count: int
-            ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Of the first `count` blocks: whether each holds anything, whether it is there, and whether a log has it."""
+            ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+    """Of the first `count` blocks: whether each holds anything, whether it is there, whether a log has it, and the byte
+    that it holds over and over (0: none, or zeros).
+    """
     full, known, copies = np.zeros(count, np.bool_), np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    filled = np.zeros(count, np.uint8)
     logs = [kind.logged for kind in hosts().values() if kind.logged is not None]
     for at in range(0, count * BLOCK, STEP):
         data = np.frombuffer(image.read(at, min(STEP, count * BLOCK - at)), np.uint8)
         data = np.pad(data, (0, -len(data) % BLOCK))
         rows = data.reshape(-1, BLOCK)
         full[at // BLOCK :][: len(rows)] = rows.any(axis=1)
+        even = np.flatnonzero((rows[:, 0] == rows[:, -1]) & (rows[:, 0] > 0))
+        even = even[(rows[even] == rows[even, :1]).all(axis=1)]
+        filled[at // BLOCK + even] = rows[even, 0]
         places = np.arange(0, len(data), LOGGED)
         for logged in logs:
             copies[at // BLOCK :][: len(rows)] |= logged(data, places).reshape(len(rows), -1).any(axis=1)
     for i in range(len(known)):
         known[i] = full[i] or not image.missing(i * BLOCK, BLOCK)
-    return full, known, copies
+    return full, known, copies, filled

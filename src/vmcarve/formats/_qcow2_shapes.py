@@ -15,7 +15,13 @@ import numpy.typing as npt
 
 from ..model import GUESSED, LOST, PLAIN, ZSTD, Clue, Container, Orphan, Patch, Reader, Stowed, TablePieces
 from ._first_level import completed, numbered, remains
-from ._qcow2_header import FORMAT_MAX_L1_BYTES, MAGIC, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS
+from ._qcow2_header import (
+    EXTENDED_MIN_CLUSTER_BITS,
+    FORMAT_MAX_L1_BYTES,
+    MAGIC,
+    MAX_CLUSTER_BITS,
+    MIN_CLUSTER_BITS,
+)
 from ._qcow2_tables import U64, Bools
 from ._rebuilt import Laid, lose_untold, opened, orphan
 from ._shapes import I64, Numbers, distinct, pieces, power_of_two, rows_of
@@ -31,6 +37,7 @@ MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
 PLACES = Numbers(ranges=((0, MAX_OFFSET - 1),))  # of a refcount table
 ROWS = (ENTRIES.rule(">u8", PIECE), PLACES.rule(">u8", PIECE))
 USUAL_CLUSTER = 1 << 16
+SUBCLUSTERS = 32  # of a cluster, with extended L2 entries
 EXTENDED, COMPRESSION = 16, 8  # incompatible features
 VARIANTS = ((0, 0), (COMPRESSION, 1), (EXTENDED, 0), (EXTENDED | COMPRESSION, 1))  # features, compression type
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -69,7 +76,7 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
 def stow(reader: Reader) -> Iterable[Stowed]:
     """Streams, spans of the L2 tables that are left, and clusters of the usual size, in their order."""
 
-    def places(words: npt.NDArray[np.uint64]) -> I64:
+    def places(words: U64) -> I64:
         return np.where(words & ~(OFFSET | COPIED | np.uint64(1)), np.uint64(1), words & OFFSET).astype(np.int64)
 
     def entries(words: npt.NDArray[np.uint64], cluster: int) -> tuple[I64, Bools]:
@@ -78,9 +85,27 @@ def stow(reader: Reader) -> Iterable[Stowed]:
         return np.where(packed, (words & wide).astype(np.int64), places(words)), packed
 
     yield from by_streams(reader, entries)
-    yield from by_tables(reader, [1 << bits for bits in range(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS + 1)], ">u8", places)
+    sizes = [1 << bits for bits in range(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS + 1)]
+    yield from by_tables(reader, sizes, ">u8", places)
+    yield from by_tables(reader, [n for n in sizes if n >= 1 << EXTENDED_MIN_CLUSTER_BITS], ">u8",
+                         lambda words: _extended(words, places(words[:, :, 0])), parts=_subclusters)
     yield from in_row(0, reader.size, USUAL_CLUSTER)
     yield from in_row(0, reader.size, PIECE)
+
+
+def _extended(words: U64, place: I64) -> I64:
+    """The places of extended entries, uint64[n, k, 2]; -1 where the second word is no map of subclusters.
+
+    Its low half: which are stored; its high half: which are zeros. No one is both, and of an entry in use some are.
+    """
+    stored, zero = words[:, :, 1] & np.uint64(0xFFFF_FFFF), words[:, :, 1] >> np.uint64(32)
+    bad = (stored & zero != 0) | (place > 0) & (words[:, :, 1] == 0) | (place == 0) & (stored != 0)
+    return np.where(bad, -1, place)
+
+
+def _subclusters(words: U64) -> Bools:
+    """bool[n, k, 32]: which subclusters of extended entries are stored."""
+    return (words[:, :, 1, None] >> np.arange(SUBCLUSTERS, dtype=np.uint64) & np.uint64(1)).astype(np.bool_)
 
 
 def rebuild(reader: Reader, clue: Clue, open_qcow2: Callable[[Reader], Container]) -> Orphan | None:

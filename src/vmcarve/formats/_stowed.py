@@ -13,6 +13,8 @@ import numpy.typing as npt
 from ..model import DATA, HOLE, GuestMap, Reader, Stowed
 
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 
 MAX_UNITS = 1 << 20  # ours: of one container
 PIECE = 4096  # bytes of a table of which each is a unit
@@ -32,41 +34,58 @@ def in_row(first: int, end: int, unit: int, *, step: int = 0, size: int = 0) -> 
     return [Stowed(unit, GuestMap.build(number * unit, np.full(count, unit), state, place), size)]
 
 
-def by_tables(reader: Reader, clusters: Sequence[int], dtype: str, places: Callable[[npt.NDArray[np.uint64]], I64],
-              least_steps: float = 0.0) -> list[Stowed]:
+def by_tables(reader: Reader, clusters: Sequence[int], dtype: str, places: Callable[[U64], I64],
+              least_steps: float = 0.0, parts: Callable[[U64], Bools] | None = None) -> list[Stowed]:
     """Spans of the second-level tables that are left, for the cluster size of `clusters` of which they name most.
 
     places(words) -> int64 of one shape: file offsets that entries name, 0 for none, -1 for what is no entry.
-    least_steps: share of the entries of a piece that must follow the one before them by one cluster.
+    least_steps: share of the entries of a piece that must follow the one before them by one cluster. parts: of entries
+    of two words, uint64[n, k, 2], which parts of the cluster are there, bool[n, k, parts]; places has all of it then.
     """
-    best: tuple[int, Stowed] | None = None
+    best: tuple[int, int, I64] | None = None
     for cluster in clusters:
-        rows = [r for r in _tables(reader, cluster, dtype, places, least_steps) if len(r)]
+        rows = [r for r in _tables(reader, cluster, dtype, places, least_steps, parts) if len(r)]
         if not rows:
             continue
         table = np.concatenate(rows)[: MAX_UNITS // 64]
-        named = table > 0
-        if best is None or int(named.sum()) * cluster > best[0]:
-            state = np.where(named, DATA, HOLE).astype(np.uint8).ravel()
-            guest_map = GuestMap.from_units(table.size * cluster, cluster, state, np.where(named, table, -1).ravel())
-            best = int(named.sum()) * cluster, Stowed(table.shape[1] * cluster, guest_map)
-    return [] if best is None else [best[1]]
+        size = int((table > 0).sum()) * (cluster // table.shape[2])
+        if best is None or size > best[0]:
+            best = size, cluster // table.shape[2], table.reshape(len(table), -1)
+    if best is None:
+        return []
+    _, part, table = best
+    state = np.where(table > 0, DATA, HOLE).astype(np.uint8).ravel()
+    guest_map = GuestMap.from_units(table.size * part, part, state, np.where(table > 0, table, -1).ravel())
+    return [Stowed(table.shape[1] * part, guest_map)]
 
 
-def _tables(reader: Reader, cluster: int, dtype: str, places: Callable[[npt.NDArray[np.uint64]], I64],
-            least_steps: float) -> Iterator[I64]:
-    """Pieces of tables in file order: places int64[n, k] of what they name, 0 none."""
+def sound(place: I64, cluster: int, size: int, least_steps: float) -> I64:
+    """Which rows of places, int64[n, k], are pieces of tables of a file of `size` bytes; else see by_tables."""
+    good = ((place == 0) | (place > 0) & (place % cluster == 0) & (place + cluster <= size)).all(axis=1)
+    named = (place > 0).sum(axis=1)
+    good &= named >= LEAST_NAMED
+    good &= ((place[:, 1:] == place[:, :-1] + cluster) & (place[:, :-1] > 0)).sum(axis=1) >= least_steps * named
+    row = np.flatnonzero(good)
+    there = np.sort(place[row], axis=1)
+    return row[~((there[:, 1:] == there[:, :-1]) & (there[:, 1:] > 0)).any(axis=1)]
+
+
+def _tables(reader: Reader, cluster: int, dtype: str, places: Callable[[U64], I64], least_steps: float,
+            parts: Callable[[U64], Bools] | None) -> Iterator[I64]:
+    """Pieces of tables in file order: places int64[n, k, parts] of what they name, 0 none."""
     piece = min(cluster, PIECE)
     for at in range(0, reader.size, STEP):
         data = reader.read(at, STEP)
         words = np.frombuffer(data, dtype, len(data) // piece * (piece // np.dtype(dtype).itemsize))
         words = words.reshape(-1, piece // np.dtype(dtype).itemsize)
-        some = np.flatnonzero(words.any(axis=1))
-        place = places(words[some].astype(np.uint64))
-        good = ((place == 0) | (place > 0) & (place % cluster == 0) & (place + cluster <= reader.size)).all(axis=1)
-        named = (place > 0).sum(axis=1)
-        good &= named >= LEAST_NAMED
-        good &= ((place[:, 1:] == place[:, :-1] + cluster) & (place[:, :-1] > 0)).sum(axis=1) >= least_steps * named
-        rows = np.sort(place[good], axis=1)
-        once = ~((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] > 0)).any(axis=1)
-        yield place[good][once]
+        words = words[words.any(axis=1)].astype(np.uint64)
+        words = words if parts is None else words.reshape(len(words), words.shape[1] // 2, 2)
+        place = places(words)
+        row = sound(place, cluster, reader.size, least_steps)
+        place = place[row][:, :, None]
+        if parts is None:
+            yield place
+            continue
+        there = parts(words[row])
+        step = np.arange(there.shape[2], dtype=np.int64) * (cluster // there.shape[2])
+        yield np.where((place > 0) & there, place + step, 0)

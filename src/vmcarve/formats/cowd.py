@@ -36,7 +36,7 @@ from ..model import (
     Stowed,
 )
 from ._stated import placer
-from ._stowed import by_tables
+from ._stowed import STEP, by_tables, sound
 from ._vmdk_tables import (
     PER_SECTOR,
     Bools,
@@ -59,6 +59,8 @@ TABLE_SECTORS = ENTRIES * 4 // SECTOR
 PARENT_AT, PARENT_BYTES = 32, 1024  # parentFileName of a child; a root disk has its geometry there
 CHUNK_TABLES = 64
 OUR_MAX_STATED = 1 << 20  # tables that are looked for
+MOST_TIED = 0.5  # share of the sectors of tables that are in one which is known; then the others are not asked alone
+MAX_TABLES = 1 << 12  # ours: tables of one file without header, 40 KiB each
 FORMAT_MAX_GRAIN = 128  # sectors; 1 in every known file
 PADDING_AT = 1652
 RISING = 0.5  # share of a table's entries that follow the one before them, at least: other numbers do not
@@ -236,9 +238,63 @@ def stated(reader: Reader) -> Placer | None:
         return np.where(sector == 0, 0, np.where((sector >= h.data_at) & (sector < limit), sector * SECTOR, -1))
 
     return placer(raw.astype(np.int64) * SECTOR, TABLE_SECTORS * SECTOR, "<u4", places)
+
+
 def stow(reader: Reader) -> Iterable[Stowed]:
-    """What each sector of the tables that are left covers: writes are longer than a sector, so entries rise by one."""
-    return by_tables(reader, [SECTOR], "<u4", lambda words: words.astype(np.int64) * SECTOR, RISING)
+    """What each table that is left covers, or each sector of one: writes are longer than a sector, so entries rise by
+    one.
+    """
+    whole, share = _by_whole_tables(reader)
+    yield from whole
+    if share < MOST_TIED:
+        yield from by_tables(reader, [SECTOR], "<u4", _named, RISING)
+
+
+def _named(words: npt.NDArray[np.uint64]) -> Int64s:
+    return words.astype(np.int64) * SECTOR
+
+
+def _by_whole_tables(reader: Reader) -> tuple[list[Stowed], float]:
+    """The spans of tables of which some sectors are left, and the share of the sectors that are in one of them.
+
+    A table's first grain was allocated with it, right behind it, so the lowest place that its sectors name tells where
+    it begins.
+    """
+    length = TABLE_SECTORS * SECTOR
+    found: list[tuple[int, int, Int64s]] = []  # begin of the table, place of a sector of it, what that names
+    for at in range(0, reader.size, STEP):
+        data = reader.read(at, STEP)
+        words = np.frombuffer(data, "<u4", len(data) // 4 // PER_SECTOR * PER_SECTOR).reshape(-1, PER_SECTOR)
+        some = np.flatnonzero(words.any(axis=1))
+        place = _named(words[some].astype(np.uint64))
+        row = sound(place, SECTOR, reader.size, RISING)
+        lowest = np.where(place[row] > 0, place[row], reader.size).min(axis=1)
+        found += zip((lowest - length).tolist(), (at + some[row] * SECTOR).tolist(), place[row], strict=True)
+    tables: dict[int, dict[int, Int64s]] = {}
+    taken: set[int] = set()
+    where = np.sort(np.array([p for _, p, _ in found], np.int64))
+    by_place = {p: named for _, p, named in found}
+    for begin, p, _ in sorted(found, key=lambda f: f[:2]):
+        if p in taken or not begin <= p < begin + length or len(tables) >= MAX_TABLES:
+            continue
+        mine = where[np.searchsorted(where, begin) : np.searchsorted(where, begin + length)].tolist()
+        tables[begin] = {q: by_place[q] for q in mine if q not in taken}
+        taken.update(mine)
+    if not tables:
+        return [], 0.0
+    place = np.zeros((len(tables), TABLE_SECTORS, PER_SECTOR), np.int64)
+    state = np.full(place.shape, LOST, np.uint8)
+    for k, (begin, sectors) in enumerate(sorted(tables.items())):
+        for i in range(TABLE_SECTORS):
+            at = begin + i * SECTOR
+            if at in sectors:
+                place[k, i] = sectors[at]
+                state[k, i] = np.where(place[k, i] > 0, DATA, UNALLOCATED)
+            elif not reader.missing(at, SECTOR) and not any(reader.read(at, SECTOR)):
+                state[k, i] = UNALLOCATED
+    place[state != DATA] = -1
+    guest_map = GuestMap.from_units(place.size * SECTOR, SECTOR, state.ravel(), place.ravel())
+    return [Stowed(ENTRIES * SECTOR, guest_map)], len(taken) / len(found)
 
 
 FORMAT = Format(

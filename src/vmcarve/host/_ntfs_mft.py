@@ -33,6 +33,7 @@ WINDOW_BYTES = 64 << 10  # records read around one that is wanted by its number
 WINDOWS = 64  # such windows that are kept
 FORMAT_MAX_LIST = 256 << 10  # bytes of an $ATTRIBUTE_LIST (ntfs-3g and Windows agree)
 OUR_MAX_BLIND_RECORDS = 1 << 24  # of a table whose record 0 is lost: followed from its first cluster on
+MIRRORED = 4  # records that $MFTMirr repeats, at least: $MFT, $MFTMirr, $LogFile, $Volume
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -66,9 +67,11 @@ class Table(Protocol):
 
 
 class Mft:
-    """$MFT, read through its own runs."""
+    """$MFT, read through its own runs. mirror: where $MFTMirr lies, whose records stand for those that are lost; -1:
+    nowhere.
+    """
 
-    def __init__(self, reader: Reader, runs: Runs, record_size: int) -> None:
+    def __init__(self, reader: Reader, runs: Runs, record_size: int, mirror: int = -1) -> None:
         # $MFT has no holes: what lies behind the image's end, or at file offsets beyond its size, is a lie or is lost.
         there = np.minimum(runs[:, 2], reader.size - np.maximum(runs[:, 0], runs[:, 1]))
         keep = (there > 0) & (runs[:, 3] == RUN_DATA)
@@ -80,12 +83,22 @@ class Mft:
         self.slots = size // record_size
         self._per_window = max(WINDOW_BYTES // record_size, 1)
         self._windows: OrderedDict[int, Batch] = OrderedDict()
+        self._copies = np.empty((0, record_size), np.uint8)
+        if mirror >= 0:
+            copies = bytearray(reader.read(mirror, min(MIRRORED, self.slots) * record_size))
+            self._copies = np.frombuffer(copies, np.uint8)[: len(copies) // record_size * record_size].reshape(
+                -1, record_size)
+        self._copied = undo_fixups(self._copies)
 
     def _read(self, first: int, count: int) -> Batch:
         data = bytearray(self._stream.read(first * self._size, count * self._size))
         n = len(data) // self._size
         records = np.frombuffer(data, np.uint8)[: n * self._size].reshape(n, self._size)
-        return Batch(first, np.arange(first, first + n, dtype=np.int64), records, undo_fixups(records))
+        usable = undo_fixups(records)
+        for row in range(first, min(len(self._copied), first + n)):
+            if not usable[row - first] and self._copied[row]:
+                records[row - first], usable[row - first] = self._copies[row], self._copied[row]
+        return Batch(first, np.arange(first, first + n, dtype=np.int64), records, usable)
 
     def batches(self, wanted: npt.NDArray[np.bool_] | None = None) -> Iterator[Batch]:
         step = max(BATCH_BYTES // self._size, 1)
@@ -208,7 +221,7 @@ def find_mft(reader: Reader, boot: Boot, base: int) -> Mft | None:
     for at in (home, base + boot.mirror_lcn * boot.cluster):
         record = _single(reader, at, 0, boot.record_size)
         if record is not None and is_mft(record):
-            mft = from_record_0(reader, record, boot, base)
+            mft = from_record_0(reader, record, boot, base, base + boot.mirror_lcn * boot.cluster)
             if mft is not None:
                 return mft
     count = _blind_length(reader, home, boot, base)
@@ -218,8 +231,11 @@ def find_mft(reader: Reader, boot: Boot, base: int) -> Mft | None:
     return Mft(reader, rows, boot.record_size)
 
 
-def from_record_0(reader: Reader, record: Record, boot: Boot, base: int) -> Mft | None:
-    """The table's runs: those in record 0, then those in its extension records, which lie in what is known so far."""
+def from_record_0(reader: Reader, record: Record, boot: Boot, base: int, mirror: int = -1) -> Mft | None:
+    """The table's runs: those in record 0, then those in its extension records, which lie in what is known so far.
+
+    mirror: see Mft.
+    """
     parts = {a.first: decode_runs(record, a, boot.clusters)[0] for a in unnamed_data(record) if not a.resident}
     if 0 not in parts or not len(parts[0]):
         return None
@@ -236,7 +252,7 @@ def from_record_0(reader: Reader, record: Record, boot: Boot, base: int) -> Mft 
         for attribute in unnamed_data(extension):
             if not attribute.resident and attribute.first == vcn:
                 parts[vcn] = decode_runs(extension, attribute, boot.clusters)[0]
-    return Mft(reader, _ordered(parts, boot, base), boot.record_size)
+    return Mft(reader, _ordered(parts, boot, base), boot.record_size, mirror)
 
 
 def _ordered(parts: dict[int, Runs], boot: Boot, base: int) -> Runs:

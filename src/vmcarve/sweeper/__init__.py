@@ -2,6 +2,6 @@
 
 from .digest import check_hashes
 from .run import Sweep, sweep_image
-from .sieve import Runs
+from .sieve import TableRuns
 
-__all__ = ["Runs", "Sweep", "check_hashes", "sweep_image"]
+__all__ = ["Sweep", "TableRuns", "check_hashes", "sweep_image"]

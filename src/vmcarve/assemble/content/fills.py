@@ -66,25 +66,34 @@ class Fills:
         if not self._given:
             self._give()
         guest = self._guests[number]
-        parts: list[tuple[Int64s, int]] = [(np.arange(first, end), block - first)
-                                           for (g, first, end), block in self._given.items() if g == number]
-        f = np.concatenate([np.empty(0, np.int64), *(blocks for blocks, _ in parts)])
-        delta = np.concatenate([np.empty(0, np.int64), *(np.full(len(b), d) for b, d in parts)])
-        worth = least_weight(self._blocks) + 1.0
-        bits = np.concatenate([np.empty(0), *(np.full(len(b), 2 * worth / len(b)) for b, _ in parts)])
-        return Told(f, delta - guest.start // BLOCK, bits, np.empty(0, np.int64))
+        step = guest.unit.blocks
+        parts = [(first, end, block - first) for (g, first, end), block in self._given.items() if g == number]
+        worth = 2 * (least_weight(self._blocks) + 1.0)
+        if guest.unit.by_order:  # each unit has its own point
+            rows = [(at, delta, worth * (min(at + step, end) - at) / step) for first, end, delta in parts
+                    for at in range(first, end, step)]
+        else:
+            rows = [(at, delta, worth / (end - first)) for first, end, delta in parts for at in range(first, end)]
+        f, delta, bits = (np.array([r[k] for r in rows]) for k in range(3))
+        return Told(f.astype(np.int64), delta.astype(np.int64) - guest.start // BLOCK, bits.astype(np.float64),
+                    np.empty(0, np.int64))
 
     def _give(self) -> None:
-        """Gives stretches that nobody has to gaps that nothing fills, each as it fits."""
+        """Gives stretches that nobody has to gaps that nothing fills, each as it fits.
+
+        Units that were placed by their order alone have nothing for sure: what is given must say so.
+        """
         unit, rest = (self._guests[0].unit.blocks, self._guests[0].unit.rest) if self._guests else (1, 0)
-        taken = _Ranges([(g.start // BLOCK + a + d, g.start // BLOCK + b + d) for g in self._guests
-                         for a, b, d in g.sure.tolist()] + [(p, p + b - a) for (_, a, b), p in self._given.items()])
+        sure = [(k, *row) for k, g in enumerate(self._guests)
+                for row in (g.sure.tolist() if not g.unit.by_order else ())]
+        taken = _Ranges([(self._guests[k].start // BLOCK + a + d, self._guests[k].start // BLOCK + b + d)
+                         for k, a, b, d in sure] + [(p, p + b - a) for (_, a, b), p in self._given.items()])
         for byte, spans in self._wanted.items():
             free = [piece for part in self._stretches.get(byte, []) for a, b in part.tolist()[:MAX_STRETCHES]
                     for piece in taken.outside(a, b, unit, rest)]
             free.sort(key=lambda s: s[0] - s[1])
             for k, first, end in spans:
-                have = _Ranges([(a, b) for a, b, _ in self._guests[k].sure.tolist()]
+                have = _Ranges([(a, b) for g, a, b, _ in sure if g == k]
                                + [(a, b) for (g, a, b) in self._given if g == k])
                 for low, high in have.outside(first, end, unit, 0):
                     at = low
