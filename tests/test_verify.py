@@ -62,7 +62,8 @@ def test_a_stream_in_a_unit_of_unknown_place_proves_nothing(guessed: bool) -> No
     assert {r[6] for r in found.guest_rows} == {"guessed" if guessed else "proven"}
 
 
-@pytest.mark.parametrize(("at", "delta", "grade"), [(8192, 0, "proven"), (8192, 4096, "guessed"), (8200, 4096, "proven")])
+@pytest.mark.parametrize(("at", "delta", "grade"),
+                         [(8192, 0, "proven"), (8192, 4096, "guessed"), (8200, 4096, "proven")])
 def test_a_stream_that_begins_with_a_block_may_be_another_of_its_file(at: int, delta: int, grade: str) -> None:
     """Deflate has no checksum: at another distance than the header's a stream at a block's border proves no place."""
     packed = zlib.compress(bytes(range(256)) * 16)[2:-4]
