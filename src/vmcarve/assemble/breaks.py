@@ -21,7 +21,9 @@ from .._ext.sector_tails import sector_tails
 from ..model import GUESSED, MISSING, SECTOR, Reader
 from . import meeting
 from .align import BLOCK, COSTS, FREE, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
+from .magics import MAGICS
 from .segments import Segment, Taken
+from .sides import Sides
 from .state import Claims
 from .tails import FileEnds
 
@@ -53,11 +55,6 @@ MAX_CONTENTS = 1 << 21  # ours: blocks that are remembered; 20 bytes each
 MAX_SCORES = 1 << 20  # ours: blocks of gaps of which it is remembered what the image says; some 20 bytes each
 MAX_PASSES = 12  # ours: rounds of settling; then the rest is settled as it is
 
-MAGICS = np.array(sorted({int.from_bytes(m[:4], "little") for m in (
-    b"\x7fELF", b"PK\x03\x04", b"\x89PNG", b"%PDF", b"SQLi", b"!<ar", b"\xfd7zX", b"\x1f\x8b\x08\x00",
-    b"\x1f\x8b\x08\x08", b"GIF8", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"RIFF", b"OggS", b"#!/b", b"#!/u",
-    b"BZh9", b"7z\xbc\xaf", b"\xd0\xcf\x11\xe0")}), np.uint32)
-
 PADDING = "padding"  # the rule of free blocks between two runs of one delta
 
 Int64s = npt.NDArray[np.int64]
@@ -68,12 +65,14 @@ Part = tuple[int, int, int | None, str]  # file blocks [first, last), delta or N
 @dataclass(slots=True)
 class Expectation:
     """What a container's file blocks should hold. use uint8[n]: USED, FREE or UNKNOWN; ends: where the guest's files
-    end; free int64[n + 1]: how many of the first k blocks are FREE.
+    end; free int64[n + 1]: how many of the first k blocks are FREE. jumps: file offsets, rising, where
+    the guest does not go on.
     """
 
     use: npt.NDArray[np.uint8]
     ends: FileEnds
     free: npt.NDArray[np.int64]
+    jumps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(slots=True)
@@ -88,6 +87,8 @@ class Bracket:
     right: int
     from_left: npt.NDArray[np.float64]
     from_right: npt.NDArray[np.float64]
+    apart: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # [n + 1] each, nats, of the left run's end and of
+    # the right one's begin: how little belongs together what lies on both sides on the image
     slack: meeting.Signs  # [n + 1]: whether the right run would begin behind the end of another's file
     settled: list[Part] = field(default_factory=list[Part])
 
@@ -117,6 +118,7 @@ class Contents:
 
     def __init__(self, image: Reader) -> None:
         self._image = image
+        self.sides = Sides(image)
         self._slack: float | None = None
         self._known: dict[tuple[int, int], tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]] = {}
         self._blocks = 0
@@ -389,8 +391,25 @@ def _bracket(contents: Contents, begin: int, a: Segment, b: Segment, expected: E
             sides.append(np.zeros(n))
             continue
         sides.append(_fit(contents, begin, a.last + 1, n, delta, expected))
-    return Bracket(a.owner, begin, a.last, b.first, a.delta, b.delta, sides[0], sides[1],
+    inside = _inside(expected, a.last + 1, n)
+    left, right = (contents.sides.apart(begin + (a.last + 1 + delta) * BLOCK, inside) if n and inside.any()
+                   else np.zeros(n + 1) for delta in (a.delta, b.delta))
+    return Bracket(a.owner, begin, a.last, b.first, a.delta, b.delta, sides[0], sides[1], (left, right),
                    _slack_before(contents, begin, a.last, n, b.delta, expected))
+
+
+def _inside(expected: Expectation, first: int, n: int) -> npt.NDArray[np.bool_]:
+    """bool[n + 1]: which borders of n file blocks lie amid a file of the guest, as far as its files are known."""
+    begins, ends = expected.ends.begins, expected.ends.file_offset
+    if n > MAX_SLACK or not len(begins):
+        return np.zeros(n + 1, np.bool_)
+    use = np.pad(expected.use[first - 1 : first + n + 1], (0, max(0, first + n + 1 - len(expected.use))),
+                 constant_values=UNKNOWN)
+    at = (first + np.arange(n + 1)) * BLOCK
+    begun = np.searchsorted(begins, at, side="right") > np.searchsorted(begins, at - BLOCK, side="right")
+    ended = np.searchsorted(ends, at + BLOCK) > np.searchsorted(ends, at - BLOCK, side="right")
+    jumps = np.isin(at, expected.jumps)
+    return (use[:-1] == USED) & (use[1:] == USED) & ~begun & ~ended & ~jumps
 
 
 def _slack_before(contents: Contents, begin: int, last: int, n: int, delta: int, expected: Expectation
@@ -552,7 +571,7 @@ def _sums(b: Bracket, taken: Taken, borders: Borders) -> tuple[npt.NDArray[np.fl
     upto = upto + _meets(b, first, n, b.left, borders.begin, borders.unit) + borders.round * low_bit + grid
     since = since + _meets(b, first, n, b.right, borders.end, borders.unit) + borders.round * low_bit + grid
     known = np.concatenate(([False], others < 0))  # whose the block before is: nothing else tells then
-    return upto, since + np.where(known, 0.0, borders.slack[b.slack])
+    return upto + b.apart[0], since + b.apart[1] + np.where(known, 0.0, borders.slack[b.slack])
 
 
 def _likeliest(first: int, upto: npt.NDArray[np.float64], since: npt.NDArray[np.float64], rate: float

@@ -118,7 +118,12 @@ def expect(c: Candidate) -> Expectation:
         block[block == FREE] = UNKNOWN
     if n:
         out[0] = USED
-    return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))))
+    order = np.flatnonzero(plain)[np.argsort(guest_map.file_offset[plain], kind="stable")]
+    begin, length = guest_map.guest_offset[order], guest_map.length[order]
+    goes_on = np.append(False, (begin[1:] == begin[:-1] + length[:-1])
+                        & (np.diff(guest_map.file_offset[order]) == length[:-1]))
+    jumps = guest_map.file_offset[order[~goes_on]]
+    return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))), jumps)
 
 
 def _spans(c: Candidate) -> list[tuple[int, int]]:
