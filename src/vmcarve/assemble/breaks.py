@@ -49,6 +49,8 @@ SURE = 1e9
 NEVER = -1e6  # a break amid a unit
 CLEAR = 4.0  # nats between the best place and the next: settled at once
 MAX_SLACK = 1 << 13  # ours: file blocks of one gap before each of which is looked for what ended there (32 MiB)
+MAX_ASKED = 256  # ours: file blocks of one gap of whose borders it is asked whether the bytes go on: one among more
+# that look alike says little
 SAMPLE = 1024  # ours: blocks that stand for all of an image
 MAX_BRACKET = 1 << 18  # ours: file blocks of one gap whose break is looked for block by block (1 GiB)
 MAX_CONTENTS = 1 << 21  # ours: blocks that are remembered; 20 bytes each
@@ -392,7 +394,7 @@ def _bracket(contents: Contents, begin: int, a: Segment, b: Segment, expected: E
             continue
         sides.append(_fit(contents, begin, a.last + 1, n, delta, expected))
     inside = _inside(expected, a.last + 1, n)
-    left, right = (contents.sides.apart(begin + (a.last + 1 + delta) * BLOCK, inside) if n and inside.any()
+    left, right = (contents.sides.apart(begin + (a.last + 1 + delta) * BLOCK, inside) if inside.any()
                    else np.zeros(n + 1) for delta in (a.delta, b.delta))
     return Bracket(a.owner, begin, a.last, b.first, a.delta, b.delta, sides[0], sides[1], (left, right),
                    _slack_before(contents, begin, a.last, n, b.delta, expected))
@@ -401,7 +403,7 @@ def _bracket(contents: Contents, begin: int, a: Segment, b: Segment, expected: E
 def _inside(expected: Expectation, first: int, n: int) -> npt.NDArray[np.bool_]:
     """bool[n + 1]: which borders of n file blocks lie amid a file of the guest, as far as its files are known."""
     begins, ends = expected.ends.begins, expected.ends.file_offset
-    if n > MAX_SLACK or not len(begins):
+    if not 0 < n <= MAX_ASKED or not len(begins):
         return np.zeros(n + 1, np.bool_)
     use = np.pad(expected.use[first - 1 : first + n + 1], (0, max(0, first + n + 1 - len(expected.use))),
                  constant_values=UNKNOWN)

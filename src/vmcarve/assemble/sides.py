@@ -21,6 +21,7 @@ BLOCK = 4096
 CHUNK = 16  # blocks that are looked at together
 SAMPLE = 512  # ours: blocks of an image that stand for all of it
 MAX_CHUNKS = 1 << 16  # ours: that are remembered, some 100 bytes each
+READ = 1536  # bytes of text on each side of a border that are asked
 MOST_READ = 64  # ours: blocks of a gap of whose texts it is asked whether they go on amid a word: that costs most
 MAX_TEXTS = 1 << 18  # ours: borders amid text that are remembered
 MOST = 3.0  # nats that a border says
@@ -54,10 +55,10 @@ class Sides:
         if at not in self._texts:
             if len(self._texts) >= MAX_TEXTS:
                 self._texts.clear()
-            data = self.image.read(at - BLOCK, 2 * BLOCK)
+            data = self.image.read(at - READ, 2 * READ)
             share = float(self.shares[Kind.TEXT])
             shares = Shares({(Kind.TEXT, -1): share})
-            self._texts[at] = bits(before(data[:BLOCK]), behind(data[BLOCK:]), shares)
+            self._texts[at] = bits(before(data[:READ], READ), behind(data[READ:], READ), shares)
         return self._texts[at]
 
     def _told(self) -> tuple[Floats, Floats]:
