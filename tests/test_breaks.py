@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmcarve.assemble import meeting
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.breaks import (
     CLEAR,
@@ -320,3 +321,37 @@ def test_a_gap_is_weighed_again_only_when_something_else_is_told_of_it() -> None
         return float(contents.score(at, 1, 3, told, ask)[0])
 
     assert [score(0, b"a"), score(0, b"a"), score(BLOCK, b"a"), score(0, b"b"), score(0, b"b")] == [1, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("ends_amid", [True, False])
+def test_a_run_begins_behind_the_end_of_another_file(ends_amid: bool) -> None:
+    """Where the containers' first bytes follow blocks whose data end early, a run does too; else that says nothing."""
+    heads = [300 + 10 * k for k in range(9)]
+    begins = {0: 0, **{k + 1: at for k, at in enumerate(heads)}}
+    before = [at - 1 for at in heads if ends_amid or at % 100 == 0]
+    image = picture(500, parts={block: [(0, 1000)] for block in [AT + 16, *before]})
+    expected = {0: expect([UNKNOWN] * 40), **{k: expect([UNKNOWN]) for k in range(1, 10)}}
+    segments = [run(0, 0, 0, 9), run(0, AT, 20, 39), *(run(k, 0, 0) for k in range(1, 10))]
+    found = laid(image, segments, expected, begins)[0]
+    assert (found == broken_at(17)) == ends_amid
+
+
+def test_an_end_of_the_guests_own_file_is_no_sign_of_a_begin() -> None:
+    """A block whose data end where the guest's file does may as well be the run's own."""
+    heads = [300 + 10 * k for k in range(9)]
+    begins = {0: 0, **{k + 1: at for k, at in enumerate(heads)}}
+    image = picture(500, parts={block: [(0, 1000)] for block in [AT + 16, *(at - 1 for at in heads)]})
+    expected = {0: expect([UNKNOWN] * 40, {16: 1000}), **{k: expect([UNKNOWN]) for k in range(1, 10)}}
+    segments = [run(0, 0, 0, 9), run(0, AT, 20, 39), *(run(k, 0, 0) for k in range(1, 10))]
+    assert laid(image, segments, expected, begins)[0] != broken_at(17)
+
+
+def test_the_share_of_begins_with_a_sign() -> None:
+    """It is told by begins of which few places are possible, and by chance where too few of those are known."""
+    sure, choice, wide = (np.array(s, np.uint8) for s in ([1], [0, 1, 0], [0] * 30))
+    assert meeting.share([sure] * 7, 0.1) == 0.1
+    assert meeting.share([sure] * 8, 0.1) == meeting.MOST
+    assert meeting.share([choice] * 20, 0.1) > 0.8
+    assert meeting.share([*[sure] * 10, *[wide] * 90], 0.1) == meeting.MOST
+    assert meeting.share([np.array([k % 10 == 0], np.uint8) for k in range(50)], 0.1) == pytest.approx(0.1)
+    assert abs(meeting.nats(0.1, 0.1)).max() == 0.0

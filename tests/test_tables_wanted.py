@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vmcarve.assemble.headers import _lacks  # pyright: ignore[reportPrivateUsag
 from vmcarve.assemble.tables import STRONG, Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
 from vmcarve.filemap import FileMap, FileView
-from vmcarve.model import GUESSED, MISSING, ZERO, Container, Format, Reader, Want
+from vmcarve.model import GUESSED, LOST, MISSING, ZERO, Container, Format, Reader, Want
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -370,6 +371,44 @@ def test_rival_tables_that_state_one_place_are_told_by_the_others(tmp_path: Path
     first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity")]).resized(len(data))
     found, _ = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
     assert found.cut(copied * BLOCK, 1)[0][2] == place[copied]
+
+
+def by_turns(data: bytes, writers: int) -> bytes:
+    """A qcow2 with clusters of 512 bytes as requests in flight leave it: a table for each, then the data of each."""
+    out = bytearray(data)
+    entries, l1_at = struct.unpack_from(">IQ", data, 36)
+    offset = 0x00FFFFFFFFFFFE00
+    l1 = [e & offset for e in struct.unpack_from(f">{entries}Q", data, l1_at)]
+    l2 = {i: [e & offset for e in struct.unpack_from(">64Q", data, t)] for i, t in enumerate(l1) if t}
+    rising = sorted(l2, key=lambda i: l1[i])
+    for group in (rising[k : k + writers] for k in range(0, len(rising), writers)):
+        old = [*(l1[i] for i in group), *(e for i in group for e in l2[i] if e)]
+        new = dict(zip(old, sorted(old), strict=True))
+        for at, to in new.items():
+            out[to : to + 512] = data[at : at + 512]
+        for i in group:
+            struct.pack_into(">Q", out, l1_at + 8 * i, new[l1[i]] | 1 << 63)
+            struct.pack_into(">64Q", out, new[l1[i]], *(new[e] | 1 << 63 if e else 0 for e in l2[i]))
+    return bytes(out)
+
+
+def test_tables_that_writes_in_flight_parted_from_what_they_name(tmp_path: Path) -> None:
+    """Of several places that such a table may have, that at the distance of the others of its piece is its own."""
+    (tmp_path / "raw").write_bytes(random.Random(11).randbytes(4 * MIB))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", "-m", "1", tmp_path / "raw",
+        tmp_path / "qcow2")
+    fmt, data = formats()["qcow2"], by_turns((tmp_path / "qcow2").read_bytes(), 6)
+    data += bytes(-len(data) % BLOCK)
+    whole = fmt.open(BytesReader(data))
+    assert not any((g.map.state == LOST).any() for g in whole.guests)
+    blocks = list(range(len(data) // BLOCK))
+    pieces = [blocks[:150], blocks[150:400], blocks[400:650], blocks[650:]]
+    image, start, place = lay(data, pieces, 5)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity")]).resized(len(data))
+    _, tables = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    wanted = {r.file_offset // BLOCK for r in whole.regions if r.kind == "qcow2.l2"}
+    assert all(place[f // BLOCK] == p for f, p in tables)
+    assert len({f // BLOCK for f, _ in tables} & wanted) >= 0.9 * len(wanted)
 
 
 def test_a_spare_table_pins_nothing(containers: dict[str, bytes]) -> None:

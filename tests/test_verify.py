@@ -8,7 +8,7 @@ import pytest
 
 from vmcarve.assemble import Assembled
 from vmcarve.filemap import FileMap
-from vmcarve.model import DATA, ZLIB, Check, Container, GuestDisk, GuestMap
+from vmcarve.model import DATA, DEFLATE, ZLIB, Check, Container, GuestDisk, GuestMap
 from vmcarve.source import BytesReader
 from vmcarve.verify import verify
 
@@ -60,3 +60,16 @@ def test_a_stream_in_a_unit_of_unknown_place_proves_nothing(guessed: bool) -> No
     item = Assembled("x-0", 0, Container("qcow2", "test", len(packed), [guest], rebuild=False), file_map)
     (found,) = verify([BytesReader(packed)], item)
     assert {r[6] for r in found.guest_rows} == {"guessed" if guessed else "proven"}
+
+
+@pytest.mark.parametrize(("at", "delta", "grade"),
+                         [(8192, 0, "proven"), (8192, 4096, "guessed"), (8200, 4096, "proven")])
+def test_a_stream_that_begins_with_a_block_may_be_another_of_its_file(at: int, delta: int, grade: str) -> None:
+    """Deflate has no checksum: at another distance than the header's a stream at a block's border proves no place."""
+    packed = zlib.compress(bytes(range(256)) * 16)[2:-4]
+    image = BytesReader(bytes(at + delta) + packed + bytes(4096))
+    guest = GuestDisk(4096, GuestMap.build([0], [4096], [DATA], [at], [DEFLATE], [len(packed)]))
+    rows = [(0, 4096, 0, "guessed", "aligned"), (4096, at + len(packed) - 4096, 4096 + delta, "guessed", "aligned")]
+    item = Assembled("x-0", 0, Container("qcow2", "test", at + len(packed), [guest]), FileMap.build(rows))
+    (found,) = verify([image], item)
+    assert {r[6] for r in found.guest_rows} == {grade}

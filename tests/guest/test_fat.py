@@ -59,6 +59,16 @@ def test_boot_sector_and_its_copy_are_told_apart(tmp_path: Path) -> None:
         assert [(e.image_offset, e.volume_offset) for e in evidence(GUEST, make(tmp_path, bits))] == [(0, 0)]
 
 
+def test_a_container_of_sectors_brings_the_copy_nearer(tmp_path: Path) -> None:
+    """Where sectors of zeros are not stored, the copy lies two sectors on, and the table wherever it was written."""
+    data = make(tmp_path, 32).read_bytes()
+    stored = b"".join(s for i in range(8) if any(s := data[i * 512 : (i + 1) * 512]))
+    assert len(stored) < 8 * 512
+    (tmp_path / "s.img").write_bytes(bytes(512) + stored + b"text" * 4096)
+    rows = [(e.image_offset, e.volume_offset, e.value) for e in evidence(GUEST, tmp_path / "s.img")]
+    assert rows == [(512, 0, 40 * MIB), (512 + len(stored) // 2, 6 * 512, 40 * MIB)]
+
+
 def test_boot_sector_without_table_is_a_template(tmp_path: Path) -> None:
     """A boot sector as it lies in mkfs.vfat itself, in an installer, or alone in a file is no evidence."""
     (tmp_path / "b.img").write_bytes(bytes(512) + make(tmp_path, 16).read_bytes()[:512] + b"text" * 4096)

@@ -19,8 +19,11 @@ import numpy.typing as npt
 
 from .._ext.sector_tails import sector_tails
 from ..model import GUESSED, MISSING, SECTOR, Reader
+from . import meeting
 from .align import BLOCK, COSTS, FREE, MAX_CELLS, MAX_METADATA, MAX_RANGE, UNKNOWN, USED, Pin, align
+from .magics import MAGICS
 from .segments import Segment, Taken
+from .sides import Sides
 from .state import Claims
 from .tails import FileEnds
 
@@ -45,15 +48,14 @@ LIKELY = 0.5  # a block that a run covers with less than this chance is a hole
 SURE = 1e9
 NEVER = -1e6  # a break amid a unit
 CLEAR = 4.0  # nats between the best place and the next: settled at once
+MAX_SLACK = 1 << 13  # ours: file blocks of one gap before each of which is looked for what ended there (32 MiB)
+MAX_ASKED = 256  # ours: file blocks of one gap of whose borders it is asked whether the bytes go on: one among more
+# that look alike says little
+SAMPLE = 1024  # ours: blocks that stand for all of an image
 MAX_BRACKET = 1 << 18  # ours: file blocks of one gap whose break is looked for block by block (1 GiB)
 MAX_CONTENTS = 1 << 21  # ours: blocks that are remembered; 20 bytes each
 MAX_SCORES = 1 << 20  # ours: blocks of gaps of which it is remembered what the image says; some 20 bytes each
 MAX_PASSES = 12  # ours: rounds of settling; then the rest is settled as it is
-
-MAGICS = np.array(sorted({int.from_bytes(m[:4], "little") for m in (
-    b"\x7fELF", b"PK\x03\x04", b"\x89PNG", b"%PDF", b"SQLi", b"!<ar", b"\xfd7zX", b"\x1f\x8b\x08\x00",
-    b"\x1f\x8b\x08\x08", b"GIF8", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"RIFF", b"OggS", b"#!/b", b"#!/u",
-    b"BZh9", b"7z\xbc\xaf", b"\xd0\xcf\x11\xe0")}), np.uint32)
 
 PADDING = "padding"  # the rule of free blocks between two runs of one delta
 
@@ -65,12 +67,14 @@ Part = tuple[int, int, int | None, str]  # file blocks [first, last), delta or N
 @dataclass(slots=True)
 class Expectation:
     """What a container's file blocks should hold. use uint8[n]: USED, FREE or UNKNOWN; ends: where the guest's files
-    end; free int64[n + 1]: how many of the first k blocks are FREE.
+    end; free int64[n + 1]: how many of the first k blocks are FREE. jumps: file offsets, rising, where
+    the guest does not go on.
     """
 
     use: npt.NDArray[np.uint8]
     ends: FileEnds
     free: npt.NDArray[np.int64]
+    jumps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(slots=True)
@@ -85,6 +89,9 @@ class Bracket:
     right: int
     from_left: npt.NDArray[np.float64]
     from_right: npt.NDArray[np.float64]
+    apart: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # [n + 1] each, nats, of the left run's end and of
+    # the right one's begin: how little belongs together what lies on both sides on the image
+    slack: meeting.Signs  # [n + 1]: whether the right run would begin behind the end of another's file
     settled: list[Part] = field(default_factory=list[Part])
 
     def at(self, block: int, delta: int) -> int:
@@ -100,6 +107,7 @@ class Borders:
     round: float = UNSEEN
     rate: float = 0.0  # breaks by block of file, as between the points of all runs; 0 unknown
     unit: int = 1  # blocks: files break at multiples of it
+    slack: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # nats, see meeting
 
     @property
     def reach(self) -> int:
@@ -112,6 +120,8 @@ class Contents:
 
     def __init__(self, image: Reader) -> None:
         self._image = image
+        self.sides = Sides(image)
+        self._slack: float | None = None
         self._known: dict[tuple[int, int], tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]] = {}
         self._blocks = 0
         self._scores: dict[tuple[int, int, int], tuple[tuple[bytes, ...], npt.NDArray[np.float64]]] = {}
@@ -129,6 +139,17 @@ class Contents:
             known = self._scores[key] = told, ask()
             self._scored += n
         return known[1]
+
+    @property
+    def slack(self) -> float:
+        """Of the image's blocks that hold something, the share whose data end before they do: of a sample."""
+        if self._slack is None:
+            size = self._image.size // BLOCK
+            places = range(0, size, max(1, size // SAMPLE))
+            signs = meeting.slack(np.concatenate([_tails(self._image, i * BLOCK, 1) for i in places] or [
+                np.zeros(BLOCK // SECTOR, np.uint16)]).reshape(-1, BLOCK // SECTOR))
+            self._slack = float(np.mean(signs[signs != meeting.OPEN] == meeting.YES)) if signs.min() < 2 else 0.5
+        return self._slack
 
     def of(self, at: int, blocks: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
         """Of so many blocks from image offset `at` on: where the data of each of their sectors ends (uint16[8 n], see
@@ -172,6 +193,7 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
                 placed[owner, i] = _take(begins[owner], bend, taken, owner)
             else:
                 open_.append((owner, i, _bracket(contents, begins[owner], a, b, expectations[owner])))
+    _see_slack([b for _, _, b in open_], begins.values(), contents, taken, borders)
     _settle([b for _, _, b in open_], taken, borders)
     for owner, i, b in open_:
         placed[owner, i] = b.settled
@@ -371,7 +393,47 @@ def _bracket(contents: Contents, begin: int, a: Segment, b: Segment, expected: E
             sides.append(np.zeros(n))
             continue
         sides.append(_fit(contents, begin, a.last + 1, n, delta, expected))
-    return Bracket(a.owner, begin, a.last, b.first, a.delta, b.delta, sides[0], sides[1])
+    inside = _inside(expected, a.last + 1, n)
+    left, right = (contents.sides.apart(begin + (a.last + 1 + delta) * BLOCK, inside) if inside.any()
+                   else np.zeros(n + 1) for delta in (a.delta, b.delta))
+    return Bracket(a.owner, begin, a.last, b.first, a.delta, b.delta, sides[0], sides[1], (left, right),
+                   _slack_before(contents, begin, a.last, n, b.delta, expected))
+
+
+def _inside(expected: Expectation, first: int, n: int) -> npt.NDArray[np.bool_]:
+    """bool[n + 1]: which borders of n file blocks lie amid a file of the guest, as far as its files are known."""
+    begins, ends = expected.ends.begins, expected.ends.file_offset
+    if not 0 < n <= MAX_ASKED or not len(begins):
+        return np.zeros(n + 1, np.bool_)
+    use = np.pad(expected.use[first - 1 : first + n + 1], (0, max(0, first + n + 1 - len(expected.use))),
+                 constant_values=UNKNOWN)
+    at = (first + np.arange(n + 1)) * BLOCK
+    begun = np.searchsorted(begins, at, side="right") > np.searchsorted(begins, at - BLOCK, side="right")
+    ended = np.searchsorted(ends, at + BLOCK) > np.searchsorted(ends, at - BLOCK, side="right")
+    jumps = np.isin(at, expected.jumps)
+    return (use[:-1] == USED) & (use[1:] == USED) & ~begun & ~ended & ~jumps
+
+
+def _slack_before(contents: Contents, begin: int, last: int, n: int, delta: int, expected: Expectation
+                  ) -> meeting.Signs:
+    """Of each place at which a run may begin, behind block `last` of the file, the sign of the block before it on the
+    image; OPEN where that would end a file of the guest in the run itself."""
+    if n > MAX_SLACK:
+        return np.full(n + 1, meeting.OPEN, np.uint8)
+    tail, _ = contents.of(begin + (last + delta) * BLOCK, n + 1)
+    out = meeting.slack(tail.reshape(n + 1, -1))
+    edges = np.searchsorted(expected.ends.file_offset, (last + np.arange(n + 2)) * BLOCK, side="right")
+    out[edges[1:] > edges[:-1]] = meeting.OPEN
+    return out
+
+
+def _see_slack(brackets: list[Bracket], begins: Iterable[int], contents: Contents, taken: Taken, borders: Borders
+               ) -> None:
+    """How often runs begin behind the slack of another's file, on this image."""
+    known = [b.slack for b in brackets if not taken.image.holds(b.at(b.high, b.right) - BLOCK)]
+    known += [meeting.slack(contents.of(p - BLOCK, 1)[0].reshape(1, -1)) for p in begins
+              if not taken.image.holds(p - BLOCK)]
+    borders.slack = meeting.nats(meeting.share(known, contents.slack), contents.slack)
 
 
 def _fit(contents: Contents, begin: int, first: int, n: int, delta: int, expected: Expectation
@@ -480,15 +542,7 @@ def _best(b: Bracket, taken: Taken, borders: Borders) -> tuple[tuple[int, int], 
     if n == 0:
         return (b.high, b.high), SURE
     first = b.low + 1
-    from_left = b.from_left + _others(b, b.left, taken)
-    from_right = b.from_right + _others(b, b.right, taken)
-    upto = np.concatenate(([0.0], np.cumsum(from_left)))
-    since = np.concatenate((np.cumsum(from_right[::-1])[::-1], [0.0]))
-    f = np.arange(first, first + n + 1)
-    low_bit = np.minimum(np.log2((f & -f).astype(np.float64)), MAX_ROUND)
-    grid = np.where(f % borders.unit == 0, 0.0, NEVER)
-    upto = upto + _meets(b, first, n, b.left, borders.begin, borders.unit) + borders.round * low_bit + grid
-    since = since + _meets(b, first, n, b.right, borders.end, borders.unit) + borders.round * low_bit + grid
+    upto, since = _sums(b, taken, borders)
     one = upto + since
     top = int(np.argmax(one))
     if borders.rate:
@@ -505,6 +559,21 @@ def _best(b: Bracket, taken: Taken, borders: Borders) -> tuple[tuple[int, int], 
         return (first + int(np.argmax(reach[: y + 1])), first + y), float(two[y] - one[top])
     rest = np.delete(one, top)
     return (first + x, first + x), float(one[top] - rest.max()) if len(rest) else SURE
+
+
+def _sums(b: Bracket, taken: Taken, borders: Borders) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """float64[n + 1] each: the nats of the left run up to, and of the right run from, each place."""
+    first, n = b.low + 1, b.high - b.low - 1
+    upto = np.concatenate(([0.0], np.cumsum(b.from_left + _others(b, b.left, taken))))
+    others = _others(b, b.right, taken)
+    since = np.concatenate((np.cumsum((b.from_right + others)[::-1])[::-1], [0.0]))
+    f = np.arange(first, first + n + 1)
+    low_bit = np.minimum(np.log2((f & -f).astype(np.float64)), MAX_ROUND)
+    grid = np.where(f % borders.unit == 0, 0.0, NEVER)
+    upto = upto + _meets(b, first, n, b.left, borders.begin, borders.unit) + borders.round * low_bit + grid
+    since = since + _meets(b, first, n, b.right, borders.end, borders.unit) + borders.round * low_bit + grid
+    known = np.concatenate(([False], others < 0))  # whose the block before is: nothing else tells then
+    return upto + b.apart[0], since + b.apart[1] + np.where(known, 0.0, borders.slack[b.slack])
 
 
 def _likeliest(first: int, upto: npt.NDArray[np.float64], since: npt.NDArray[np.float64], rate: float

@@ -77,6 +77,8 @@ def expect(c: Candidate) -> Expectation:
     n = -(-c.container.size // BLOCK)
     out = np.full(n, FREE, np.uint8)  # file bytes that nothing names are padding
     plain = (guest_map.state == DATA) & (guest_map.encoding == PLAIN)
+    # what is stored by blocks was written, whether the guest needs it still or not; larger units have zeros around it
+    by_blocks = 0 < c.container.cluster <= BLOCK and not c.flat
     used: list[tuple[int, int, int]] = []  # guest ranges with their class
     opened = {v.offset: v for v in c.volumes}
     for offset, length in _spans(c):
@@ -100,6 +102,8 @@ def expect(c: Candidate) -> Expectation:
         i = max(0, int(np.searchsorted(spans[:, 0], g, side="right")) - 1)
         while i < len(spans) and spans[i, 0] < g + length:
             low, high, cls = max(g, int(spans[i, 0])), min(g + length, int(spans[i, 1])), int(spans[i, 2])
+            if cls == FREE and by_blocks:
+                cls = USED
             i += 1
             if low >= high:
                 continue
@@ -114,7 +118,12 @@ def expect(c: Candidate) -> Expectation:
         block[block == FREE] = UNKNOWN
     if n:
         out[0] = USED
-    return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))))
+    order = np.flatnonzero(plain)[np.argsort(guest_map.file_offset[plain], kind="stable")]
+    begin, length = guest_map.guest_offset[order], guest_map.length[order]
+    goes_on = np.append(False, (begin[1:] == begin[:-1] + length[:-1])
+                        & (np.diff(guest_map.file_offset[order]) == length[:-1]))
+    jumps = guest_map.file_offset[order[~goes_on]]
+    return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))), jumps)
 
 
 def _spans(c: Candidate) -> list[tuple[int, int]]:

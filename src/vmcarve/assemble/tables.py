@@ -170,7 +170,7 @@ class Search:
     def _stated(self, placer: Placer, start: int) -> list[tuple[int, int]]:
         """(file, image offset)s of structures that state their place in the container that begins at `start`.
 
-        Where several state one place, that at the distance of most others is the container's.
+        Where several state one place, or one states several, that at the distance of most others is the container's.
         """
         parts: list[tuple[Int64s, Int64s]] = []
         buffer = np.empty(STEP + REACH, np.uint8)
@@ -182,11 +182,14 @@ class Search:
         found = np.array([np.concatenate(column) for column in zip(*parts, strict=True)] or [[], []], np.int64).T
         found = found[(found[:, 1] - found[:, 0] - start) % BLOCK == 0][:MAX_STATED]
         _, which, votes = np.unique(found[:, 1] - found[:, 0], return_inverse=True, return_counts=True)
-        order = np.lexsort((found[:, 1], -votes[which], found[:, 0]))
-        found, votes = found[order], votes[which][order]
-        first = np.diff(found[:, 0], prepend=-1) != 0
-        tied = np.append((~first[1:]) & (votes[1:] == votes[:-1]), False)
-        found = found[first & ~tied]
+        found, index = np.unique(found, axis=0, return_index=True)
+        votes = votes[which][index]
+        for column in (1, 0):
+            order = np.lexsort((found[:, 1 - column], -votes, found[:, column]))
+            found, votes = found[order], votes[order]
+            first = np.diff(found[:, column], prepend=-1) != 0
+            clear = first & ~np.append((~first[1:]) & (votes[1:] == votes[:-1]), False)
+            found, votes = found[clear], votes[clear]
         for _ in range(MAX_SIFTED):
             amid = _amid_another(found)
             if not amid.any():

@@ -16,6 +16,7 @@ from ._qcow2_wants import BLOCK, COPIED, OFFSET, OUR_SLACK, ZERO
 from ._stated import I64, placer
 
 OUR_MAX_L1 = 1 << 20  # entries that are read
+IN_FLIGHT = 8  # requests of a copy that may allocate by turns, and a table each. Source: qemu-img convert -m
 
 
 def stated(reader: Reader) -> Placer | None:
@@ -36,4 +37,5 @@ def stated(reader: Reader) -> Placer | None:
         legal = (place & np.uint64(h.cluster - 1) == 0) & (place < most)
         return np.where(legal, place, np.uint64(0)).astype(np.int64) - np.where(legal, 0, 1)
 
-    return placer(tables, h.cluster, ">u8", places)
+    between = IN_FLIGHT * (h.cluster // 8 + 1) * h.cluster
+    return placer(tables, h.cluster, ">u8", places, between)

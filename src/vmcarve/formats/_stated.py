@@ -1,7 +1,8 @@
 """Tables smaller than a block, or between sectors of data: each states its place by the first thing that it names.
 
-A table is allocated when the first of its units is written, and that unit right behind it. So the lowest place that it
-names, less its own length, is its own, and one of those that the level above names. Knows no format.
+A table is allocated when the first of its units is written, and that unit right behind it, or behind what other writes
+allocate meanwhile. So the lowest place that it names, less its own length, is its own, or one of the few before that
+is; which places there are the level above names. Knows no format.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ BITS = 40.0
 NOTHING = np.iinfo(np.int64).max
 
 
-def placer(tables: I64, table_bytes: int, dtype: str, places: Callable[[npt.NDArray[np.generic]], I64]
-           ) -> Placer | None:
+def placer(tables: I64, table_bytes: int, dtype: str, places: Callable[[npt.NDArray[np.generic]], I64],
+           between: int = 0) -> Placer | None:
     """How such tables place themselves; None where the level above names none.
 
     tables: file offsets that the level above names. table_bytes: of one, whole sectors.
     places(words) -> the file offsets that words of `dtype` name, 0 for nothing, -1 where a word is no entry.
+    between: bytes that may be allocated between a table and the first that it names, by writes that were in flight
+    with that one. Then a table states every place of a table that lies so near, and that right before it twice.
     """
     known = np.unique(tables[tables > 0])
     width = SECTOR // np.dtype(dtype).itemsize
@@ -49,7 +52,11 @@ def placer(tables: I64, table_bytes: int, dtype: str, places: Callable[[npt.NDAr
         whole = illegal[sectors:] == illegal[:-sectors]  # of each sector: it and those that follow may be a table
         at = np.flatnonzero(whole)
         place = np.lib.stride_tricks.sliding_window_view(lowest[:-1], sectors)[at].min(axis=1) - table_bytes
-        good = known[np.minimum(np.searchsorted(known, place), len(known) - 1)] == place
-        return at[good].astype(np.int64) * SECTOR, place[good]
+        first, last = np.searchsorted(known, place - between), np.searchsorted(known, place, side="right")
+        behind = (known[np.maximum(last, 1) - 1] == place).astype(np.int64)
+        many = last - first + (behind if between else 0)
+        which = np.repeat(np.arange(len(at)), many)
+        index = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(many) - many, many)
+        return at[which].astype(np.int64) * SECTOR, known[np.minimum(index, last[which] - 1)]
 
     return Placer(f"{len(known)} tables", find, BITS) if len(known) else None

@@ -19,6 +19,8 @@ SIGNATURES = (
 )
 EXFAT_REGION = 12  # sectors of the boot region; its copy follows
 
+FREE_SPACE = b"RRaA"  # what begins the sector that says how much of a FAT32 is free
+
 OUR_MAX_COMPARED = 4 << 20  # bytes of a table that are compared with its copy
 
 
@@ -93,9 +95,20 @@ def _confirm_fat(reader: Reader, offset: int) -> Evidence | None:
         return None
     if _table_begins(reader, offset - back, b) or reader.read(offset - back, 512) == data:
         return Evidence(BOOT, offset, 512, volume_offset=back, identity=identity, value=b.size)
-    if reader.read(offset + back, 512) == data:
+    if reader.read(offset + back, 512) == data or _beside(reader, offset, b, data, 1):
         return Evidence(BOOT, offset, 512, volume_offset=0, identity=identity, value=b.size, confidence=0.8)
+    if _beside(reader, offset, b, data, -1):
+        return Evidence(BOOT, offset, 512, volume_offset=back, identity=identity, value=b.size, confidence=0.8)
     return None
+
+
+def _beside(reader: Reader, offset: int, b: _Boot, data: bytes, way: int) -> bool:
+    """Whether the other one of a boot sector and its copy lies nearer than they do in the volume, behind (way 1) or
+    before (-1): a container that stores sectors one by one leaves out those of zeros between them. Both have the sector
+    of free space behind them."""
+    if reader.read(offset + 512, 4) != FREE_SPACE:
+        return False
+    return any(reader.read(offset + way * k * 512, 512) == data for k in range(2, b.backup * b.sector // 512))
 
 
 # --- exFAT ---------------------------------------------------------------------------------------------------------

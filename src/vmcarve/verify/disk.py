@@ -33,6 +33,8 @@ from ..model import (
 )
 from .guest import describe, summary
 
+HOST_BLOCK = 4096  # bytes; files lie at multiples of it
+
 Row = tuple[int, int, int | None, int | None, str, int, str, str]
 """offset, length, image_offset, container_offset, encoding, stored, grade, rule"""
 
@@ -126,7 +128,8 @@ def _settle(image: Reader, item: Assembled, failed: list[str]) -> tuple[FileMap,
                 broken += 1
             elif guest.guessed:
                 continue
-            elif m.encoding[i] == ZLIB or _one_run(item.map, f, used):  # else nothing but a checksum proves the join
+            elif m.encoding[i] == ZLIB or _one_run(item.map, f, used) and not _another(item.map, f):
+                # else nothing but a checksum proves the join, or that it is this stream
                 ranges[f] = (max(used, ranges.get(f, (0, ""))[0]), f"decoded.{ENCODING_NAMES[m.encoding[i]]}")
     if broken:
         failed.append(f"{broken} compressed clusters do not decode")
@@ -146,6 +149,14 @@ def _one_run(file_map: FileMap, file_offset: int, length: int) -> bool:
     """Whether the bytes lie one behind the other in the image, or their place is not a guess."""
     parts = file_map.cut(file_offset, length)
     return all(b[2] == a[2] + a[1] or b[3] != GUESSED for a, b in zip(parts, parts[1:], strict=False))
+
+
+def _another(file_map: FileMap, file_offset: int) -> bool:
+    """Whether a stream that begins here may be another one of its file, at a guessed place: those that begin with a
+    block of the host do so at any distance. One that begins amid a block does at no other."""
+    parts = file_map.cut(file_offset, 1)
+    run = int(file_map.image_offset[0]) - int(file_map.file_offset[0])
+    return file_offset % HOST_BLOCK == 0 and any(p - f != run and grade == GUESSED for f, _, p, grade, _ in parts)
 
 
 def _belongs(file_map: FileMap, file_offset: int, length: int) -> bool:

@@ -19,7 +19,7 @@ import xxhash
 
 from ..._ext.sector_tails import sector_tails
 from ...model import SECTOR, Reader
-from ..breaks import MAGICS
+from ..magics import MAGICS
 from ..segments import least_weight
 from ..tails import FileEnds, to_file
 from .joins import REACH, Kind, Shares, Side, before, behind, bits, kind_of

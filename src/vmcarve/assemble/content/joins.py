@@ -121,17 +121,23 @@ def behind(data: bytes, block: int = 4096) -> Side:
 
 def kind_of(data: bytes) -> tuple[Kind, int]:
     """The kind of a block, and of a fill its byte (else -1)."""
-    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
-    total = max(1, len(data))
-    if int(counts.max()) == total:
-        return Kind.FILL, int(counts.argmax())
-    if int(counts[9:14].sum() + counts[32:127].sum()) >= TEXTUAL * total:
-        return Kind.TEXT, -1
-    share = counts[counts > 0] / total
-    if float(-(share * np.log2(share)).sum()) > DENSE_BITS:
-        return Kind.DENSE, -1
-    moves = int(counts[[0x48, 0x89, 0x8B, 0xE8, 0x0F]].sum())  # REX.W, MOV, CALL, and what begins two-byte codes
-    return (Kind.CODE if moves > 0.12 * total and counts[0] < 0.4 * total else Kind.OTHER), -1
+    if not data:
+        return Kind.OTHER, -1
+    kind = Kind(int(kinds_of(np.frombuffer(data, np.uint8)[None, :])[0]))
+    return kind, data[0] if kind == Kind.FILL else -1
+
+
+def kinds_of(blocks: U8s) -> U8s:
+    """uint8[n]: the Kind of each of the blocks uint8[n, bytes]."""
+    n, total = blocks.shape
+    counts = np.bincount((blocks + 256 * np.arange(n)[:, None]).ravel(), minlength=256 * n).reshape(n, 256)
+    text = counts[:, 9:14].sum(axis=1) + counts[:, 32:127].sum(axis=1) >= TEXTUAL * total
+    share = counts / total
+    entropy = -(share * np.log2(np.maximum(share, 1e-12))).sum(axis=1)
+    moves = counts[:, [0x48, 0x89, 0x8B, 0xE8, 0x0F]].sum(axis=1)  # REX.W, MOV, CALL, what begins two-byte codes
+    code = (moves > 0.12 * total) & (counts[:, 0] < 0.4 * total)
+    return np.select([counts.max(axis=1) == total, text, entropy > DENSE_BITS, code],
+                     [Kind.FILL, Kind.TEXT, Kind.DENSE, Kind.CODE], Kind.OTHER).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
