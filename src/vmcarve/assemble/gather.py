@@ -108,6 +108,11 @@ def expect(c: Candidate) -> Expectation:
                 out[-(-a // BLOCK) : b // BLOCK] = FREE
             else:
                 out[a // BLOCK : -(-b // BLOCK)] = cls
+    for _, _, g, length in c.files.run[c.files.run[:, 0] >= c.listed].tolist():  # of deleted files: may be there still
+        f = to_file(guest_map, np.array([g, g + length - 1], np.int64)).tolist()
+        if f[0] >= 0 and f[1] - f[0] == length - 1:
+            part = out[f[0] // BLOCK : -(-(f[1] + 1) // BLOCK)]
+            part[part == FREE] = UNKNOWN
     for region in c.container.regions:
         a, b = region.file_offset, region.file_offset + region.length
         block = out[a // BLOCK : -(-b // BLOCK)]

@@ -26,6 +26,7 @@ from .gather import PIN_BITS, RoundEvidence, gather
 from .host_units import unit_of
 from .loose import Loose, placer_of, stated_by
 from .places import Known, Places, assign, first_rows, pins_of, through
+from .removed import removed
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .settled import has_file_at, misplaced, settled
 from .state import Claims
@@ -188,17 +189,19 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     disk = VirtualDisk(FileView(image, c.map), guest_map)
     c.pins = pins_of(c.container, c.start, c.owned, places, scattered=c.scattered is not None)
 
-    def read() -> tuple[list[HostVolume], FileEnds, Files]:
+    def read() -> tuple[list[HostVolume], list[Live], FileEnds, Files]:
         volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
         live = [Live.of(v) for v in volumes]
-        return volumes, file_ends(live, guest_map), Files.of(live)
+        return volumes, live, file_ends(live, guest_map), Files.of(live)
 
-    c.volumes, c.ends, c.files = asked(read, ([], FileEnds.none(), Files.none()))
+    c.volumes, live, c.ends, files = asked(read, ([], [], FileEnds.none(), Files.none()))
+    c.listed = len(files.size)
+    c.files = asked(lambda: Files.of(live, [f for v in live for f in removed(v.gone, v.listed)]), files)
 
 
 def _keep_best(image: Reader, c: Candidate, places: Places) -> None:
     """Takes the best map again where the last round has lost much of what the guest told through that."""
-    files, rows = len(c.files.size), sorted(o.row for o in c.owned)
+    files, rows = c.listed, sorted(o.row for o in c.owned)
     best = c.best
     if best is None or best.rows != rows or files >= best.files:
         c.best = Best(files, rows, c.container, c.map)
