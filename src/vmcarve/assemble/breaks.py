@@ -72,6 +72,11 @@ class Expectation:
     ends: FileEnds
     free: npt.NDArray[np.int64]
 
+    @property
+    def vacant(self) -> npt.NDArray[np.int64]:
+        """int64[n, 2]: the first block, and the one behind the last, of each row of FREE ones."""
+        return np.flatnonzero(np.diff(np.concatenate(([False], self.use == FREE, [False])))).reshape(-1, 2)
+
 
 @dataclass(slots=True)
 class Bracket:

@@ -22,7 +22,7 @@ from .candidate import Best, Candidate, Metadata
 from .content import Content, Guest
 from .content.files import Files
 from .content.sums import without_wrong
-from .gather import PIN_BITS, RoundEvidence, gather
+from .gather import PIN_BITS, RoundEvidence, expected, gather
 from .host_units import unit_of
 from .loose import Loose, placer_of, stated_by
 from .places import Known, Places, assign, first_rows, pins_of, through
@@ -106,7 +106,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
-        content.look([_guest(image, c) for c in active])
+        content.look([_guest(image, c, borders.rate) for c in active])
         evidence = gather(active, looks, content)
         if evidence.key == last:
             break
@@ -138,9 +138,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         c.map = without_wrong(image, c.map, stated)
 
 
-def _guest(image: Reader, c: Candidate) -> Guest:
+def _guest(image: Reader, c: Candidate, rate: float) -> Guest:
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
-    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit)
+    vacant = expected(c).vacant if c.flat else np.empty((0, 2), np.int64)  # elsewhere what is free need not be there
+    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit,
+                 vacant, rate)
 
 
 def _lost(container: Container) -> int:
