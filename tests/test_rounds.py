@@ -65,7 +65,7 @@ def test_what_to_expect_is_asked_again_only_when_the_guest_reads_otherwise(monke
     monkeypatch.setattr(gather, "expect", expect)
 
     def times() -> int:
-        gather._expected(c)
+        gather.expected(c)
         return len(asked)
 
     assert [times(), times()] == [1, 2]

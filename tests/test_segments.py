@@ -198,3 +198,13 @@ def test_nothing_is_given_twice_and_it_ends(rows: list[Made], at: tuple[int, int
 def test_a_segment_is_believed_beyond_the_number_of_its_places(places: int) -> None:
     """MARGIN bits more than chance needs to bring one such about somewhere; no image has less than two places."""
     assert least_weight(places) == pytest.approx(MARGIN + math.log2(max(places, 2)))
+
+
+def test_what_two_may_have_alike_goes_to_the_one_that_has_less_instead() -> None:
+    """The same records, as heavy for both, at one place of either file: the second has hardly anything else for it."""
+    shared = [segment(o, 100, list(range(10, 30))) for o in (0, 1)]
+    own = [segment(0, 500, list(range(10, 25))), segment(1, 900, list(range(10, 14)))]
+    begins = {0: 0, 1: 0}
+    for candidates in ([*shared, *own], [*reversed(shared), *own]):
+        out = accept(candidates, begins, nobody(), 20.0)
+        assert shape(out) == shape([own[0], shared[1]])

@@ -15,6 +15,7 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
+from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.content.texts import (
     COUNTED,
     LIKELY_TEXT,
@@ -102,6 +103,32 @@ def test_pieces_of_a_text_are_put_between_its_begin_and_its_end(kind: Callable[[
     found = follow(image, guest)
     assert all(right(found, image, disk))
     assert len(found.bits) > 0.7 * sum(PIECES[1:])
+
+
+def test_a_text_that_was_deleted_is_put_together_in_what_is_free_now(tmp_path: Path) -> None:
+    """Its file is not known any more; the guest holds its blocks free."""
+    disk, image, guest = scene(tmp_path, log(random.Random(8), (sum(PIECES) + 60) * BLOCK))
+    files = guest.files
+    number, _, at, n = files.run[np.argmax(files.run[:, 3])].tolist()
+    gone = replace(guest, files=Files(files.size, files.run[files.run[:, 0] != number]), rate=1 / 256)
+    assert not len(follow(image, gone).bits)
+    found = follow(image, replace(gone, vacant=np.array([[at // BLOCK, (at + n) // BLOCK]])))
+    assert all(right(found, image, disk))
+    assert len(found.bits) > 0.7 * sum(PIECES[1:])
+
+
+def test_a_text_goes_on_in_the_next_extent_of_its_file(tmp_path: Path) -> None:
+    """The begin of the file is placed, and lies elsewhere on the disk than the rest, of which nothing is: only that it
+    is one file leads from the one to the other."""
+    disk, image, guest = scene(tmp_path, log(random.Random(8), (sum(PIECES) + 60) * BLOCK))
+    number, _, at, n = guest.files.run[np.argmax(guest.files.run[:, 3])].tolist()
+    cut, first = PIECES[0] * BLOCK, at // BLOCK
+    one = Files(guest.files.size, np.array([(number, 0, 0, cut), (number, cut, at + cut, n - cut)]))
+    two = Files(np.array([cut, n - cut]), np.array([(0, 0, 0, cut), (1, 0, at + cut, n - cut)]))
+    sure = np.array([(0, PIECES[0], guest.sure[0, 2] + first)])
+    found, apart = (follow(image, replace(guest, rate=1 / 256, sure=sure, files=f)) for f in (one, two))
+    assert all(right(found, image, disk))
+    assert len(found.bits) > 0.7 * sum(PIECES[1:]) and not any(right(apart, image, disk))
 
 
 def test_a_text_in_whose_place_nothing_fits_stays_open(tmp_path: Path) -> None:

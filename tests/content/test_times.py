@@ -11,6 +11,7 @@ import numpy as np
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
+from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.content.times import Times
 from vmcarve.source import BytesReader
 
@@ -69,6 +70,20 @@ def test_a_log_is_followed_from_piece_to_piece(tmp_path: Path) -> None:
         blocks = {b for at, n in run[guest.files.run[:, 0] == number, 2:].tolist() for b in range(at, at + n)}
         assert len(blocks) >= BLOCKS - 1 and len(blocks - covered) <= 25  # a piece may be cut by the part
     assert len(found.bits) > BLOCKS
+
+
+def test_a_log_that_was_deleted_is_followed_in_what_is_free_now(tmp_path: Path) -> None:
+    """Its file is not known any more; the guest holds its blocks free."""
+    disk, image, first = scene(tmp_path, [1_690_000_000])
+    guest = knowing(disk, image, first)
+    files = guest.files
+    number = files.run[files.run[:, 2] // BLOCK == first[0], 0]
+    own = np.isin(files.run[:, 0], number)
+    gone = replace(guest, files=Files(files.size, files.run[~own]))
+    assert not len(follow(image, [gone]).bits)
+    vacant = np.array([(at // BLOCK, (at + n) // BLOCK) for _, _, at, n in files.run[own].tolist()])
+    found = follow(image, [replace(gone, vacant=vacant)])
+    assert all(right(found, image, disk)) and len(found.bits) > 10  # up to where its first extent ends
 
 
 def test_logs_of_the_same_hours_are_told_apart_by_nothing_here(tmp_path: Path) -> None:

@@ -99,3 +99,17 @@ def test_the_sums_are_those_of_all_rows(blocks: int) -> None:
         assert last >= -1
     kept = found.left  # the share of the ways in which the left end is what it seems
     assert np.allclose(found.chance, of / total * kept, atol=0.03)
+
+
+def test_no_stretch_reaches_over_a_border_of_extents() -> None:
+    """Two rows of 4 and 3 blocks are as likely; only one of them meets the border, where what is beside on the image
+    says nothing and the odds there count."""
+    odds = np.ones((4, 4))
+    met = {0: odds}
+    for border, other in ((4, 3), (3, 4)):
+        of = gap(7, odds, (0, ONES), (0, ONES))
+        found = filled(Gap(of.blocks, of.length, odds, NONE, of.stays, ONES, of.left, of.right, RATE, 1.0,
+                           {border: 0}, met))
+        assert not found.chance[0, LENGTH > border].any() and not found.chance[other, LENGTH > 7 - other].any()
+        assert not found.chance[other : border, LENGTH > border - other].any()
+        assert found.chance[0, LENGTH == border].item() > 2 * filled(of).chance[0, LENGTH == border].item()

@@ -76,6 +76,11 @@ class Expectation:
     free: npt.NDArray[np.int64]
     jumps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
+    @property
+    def vacant(self) -> npt.NDArray[np.int64]:
+        """int64[n, 2]: the first block, and the one behind the last, of each row of FREE ones."""
+        return np.flatnonzero(np.diff(np.concatenate(([False], self.use == FREE, [False])))).reshape(-1, 2)
+
 
 @dataclass(slots=True)
 class Bracket:

@@ -40,7 +40,8 @@ class Candidate:
     nested: bool = False
     scattered: Table | None = None  # what is known of its partitions, where its units lie in any order
     ends: FileEnds = field(default_factory=FileEnds.none)
-    files: Files = field(default_factory=Files.none)
+    files: Files = field(default_factory=Files.none)  # those that live, and behind them what is left of deleted ones
+    listed: int = 0  # how many of the files live
     sure: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))  # see content.Guest
     unit: Unit = field(default_factory=Unit)
     pins: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])

@@ -54,7 +54,7 @@ def gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Conte
         parts += [(o, t.file_block, t.delta, t.bits) for t in found]
         wanted[o] = np.unique(np.concatenate([told // BLOCK, *(t.passed for t in found)]))
     points = Points.of(parts)
-    expectations = {o: _expected(c) for o, c in enumerate(active)}
+    expectations = {o: expected(c) for o, c in enumerate(active)}
     digest = hashlib.blake2b(digest_size=16)
     for array in (points.owner, points.file_block, points.delta, points.bits, *wanted.values(),
                   *(a for e in expectations.values() for a in (e.use, e.ends.file_offset, e.ends.begins))):
@@ -64,7 +64,7 @@ def gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Conte
     return RoundEvidence(points, wanted, expectations, blocks, digest.digest())
 
 
-def _expected(c: Candidate) -> Expectation:
+def expected(c: Candidate) -> Expectation:
     """expect(c), or what that was while the guest read the same."""
     if c.read is None or c.expected is None or c.expected[0] is not c.read or c.expected[1] is not c.container:
         c.expected = c.read, c.container, expect(c)
@@ -112,6 +112,11 @@ def expect(c: Candidate) -> Expectation:
                 out[-(-a // BLOCK) : b // BLOCK] = FREE
             else:
                 out[a // BLOCK : -(-b // BLOCK)] = cls
+    for _, _, g, length in c.files.run[c.files.run[:, 0] >= c.listed].tolist():  # of deleted files: may be there still
+        f = to_file(guest_map, np.array([g, g + length - 1], np.int64)).tolist()
+        if f[0] >= 0 and f[1] - f[0] == length - 1:
+            part = out[f[0] // BLOCK : -(-(f[1] + 1) // BLOCK)]
+            part[part == FREE] = UNKNOWN
     for region in c.container.regions:
         a, b = region.file_offset, region.file_offset + region.length
         block = out[a // BLOCK : -(-b // BLOCK)]

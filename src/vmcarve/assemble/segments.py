@@ -24,6 +24,7 @@ CLOSE = 8  # blocks between two points that belong to their segment whatever els
 AGAINST = 6.0  # bits: a file end inside a segment that is not where the segment has it
 MAX_BREAKS = 4.0  # that a gap inside a segment should hold, where their rate is known
 MARGIN = 10.0  # bits beyond the number of places that a segment could have had
+MAX_TIES = 4096  # ours: segments of several containers alike that are weighed against what else these may have
 MAX_SEGMENTS = 200_000  # ours: candidates that are looked at, the heaviest first
 
 
@@ -125,24 +126,28 @@ def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, leas
            ) -> list[Segment]:
     """The segments of at least `least` bits, heaviest first; points that a heavier one owns are cut from the others.
 
+    What two containers may have alike (records of NTFS do not name their volume) is that one's which has less to lay
+    there instead: so both get the most together.
+
     begins: image offset of each container's first byte. `taken` grows by what is accepted: the blocks at and between
     points that lie close to each other. Wider gaps are left open, for what strongly speaks for another there; so
     segments come back in pieces without such gaps. unit: blocks that the host gives out together: a point owns all of
     its unit, and the pieces begin and end with one.
     """
-    heap = [(-s.weight, i) for i, s in enumerate(candidates) if s.weight >= least]
+    other = _elsewhere(candidates, begins, least)
+    heap = [(-s.weight, other.get(i, 0.0), i) for i, s in enumerate(candidates) if s.weight >= least]
     heapq.heapify(heap)
     pool = list(candidates)
     out: list[Segment] = []
     while heap:
-        _, i = heapq.heappop(heap)
+        _, _, i = heapq.heappop(heap)
         pieces = _pieces(pool[i], unit)
         free = [p for p in pieces if _free(p, begins[p.owner], taken)]
         if len(free) < len(pieces):
             kept = [s for p in pieces for s in _free_stretches(p, begins[p.owner], taken, unit)]
             left = _part(pool[i], kept) if kept else None
             if left is not None and left.weight >= least:
-                heapq.heappush(heap, (-left.weight, len(pool)))
+                heapq.heappush(heap, (-left.weight, 0.0, len(pool)))
                 pool.append(left)
             continue
         for p in pieces:
@@ -150,6 +155,27 @@ def accept(candidates: list[Segment], begins: dict[int, int], taken: Taken, leas
             taken.image.add_range(at + p.first * BLOCK, at + (p.last + 1) * BLOCK)
             taken.file(p.owner).add_range(p.first, p.last + 1)
         out += pieces
+    return out
+
+
+def _elsewhere(candidates: list[Segment], begins: dict[int, int], least: float) -> dict[int, float]:
+    """By the number of a segment that several containers may have alike: what its own container's heaviest segment for
+    these file blocks weighs that lies elsewhere."""
+    alike: dict[tuple[float, int, int], list[int]] = {}
+    mine: dict[int, list[int]] = {}
+    for i, s in enumerate(candidates):
+        if s.weight >= least:
+            alike.setdefault((s.weight, begins[s.owner] // BLOCK + s.delta + s.first, len(s.points)), []).append(i)
+            mine.setdefault(s.owner, []).append(i)
+    tied = [i for group in alike.values() if len({candidates[i].owner for i in group}) > 1 for i in group]
+    columns = {o: np.array([(s.first, s.last, s.delta) for s in (candidates[i] for i in which)], np.int64)
+               for o, which in mine.items()} if tied else {}
+    weight = {o: np.array([candidates[i].weight for i in mine[o]]) for o in columns}
+    out: dict[int, float] = {}
+    for i in tied[:MAX_TIES]:
+        s = candidates[i]
+        first, last, delta = columns[s.owner].T
+        out[i] = float(weight[s.owner][(first <= s.last) & (last >= s.first) & (delta != s.delta)].max(initial=0.0))
     return out
 
 

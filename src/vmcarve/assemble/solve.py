@@ -22,10 +22,11 @@ from .candidate import Best, Candidate, Metadata
 from .content import Content, Guest
 from .content.files import Files
 from .content.sums import without_wrong
-from .gather import PIN_BITS, RoundEvidence, gather
+from .gather import PIN_BITS, RoundEvidence, expected, gather
 from .host_units import unit_of
 from .loose import Loose, placer_of, stated_by
 from .places import Known, Places, assign, first_rows, pins_of, through
+from .removed import removed
 from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
 from .settled import has_file_at, misplaced, settled
 from .state import Claims
@@ -106,7 +107,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         for c in active:
             if c.start % SECTOR not in looks:
                 looks[c.start % SECTOR] = look(image, free, c.start % SECTOR)
-        content.look([_guest(image, c) for c in active])
+        content.look([_guest(image, c, borders.rate) for c in active])
         evidence = gather(active, looks, content)
         if evidence.key == last:
             break
@@ -139,9 +140,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         c.map = without_wrong(image, c.map, stated)
 
 
-def _guest(image: Reader, c: Candidate) -> Guest:
+def _guest(image: Reader, c: Candidate, rate: float) -> Guest:
     disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
-    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit)
+    vacant = expected(c).vacant if c.flat else np.empty((0, 2), np.int64)  # elsewhere what is free need not be there
+    return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit,
+                 vacant, rate)
 
 
 def _lost(container: Container) -> int:
@@ -190,17 +193,19 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     disk = VirtualDisk(FileView(image, c.map), guest_map)
     c.pins = pins_of(c.container, c.start, c.owned, places, scattered=c.scattered is not None)
 
-    def read() -> tuple[list[HostVolume], FileEnds, Files]:
+    def read() -> tuple[list[HostVolume], list[Live], FileEnds, Files]:
         volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
         live = [Live.of(v) for v in volumes]
-        return volumes, file_ends(live, guest_map), Files.of(live)
+        return volumes, live, file_ends(live, guest_map), Files.of(live)
 
-    c.volumes, c.ends, c.files = asked(read, ([], FileEnds.none(), Files.none()))
+    c.volumes, live, c.ends, files = asked(read, ([], [], FileEnds.none(), Files.none()))
+    c.listed = len(files.size)
+    c.files = asked(lambda: Files.of(live, [f for v in live for f in removed(v.gone, v.listed)]), files)
 
 
 def _keep_best(image: Reader, c: Candidate, places: Places) -> None:
     """Takes the best map again where the last round has lost much of what the guest told through that."""
-    files, rows = len(c.files.size), sorted(o.row for o in c.owned)
+    files, rows = c.listed, sorted(o.row for o in c.owned)
     best = c.best
     if best is None or best.rows != rows or files >= best.files:
         c.best = Best(files, rows, c.container, c.map)

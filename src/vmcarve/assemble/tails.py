@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from .._ext.sector_tails import sector_tails
 from ..filemap import FileMap
 from ..model import DATA, PLAIN, RUN_DATA, SECTOR, GuestMap, HostFile, HostVolume, Reader
 from ..registry import hosts
+from .asked import asked
 from .window import read_view, steps
 
 Int64s = npt.NDArray[np.int64]
@@ -113,14 +114,21 @@ class Listed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The live files of a volume, read once for all who ask."""
+    """The live files of a volume, read once for all who ask; gone: the deleted ones that it still knows."""
 
     block_size: int
     listed: list[HostFile]
+    gone: list[HostFile] = field(default_factory=list[HostFile])
 
     @classmethod
     def of(cls, volume: HostVolume) -> Live:
-        return cls(volume.block_size, list(itertools.islice(volume.live(), MAX_FILES)))
+        listed: list[HostFile] = []
+        gone: list[HostFile] = []
+        for file in asked(lambda: list(itertools.islice(volume.files(), MAX_FILES)), []):
+            (gone if file.deleted else listed).append(file)
+        if not listed:  # what is left of deleted ones may be what cannot be read
+            listed = list(itertools.islice(volume.live(), MAX_FILES))
+        return cls(volume.block_size, listed, gone)
 
     def live(self) -> Iterable[HostFile]:
         return self.listed

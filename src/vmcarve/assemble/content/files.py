@@ -1,14 +1,15 @@
-"""The live files of a guest as arrays: what the mechanisms that know kinds of files need of them."""
+"""The files of a guest as arrays: what the mechanisms that know kinds of files need of them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ...model import RUN_DATA
+from ...model import RUN_DATA, HostFile
 from ..tails import Listed
 
 Int64s = npt.NDArray[np.int64]
@@ -30,22 +31,22 @@ class Files:
         return cls(np.empty(0, np.int64), np.empty((0, 4), np.int64))
 
     @classmethod
-    def of(cls, opened: Iterable[Listed]) -> Files:
+    def of(cls, opened: Iterable[Listed], gone: Iterable[HostFile] = ()) -> Files:
+        """The live files of volumes, and behind them deleted ones (see `removed`)."""
         sizes: list[int] = []
         runs: list[Int64s] = []
         held = 0
-        for volume in opened:
-            for file in volume.live():
-                if len(sizes) >= MAX_FILES or held >= MAX_RUNS:
-                    break
-                if file.size <= 0 or not len(file.runs):
-                    continue
-                plain = file.runs[(file.runs[:, 3] == RUN_DATA) & (file.runs[:, 1] >= 0)]
-                rows = np.empty((len(plain), 4), np.int64)
-                rows[:, 0], rows[:, 1:] = len(sizes), plain[:, :3]
-                sizes.append(file.size)
-                runs.append(rows)
-                held += len(rows)
+        for file in itertools.chain(*(volume.live() for volume in opened), gone):
+            if len(sizes) >= MAX_FILES or held >= MAX_RUNS:
+                break
+            if file.size <= 0 or not len(file.runs):
+                continue
+            plain = file.runs[(file.runs[:, 3] == RUN_DATA) & (file.runs[:, 1] >= 0)]
+            rows = np.empty((len(plain), 4), np.int64)
+            rows[:, 0], rows[:, 1:] = len(sizes), plain[:, :3]
+            sizes.append(file.size)
+            runs.append(rows)
+            held += len(rows)
         return cls(np.array(sizes, np.int64), np.concatenate(runs) if runs else np.empty((0, 4), np.int64))
 
     def begins(self) -> tuple[Int64s, Int64s]:

@@ -67,14 +67,17 @@ class Times(Followed):
         if not len(stretches.first):
             return
         claims: dict[int, set[tuple[int, int]]] = {}  # of each stretch: guest, file block of its first block
+        freed: dict[int, set[tuple[int, int]]] = {}  # the same of logs that were deleted: they lie in what is free now
         for k, guest in enumerate(self._guests):
             if guest.start % BLOCK != self._guests[0].start % BLOCK:
                 continue
             where = _placed(guest, wider[k])
-            for blocks in _in_order(guest)[:MAX_FILES]:
-                for s, first in stretches.beside(blocks, where, log):
-                    claims.setdefault(s, set()).add((k, first))
-        for s, told in claims.items():
+            vacant = [np.arange(a, b) for a, b in guest.vacant.tolist()]
+            for rows, told in ((_in_order(guest), claims), (vacant, freed)):
+                for blocks in rows[:MAX_FILES]:
+                    for s, first in stretches.beside(blocks, where, log):
+                        told.setdefault(s, set()).add((k, first))
+        for s, told in (freed | claims).items():
             if len(told) == 1:
                 (k, first), = told
                 n = int(stretches.count[s])

@@ -27,7 +27,9 @@ class Guest:
     volumes: (guest_offset, bytes) of the volumes that are its own; files: those that live in them. sure int64[n, 3]:
     file blocks (first, end; rising) and their delta, where points at both ends have a run at. read: the same object as
     long as the disk and its files are as they were, None where that is not known. ends: of the files, where they are
-    known; unit: in which the host gives out space, as the last round showed it.
+    known; unit: in which the host gives out space, as the last round showed it. vacant int64[n, 2]: file blocks (first,
+    end) that the guest holds free, and no deleted file that it knows had. rate: breaks by block of the image's
+    containers, as the last round showed them; 0 where that is not known.
     """
 
     start: int
@@ -38,6 +40,8 @@ class Guest:
     read: object = None
     ends: FileEnds = field(default_factory=FileEnds.none)
     unit: Unit = field(default_factory=Unit)
+    vacant: Int64s = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    rate: float = 0.0
 
 
 @dataclass(slots=True)

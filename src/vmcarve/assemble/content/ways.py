@@ -8,16 +8,20 @@ each place: a hidden Markov model, as in `unit_order`. No way is followed by its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
+Jumps = tuple[Singles, Singles]  # chance that the second comes behind the first; that none does
 ABSENT = 0.2  # chance that what comes next is none of the stretches
 HIDDEN = 0.15  # that a run ends amid a stretch which looks whole
+SCALE = 1e18  # of sums on their way
 MAX_WORK = 1 << 31  # ours: blocks times pairs of stretches
+MAX_UNLIKELY = 1 << 27  # ours: the same, where the stretches may well be of another kind than the gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,9 @@ class Gap:
     of each as the last, where no right end is known.
 
     left, right: what goes on from the piece before and up to the piece behind: (blocks, odds of every stretch behind
-    or before it), None where that is not known. across: the odds of the right one behind the left one.
+    or before it), None where that is not known. across: the odds of the right one behind the left one. borders: blocks
+    of the gap over which no stretch reaches, with the key in `meeting` of the odds, as above, of two that meet there.
+    likely: the chance that stretches of this kind fill it at all.
     """
 
     blocks: int
@@ -41,6 +47,9 @@ class Gap:
     right: tuple[int, Floats] | None
     rate: float  # breaks by block
     across: float = 1.0
+    borders: dict[int, int] = field(default_factory=dict[int, int])
+    meeting: dict[int, Floats] = field(default_factory=dict[int, Floats])
+    likely: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,7 @@ class Filled:
 def fill(gap: Gap) -> Filled | None:
     """The chances, None where the gap is too large to be asked."""
     n, count = gap.blocks, len(gap.length)
-    if n * (count + 2) ** 2 > MAX_WORK:
+    if n * (count + 2) ** 2 > (MAX_WORK if gap.likely == 1.0 else MAX_UNLIKELY):
         return None
     left, right, size = count, count + 1, count + 2
     length = np.zeros(size, np.int64)
@@ -72,80 +81,105 @@ def fill(gap: Gap) -> Filled | None:
     prior[left] = 0.0
     prior[right] = 1 / gap.rate if gap.right is not None else 0.0  # it goes on behind the gap
     prior /= max(float(prior.sum()), 1.0)
-    jump = odds * prior
-    jump *= 1 - ABSENT
-    none = np.full(size, ABSENT)  # that none of them comes behind it
     goes_on = np.flatnonzero(gap.next >= 0)
-    jump[goes_on] *= 1 - gap.stays[goes_on, None]
-    none[goes_on] *= 1 - gap.stays[goes_on]
-    jump[goes_on, gap.next[goes_on]] += gap.stays[goes_on]
-    all_ = jump.sum(axis=1) + none  # where one fits well, that speaks against all else
-    jump, none = jump / all_[:, None], none / all_
+    amid = _normed(odds * prior, np.full(size, ABSENT), goes_on, gap)
+    # another extent of the file begins there: what lies beside it on the image does not
+    kinds: dict[int, Jumps] = {}
+    for key, of_border in gap.meeting.items():
+        met = odds.copy()
+        met[:count, :count] = of_border
+        kinds[key] = _normed(met * prior, np.full(size, ABSENT), goes_on[:0], gap)
+    across = {x: kinds[key] for x, key in gap.borders.items()}
+    # whether what comes before each is not known either, against what it would be if nothing spoke of it
+    other = ABSENT / (ABSENT + (1 - ABSENT) * (odds * prior[:, None]).sum(axis=0))
+    other[gap.next[goes_on]] *= 1 - gap.stays[goes_on]
+    enter = np.append(prior[:right], 1.0) * gap.rate * other / ABSENT
     ends = np.zeros(size)
     if gap.right is None:
         ends[:count] = gap.ends
         ends[left] = 1.0
     out = gap.rate * HIDDEN if gap.right is not None else 1.0  # nothing known up to the very end, or beyond it
-    return _sums(length, jump, none, prior, ends, gap, out)
+    return _sums(length, amid, across, prior, enter, ends, gap, out)
 
 
-def _sums(length: Int64s, jump: Floats, none: Floats, prior: Floats, ends: Floats, gap: Gap, out: float) -> Filled:
-    """The sums over all ways. jump: chance that the second comes behind the first; none: that none does; out: to leave
-    what is unknown.
+def _normed(jump: Floats, none: Floats, goes_on: Int64s, gap: Gap) -> Jumps:
+    """(chance that the second comes behind the first, that none does). jump: the odds by how common each is; goes_on:
+    those of which it is known what follows on the image."""
+    jump = jump * (1 - ABSENT)
+    jump[goes_on] *= 1 - gap.stays[goes_on, None]
+    none[goes_on] *= 1 - gap.stays[goes_on]
+    jump[goes_on, gap.next[goes_on]] += gap.stays[goes_on]
+    all_ = jump.sum(axis=1) + none  # where one fits well, that speaks against all else
+    return (jump / all_[:, None]).astype(np.float32), (none / all_).astype(np.float32)
 
-    Lengths rise: of the stretches, the first ones can have ended at a block, and the first ones can begin there.
+
+def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, enter: Floats, ends: Floats, gap: Gap,
+          out: float) -> Filled:
+    """The sums over all ways. amid, across: of `_normed` for any block, and for borders; enter: chance that each comes
+    behind a block of what is unknown; out: to leave that.
+
+    Lengths rise: of the stretches, the first ones can have ended at a block, and the first ones can begin there. The
+    sums are SCALE times too high on their way, for they are held as singles: half of what is to be read for each block.
     """
     n, count = gap.blocks, len(gap.length)
     left, right = count, count + 1
     size = count + 2
     at = np.arange(n + 1)
     ended = np.searchsorted(length[:count], at, side="right").tolist()
-    fits = np.searchsorted(length[:count], n - at, side="right").tolist()
-    begin, end = np.zeros((n + 1, size)), np.zeros((n + 1, size))
+    limit = np.array([*gap.borders, n, n], np.int64)
+    limit = limit[np.minimum(np.searchsorted(limit, at, side="right"), len(limit) - 1)]
+    fits = np.searchsorted(length[:count], limit - at, side="right").tolist()
+    begin, end = np.zeros((n + 1, size), np.float32), np.zeros((n + 1, size), np.float32)
+    enters = enter.astype(np.float32)
     lasts = 1 - gap.rate * (1 - ABSENT)
+    first = 1 - gap.likely * (1 - ABSENT) if gap.left is None else HIDDEN  # that it begins with what is not known
     unknown = np.zeros(n + 2)  # that up to this block nothing known lies there
     last = n - int(length[right]) if gap.right is not None else -1
     of_left = int(length[left]) if gap.left is not None else -1  # blocks from the gap's begin
-    enter = prior * gap.rate
     numbers = np.arange(count)
     if gap.left is not None and of_left <= n:
-        end[of_left, left] = 1 - HIDDEN
+        end[of_left, left] = SCALE * (1 - HIDDEN)
     elif gap.left is None:
-        begin[0, :count] = (1 - ABSENT) * prior[:count]
-        begin[0, right] = 1 - ABSENT  # where it reaches so far
+        begin[0, :count] = SCALE * gap.likely * (1 - ABSENT) * prior[:count]
+        begin[0, right] = SCALE * gap.likely * (1 - ABSENT)  # where it reaches so far
     for x in range(n + 1):
         row, here, q, p = begin[x], end[x], ended[x], fits[x]
-        row[:p] += here[:q] @ jump[:q, :p] + unknown[x] * enter[:p]
+        jump, none = across.get(x, amid)
+        row[:p] += here[:q] @ jump[:q, :p] + np.float32(unknown[x]) * enters[:p]
         fresh = float(here[:q] @ none[:q])
         if x == of_left:
             row[:p] += here[left] * jump[left, :p]
             fresh += float(here[left]) * float(none[left])
         if x == last:
-            row[right] += float(here[: right] @ jump[: right, right]) + unknown[x] * gap.rate
+            row[right] += float(here[: right] @ jump[: right, right]) + unknown[x] * float(enters[right])
             end[n, right] += row[right]
         end[x + length[:p], numbers[:p]] += row[:p]
         if x == 0:
-            fresh += ABSENT if gap.left is None else HIDDEN
+            fresh += SCALE * first
         unknown[x + 1] = lasts * unknown[x] + fresh
-    after, before = np.zeros((n + 1, size)), np.zeros((n + 1, size))  # weight behind an end, and from a begin on
+    # weight behind an end, and from a begin on
+    after, before = np.zeros((n + 1, size), np.float32), np.zeros((n + 1, size), np.float32)
     all_ = float(end[n, right]) + float(end[n] @ ends) + float(unknown[n]) * out
     from_unknown = leaves = 0.0
-    after[n] = ends
+    out *= SCALE
+    after[n] = ends * SCALE
     for x in range(n, -1, -1):
         row, here, q, p = after[x], before[x], ended[x], fits[x]
+        jump, none = across.get(x, amid)
         here[:p] = after[x + length[:p], numbers[:p]]
         if x == last:
-            here[right] = 1.0
+            here[right] = SCALE
         if x < n:
             from_unknown = lasts * from_unknown + leaves
-        row[:q] += jump[:q, :p] @ here[:p] + none[:q] * from_unknown
+        row[:q] += jump[:q, :p] @ here[:p] + none[:q] * np.float32(from_unknown)
         row[:q] += jump[:q, right] * here[right]
         if x == of_left:
             row[left] += float(jump[left, :p] @ here[:p]) + none[left] * from_unknown + jump[left, right] * here[right]
-        leaves = float(here[:p] @ enter[:p]) + gap.rate * float(here[right]) + (out if x == n else 0.0)
+        leaves = float(here[:p] @ enters[:p]) + float(enters[right]) * float(here[right]) + (out if x == n else 0.0)
     if all_ <= 0:
         return Filled(np.zeros((n + 1, count)), 0.0, 0.0)
-    chance = begin * before / all_
-    kept = float(end[of_left, left] * after[of_left, left] / all_) if 0 <= of_left <= n else 0.0
+    all_ *= SCALE
+    chance = begin.astype(np.float64) * before / all_
+    kept = float(end[of_left, left]) * float(after[of_left, left]) / all_ if 0 <= of_left <= n else 0.0
     of_right = float(chance[last, right]) if gap.right is not None and last >= 0 else 0.0
     return Filled(chance[:, :count], kept, of_right)
