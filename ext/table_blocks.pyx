@@ -28,7 +28,6 @@ cdef enum:
     LAYOUTS = 4     # of a number: 4 or 8 bytes, its most significant byte last or first
 
 
-
 cdef bint blank(const uint8_t *row, Py_ssize_t length) noexcept nogil:
     cdef uint64_t word, told = 0
     cdef Py_ssize_t i, k
@@ -63,7 +62,7 @@ cdef bint may_begin(const row_rule *rule, int top) noexcept nogil:
 
 cdef class BlockSieve:
     cdef row_rule rule[MOST]
-    # by layout and most significant byte, which rules a number may fit: the first two numbers of a row settle nearly all
+    # by layout and most significant byte, which rules a number may fit: two numbers of a row settle nearly all
     cdef uint32_t top[LAYOUTS][256]
     cdef uint32_t sectors, blocks       # rules by their rows' width
     cdef uint64_t mask[MOST][2]
