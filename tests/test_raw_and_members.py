@@ -280,3 +280,19 @@ def test_tables_in_doubt_make_no_container_large_whose_data_lie_elsewhere(state:
                   checks=[Check("entries name each cluster once", False)],
                   regions=[Region(0, 64 << 10, "header"), Region(256 << 10, 64 << 10, "l2")])
     assert _most(c, 1 << 40) == most
+
+
+def test_a_copy_of_the_hosts_superblock_is_no_disk(tmp_path: Path) -> None:
+    """A journal may have the group descriptors right behind the superblock, and the root inode where they name it, and
+    ext3 has no checksum that says which is which: what bears the host's name is the host."""
+    image = tmp_path / "host"
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    run("mkfs.ext3", "-q", "-F", "-b", "4096", image, "64M")
+    with image.open("r+b") as file:
+        begin = file.read(1 << 20)
+        file.seek(40 << 20)
+        file.write(begin)
+    vmcarve.recover([image], tmp_path / "case", options=vmcarve.Options())
+    with pa.memory_map(str(tmp_path / "case" / "disks.arrow")) as source:
+        assert pa.ipc.open_file(source).read_all().num_rows == 0

@@ -92,7 +92,7 @@ def test_tables_at_other_distances_are_breaks_that_nobody_looked_for() -> None:
 
 
 def told(c: Candidate, files: int) -> None:
-    c.files = Files(np.zeros(files, np.int64), np.empty((0, 4), np.int64))
+    c.files, c.listed = Files(np.zeros(files, np.int64), np.empty((0, 4), np.int64)), files
 
 
 def test_a_round_that_loses_what_the_guest_told_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,9 +286,10 @@ def _volumes(image: Reader, table: pa.Table, claims: Claims, hosts_at: set[int])
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False)
     volumes = _starts(table.filter(first), "volume_offset", claims)
     copied = _copied(table, hosts_at)
+    of_hosts = _of_hosts(table, hosts_at)
     inside = Claims()  # volumes of the disks found so far are theirs
     for start in [*_behind_mbr(image, volumes), *volumes]:
-        if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start):
+        if start < 0 or start in hosts_at or claims.holds(start) or inside.holds(start) or start in of_hosts:
             continue
         found = describe(_from(image, start))
         if found and found[0].kind.startswith("luks"):
@@ -316,14 +317,27 @@ def _copied(table: pa.Table, hosts_at: set[int]) -> set[int]:
 
     Not where two begin so: one lies in a journal; nor what bears the name of a host.
     """
-    names = list(zip(table["module"].to_pylist(), table["identity"].to_pylist(), strict=True))
-    places = table["image_offset"].to_pylist()
+    names, places = _named(table)
     first = pc.fill_null(pc.equal(table["volume_offset"], 0), False).to_pylist()
     often = Counter(names)
     begins = Counter(name for name, one in zip(names, first, strict=True) if one)
-    of_hosts = {name for name, p in zip(names, places, strict=True) if p in hosts_at}
     return {p for p, name, one in zip(places, names, first, strict=True)
-            if one and name[1] is not None and often[name] > 1 and begins[name] == 1 and name not in of_hosts}
+            if one and name[1] is not None and often[name] > 1 and begins[name] == 1} - _of_hosts(table, hosts_at)
+
+
+def _of_hosts(table: pa.Table, hosts_at: set[int]) -> set[int]:
+    """Image offsets of what bears the name of a host: copies of its superblock lie in its journal, and a journal may
+    have the group descriptors behind one.
+    """
+    names, places = _named(table)
+    known = {name for name, p in zip(names, places, strict=True) if p in hosts_at and name[1] is not None}
+    return {p for name, p in zip(names, places, strict=True) if name in known}
+
+
+def _named(table: pa.Table) -> tuple[list[tuple[str, str | None]], list[int]]:
+    """(module, identity) of each row, and its image offset."""
+    names = list(zip(table["module"].to_pylist(), table["identity"].to_pylist(), strict=True))
+    return names, table["image_offset"].to_pylist()
 
 
 def _candidate(variant: str, start: int, size: int, claims: Claims, anchor: int) -> Candidate:
