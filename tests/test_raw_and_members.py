@@ -231,6 +231,22 @@ def test_extents_of_one_size_are_told_apart_by_the_guest(order: list[int], tmp_p
     assert raw_of(tmp_path / "case" / str(row["path"])) == data
 
 
+def test_extents_of_two_disks_are_shared_out(tmp_path: Path) -> None:
+    """Two disks are split alike, and no host tells a name. The last extents, which are smaller, show nothing alone, and
+    what one disk has is not the other's."""
+    disks = [disk(tmp_path / f"disk{n}", "gpt", n) for n in (3, 4)]
+    made = [extents(tmp_path, data, 6 * MIB, "SPARSE") for data in disks]
+    texts = [text.replace(b"12345678", b"1234567%d" % n) for n, (text, _) in enumerate(made)]
+    # without the text that qemu-img puts into each, which has its name
+    parts = [part[:28] + bytes(16) + part[44:512] + bytes(20 * 512) + part[21 * 512 :]
+             for _, some in made for part in some]
+    image_of(tmp_path / "image", [*texts, *[parts[i] for i in (4, 0, 2, 5, 3, 1)]])
+    rows = recovered(tmp_path / "image", tmp_path / "case")
+    paths = [str(r["path"]) for r in rows if r["variant"] == "twoGbMaxExtentSparse" and r["header_offset"] is None
+             or r["virtual_size"] == len(disks[0])]
+    assert sorted(raw_of(tmp_path / "case" / path) for path in paths) == sorted(disks)
+
+
 def test_a_flat_disk_in_several_extents_is_the_raw_disk_of_its_size(tmp_path: Path) -> None:
     """Its extents lie one behind the other: the descriptor is led to places inside one file, and QEMU reads it."""
     data = disk(tmp_path / "one", "gpt", 4)

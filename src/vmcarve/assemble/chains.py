@@ -26,9 +26,10 @@ def link(images: Sequence[Reader], items: list[Assembled]) -> None:
             by_identity.setdefault(identity, []).append(item)
         for name in item.names:
             by_name.setdefault(base_name(name), []).append(item)
+    nameless: set[int] = set()  # ids of what is an extent of one of them by what the guest says: it is no other's
     for item in items:
         _link_parent(item, by_identity, by_name)
-        _link_members(images, item, items, by_name)
+        _link_members(images, item, items, by_name, nameless)
     for item in items:
         seen = {item.disk_id}
         at = item
@@ -54,7 +55,7 @@ def _link_parent(item: Assembled, by_identity: dict[str, list[Assembled]],
 
 
 def _link_members(images: Sequence[Reader], item: Assembled, items: list[Assembled],
-                  by_name: dict[str, list[Assembled]]) -> None:
+                  by_name: dict[str, list[Assembled]], nameless: set[int]) -> None:
     used: set[int] = set()
     for member in item.container.members:
         if member.length <= 0 or member.kind in ("zero", "tar"):
@@ -64,7 +65,7 @@ def _link_members(images: Sequence[Reader], item: Assembled, items: list[Assembl
         if choice is not None:
             used.add(id(choice))
             item.members.append(Joined(member, choice))
-    join_nameless(images, item, items, used)
+    join_nameless(images, item, items, nameless)
 
 
 def _best(item: Assembled, choice: list[Assembled]) -> Assembled | None:

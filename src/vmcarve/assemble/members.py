@@ -29,7 +29,7 @@ def fits(candidate: Assembled, member: Member) -> bool:
 
 
 def join_nameless(images: Sequence[Reader], item: Assembled, items: list[Assembled], used: set[int]) -> None:
-    """Joins members that have no name to be known by. used: ids of the items that are members already; grows."""
+    """Joins members that have no name to be known by. used: ids of the items that are such members already; grows."""
     open_ = [m for m in item.container.members if m.length > 0 and m.kind not in ("zero", "tar")
              and all(m is not j.member for j in item.members)]
     free = [c for c in items if c is not item and id(c) not in used and not c.names and c.source == item.source]
@@ -38,12 +38,20 @@ def join_nameless(images: Sequence[Reader], item: Assembled, items: list[Assembl
         used.add(id(whole))
         item.members += [Joined(replace(m, file_offset=m.guest_offset), whole) for m in open_]
         return
-    for length in sorted({m.length for m in open_}):
-        places = [m for m in open_ if m.length == length]
-        alike = sorted((c for c in free if fits(c, places[0])), key=lambda c: c.header_offset or 0)
-        chosen = alike if len(places) == len(alike) == 1 else _best_order(images, item, places, alike)
-        used.update(id(c) for c in chosen)
-        item.members += [Joined(m, c) for m, c in zip(places, chosen, strict=False)]
+    lengths = sorted({m.length for m in open_}, reverse=True)  # the end alone tells nothing, beside the rest it may
+    while lengths:
+        left: list[int] = []
+        for length in lengths:
+            places = [m for m in open_ if m.length == length]
+            alike = sorted((c for c in free if id(c) not in used and fits(c, places[0])),
+                           key=lambda c: c.header_offset or 0)
+            chosen = alike if len(places) == len(alike) == 1 else _best_order(images, item, places, alike)
+            used.update(id(c) for c in chosen)
+            item.members += [Joined(m, c) for m, c in zip(places, chosen, strict=False)]
+            left += [] if chosen else [length]
+        if left == lengths:
+            break  # what was joined may tell of the rest, else nothing does
+        lengths = left
 
 
 def _whole(item: Assembled, members: list[Member], free: list[Assembled]) -> Assembled | None:
@@ -72,11 +80,15 @@ def _best_order(images: Sequence[Reader], item: Assembled, places: list[Member],
 
 
 def _agreement(disk: VirtualDisk) -> int:
-    """File ends of the guest that lie where they should, less those that cannot."""
-    def read() -> FileEnds:
-        spans = [(offset, length) for v in describe(disk) for offset, length, _ in v.partitions] or [(0, disk.size)]
-        return file_ends(open_volumes(disk, spans), GuestMap.flat(disk.size))
+    """File ends of the guest that lie where they should, less those that cannot; and its tables and volumes that agree
+    with themselves, as a table does with its copy at the disk's end.
+    """
+    def read() -> tuple[FileEnds, int]:
+        found = describe(disk)
+        spans = [(offset, length) for v in found for offset, length, _ in v.partitions] or [(0, disk.size)]
+        ends = file_ends(open_volumes(disk, spans), GuestMap.flat(disk.size))
+        return ends, sum(v.consistent is True for v in found)
 
-    ends = asked(read, FileEnds.none())
+    ends, sound = asked(read, (FileEnds.none(), 0))
     right, wrong = agree(disk, ends.file_offset, ends)
-    return right - wrong
+    return right - wrong + sound
