@@ -191,9 +191,9 @@ def report(results: list[Result], seeds: Sequence[int], command: str, pictures: 
             those whose every byte is still there. Live disks do not count. Levels are those of NIST's carving set.
             Beside ours: the simple rule of `benches/baseline.py`, and PhotoRec 7.1 (vdi, vmdk, cow; its share is of
             the container's blocks).""")],
-        ["## Goals", "", *table(results, rows.ASKED)],
-        ["## Nothing broken", "", *table(results, rows.UNBROKEN), "", *by_shape(results)],
-        ["## Beside", "", *table(results, rows.BESIDE)],
+        *([title, "", *table(results, asked), *more] for title, asked, more in (
+            ("## Goals", rows.ASKED, []), ("## Nothing broken", rows.UNBROKEN, ["", *by_shape(results)]),
+            ("## Beside", rows.BESIDE, [])) if any(row.takes(r["scene"]) for row in asked for r in results)),
         ["## What a grade is worth", "",
          *wrap("""
             The rate is of blocks of 4 KiB, taken as independent, which they are not; 'disks' says how many disks the
