@@ -11,6 +11,7 @@ import pytest
 from vmcarve.filemap import FileMap, FileView
 from vmcarve.host._fat_boot import parse_boot
 from vmcarve.host._fat_chains import Heap, read_table
+from vmcarve.host._fat_directory import continued
 from vmcarve.host.fat import FatVolume, open_volume
 from vmcarve.model import GUESSED, MISSING, RUN_DATA
 from vmcarve.source import BytesReader
@@ -103,3 +104,10 @@ def test_clusters_that_go_on_with_a_directory_are_read_where_they_lie(tmp_path: 
     assert len(right) == 60 and len(whole) >= 40
     assert len(files) == len(found) and found.keys() == right.keys()
     assert all(found[identity] == told for identity, told in whole.items())
+
+
+@pytest.mark.parametrize("size", [512, 4096])
+def test_no_clusters_go_on_with_nothing(size: int) -> None:
+    """A damaged table may leave none to look at."""
+    assert continued(np.zeros((0, size), np.uint8)).tolist() == []
+    assert continued(np.zeros((3, size), np.uint8)).tolist() == []

@@ -71,7 +71,8 @@ def of_directory(data: bytes, *, first: bool) -> bool:
 def continued(blocks: npt.NDArray[np.uint8]) -> I64:
     """Which of blocks uint8[n, 512 or more] go on with a directory: some long name in them is that of the entry behind
     it, as both say. Arrays in, arrays out, but for the few that look like it."""
-    rows = blocks[:, : LOOKED * ENTRY].reshape(len(blocks), -1, ENTRY)
+    looked = min(blocks.shape[1] // ENTRY, LOOKED)
+    rows = blocks[:, : looked * ENTRY].reshape(len(blocks), looked, ENTRY)
     likely = (rows[:, :, ATTRIBUTES] == LONG_NAME) & ~rows[:, :, [12, 26, 27]].any(axis=2)
     found = np.flatnonzero(likely.any(axis=1))
     return found[[of_directory(data := blocks[i].tobytes(), first=False) and _named(data) for i in found.tolist()]] \
