@@ -230,3 +230,28 @@ def test_unreadable_sectors_are_status_3(image: Path, tmp_path: Path, monkeypatc
     assert rows["vdi"]["bytes_missing"] == 3 * 512 and not rows["vdi"]["exact"]
     assert rows["qcow2"]["bytes_missing"] == 0
     assert "1536 bytes in 2 ranges could not be read" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_so_in_one_line() -> None:
+    """Also where the keys are pressed again while it is said."""
+    code = """if True:
+        import os, signal, sys
+        from vmcarve import cli
+        class Pressed:
+            def write(self, text):
+                os.kill(os.getpid(), signal.SIGINT)
+                sys.__stderr__.write(text)
+            def flush(self):
+                pass
+        class Parser:
+            def parse_args(self, argv):
+                return self
+            def run(self, args):
+                sys.stderr = Pressed()
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.pause()
+        cli._parser = Parser
+        sys.exit(cli.main([]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and len(_lines(done)) == 1 and "interrupted" in done.stderr

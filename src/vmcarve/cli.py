@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses the keys twice gets one line, too
         print("vmcarve: interrupted; the case is not complete (--resume goes on from a finished sweep)",
               file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         return 1
     except MemoryError:
         print("vmcarve: out of memory", file=sys.stderr)

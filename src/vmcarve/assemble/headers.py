@@ -169,7 +169,7 @@ def _anothers(hints: set[tuple[int, int]], one: tuple[int, Format, Led], opened:
         return False
     places = {start + f for f, _ in hints}
     for begin, other, led in opened:
-        if other is fmt and begin != start and places & _tables_of(led):
+        if other is fmt and begin != start:
             places -= _tables_of(led)
     return not places
 
