@@ -77,9 +77,8 @@ def replace_block(page: Path, block: str) -> None:
     page.write_text(f"{head}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
-def draw(facts: dict[str, Any], folder: Path) -> list[str]:
-    """Writes one SVG for the ratios and one for each family of series; returns the names."""
-    folder.mkdir(parents=True, exist_ok=True)
+def draw(facts: dict[str, Any]) -> dict[str, str]:
+    """One SVG for the ratios and one for each family of series, by its file's name."""
     pages: dict[str, str] = {}
     ratios = [r for r in records(facts) if r.unit in PLOTTED and r.figure is not None and r.figure > 0]
     for name, title, at_most in (("faster", "how many times as fast as the limit or the peer (mark: the goal)", False),
@@ -88,9 +87,7 @@ def draw(facts: dict[str, Any], folder: Path) -> list[str]:
             pages[f"{name}.svg"] = plots.bars(title, group)
     for name, group in series(facts).items():
         pages[f"{name.replace(' ', '-')}.svg"] = plots.lines(name, group)
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return list(pages)
+    return pages
 
 
 def trend(paths: list[Path], only: str) -> str:
@@ -129,11 +126,15 @@ def _report(words: list[str]) -> int:
     parser.add_argument("--summary", type=Path, metavar="JSON", help="writes the flat list for a CI")
     args = parser.parse_args(words)
     facts = load(args.run)
-    drawn = draw(facts, args.plots) if args.plots else sorted(p.name for p in Path("docs/plots").glob("*.svg"))
+    pages = draw(facts)
+    if args.plots:
+        args.plots.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (args.plots / name).write_text(text, encoding="utf-8")
     if args.summary:
         args.summary.write_text(json.dumps(summary(facts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.write:
-        replace_block(args.write, table(facts, args.run.name, drawn))
+        replace_block(args.write, table(facts, args.run.name, list(pages)))
     return 0
 
 

@@ -35,3 +35,11 @@ def test_what_a_container_stores_by_blocks_was_written(cluster: int, flat: bool,
     use = expect(c).use
     assert set(use[:4].tolist()) == {USED} and set(use[4 : BLOCKS // 2].tolist()) == {free}
     assert set(use[BLOCKS // 2 :].tolist()) == {FREE}, "what no table names is padding"
+
+
+def test_tables_that_tell_of_no_data_expect_nothing() -> None:
+    """Read through another map a container may name no block at all: nothing jumps there, and nothing breaks."""
+    container = Container("made", "", SIZE, [GuestDisk(SIZE, GuestMap.flat(SIZE, state=UNALLOCATED))], cluster=BLOCK)
+    c = Candidate(0, container, FileMap.build([(0, SIZE, 0, GUESSED, "continuity")]), lambda _: None)
+    found = expect(c)
+    assert len(found.jumps) == 0 and found.use.tolist() == [USED] + [FREE] * (BLOCKS - 1)

@@ -125,8 +125,8 @@ def expect(c: Candidate) -> Expectation:
         out[0] = USED
     order = np.flatnonzero(plain)[np.argsort(guest_map.file_offset[plain], kind="stable")]
     begin, length = guest_map.guest_offset[order], guest_map.length[order]
-    goes_on = np.append(False, (begin[1:] == begin[:-1] + length[:-1])
-                        & (np.diff(guest_map.file_offset[order]) == length[:-1]))
+    goes_on = np.zeros(len(order), bool)  # none where the tables, as they are read now, tell of no data
+    goes_on[1:] = (begin[1:] == begin[:-1] + length[:-1]) & (np.diff(guest_map.file_offset[order]) == length[:-1])
     jumps = guest_map.file_offset[order[~goes_on]]
     return Expectation(out, c.ends, np.concatenate(([0], np.cumsum(out == FREE))), jumps)
 

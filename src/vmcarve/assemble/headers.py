@@ -26,6 +26,7 @@ from ..model import (
 )
 from ..registry import formats
 from .candidate import Candidate
+from .left_out import doubt_zeros
 from .loose import Loose
 from .places import Places
 from .segments import BLOCK
@@ -83,6 +84,8 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     solve(image, candidates, places, room, others, loose=loose)
     for c, s in streams:
         settle_units(image, c, s)
+    for c in candidates:
+        doubt_zeros(c)
     theirs = Claims()
     for c in [c for c in others if not c.nested]:
         if c.settled:
