@@ -1,8 +1,8 @@
 """Blocks of tables that were taken for zeros, since nothing that fits lies where the file runs on.
 
-Two things look alike while a container is laid out: a host that keeps no block of zeros, and a table that was cut in two
-and whose rest lies elsewhere. On the first the file closes over them: what lies behind them in the file follows on the
-image what lies before. Only there the container says zero; elsewhere what the table would tell is lost.
+Two things look alike while a container is laid out: a host that keeps no block of zeros, and a table that was cut in
+two and whose rest lies elsewhere. On the first the file closes over them: what lies behind them in the file follows on
+the image what lies before. Only there the container says zero; elsewhere what the table would tell is lost.
 """
 
 from __future__ import annotations
