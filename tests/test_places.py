@@ -175,6 +175,20 @@ def test_a_disk_without_a_known_volume_has_its_own_partition_table(disks: list[D
         assert len(pins) == (1 if disk.table == "gpt" else 0)
 
 
+@pytest.mark.parametrize(("table", "volume", "own"), [(3, 9, True), (20, 9, False), (3, 900, False), (-3, 9, False)])
+def test_a_partition_table_on_the_way_to_the_volume_is_the_containers(table: int, volume: int, own: bool) -> None:
+    """A host that keeps no zeros brings both nearer to the header than they are in the file. table, volume: blocks from
+    the header to them; in the file they are 16 and 272."""
+    size, start, end = 64 * MIB, 50 * BLOCK, 41 * BLOCK - 512  # where the disk's last sector lies says nothing
+    container = Container("test", "", size + 16 * BLOCK, [GuestDisk(size, GuestMap.flat(size, 16 * BLOCK))])
+    at = np.array([start + table * BLOCK + 512, start + volume * BLOCK, end], np.int64)
+    places = Places(at, np.array([512, -1, size - 512]), np.array([-1, 0, -1]), np.array([False, True, False]),
+                    np.full(3, 512), np.full(3, size), ["gpt", "ext", "gpt"], ["table", "volume", "table"])
+    owned = Owned(MIB, size - 2 * MIB, 1, (volume - 272) * BLOCK)
+    pins = pins_of(container, start, [owned], places)
+    assert ((16 * BLOCK + 1023, int(at[0]) + 511) in pins) == own and len(pins) == (3 if own else 1)
+
+
 def test_a_volume_has_one_container_and_lies_whole_blocks_away(disks: list[Disk], tmp_path: Path) -> None:
     """Two headers of one disk, one volume: the nearer has it. No fragment begins amid a block of the host."""
     disk = disks[0]

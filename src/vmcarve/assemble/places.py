@@ -421,8 +421,8 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     """(file_offset, image_offset) of the structures of a container's own volumes and disk, rising.
 
     A partition table is its own when it says where the disk ends, and lies at the delta of one of its volumes (or, for
-    a disk without a known volume, at the header's); or anywhere, where units of this disk alone lie in any order. Of
-    structures of clones, which are alike, the one at the delta of the volume counts.
+    a disk without a known volume, at the header's), or on the way from the header to one; or anywhere, where units of
+    this disk alone lie in any order. Of clones, which are alike, the one at the delta of the volume counts.
     """
     guest_map = container.guests[0].map
     pins: dict[int, tuple[int, int]] = {}
@@ -453,7 +453,8 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
     size = container.virtual_size
     tables = np.flatnonzero((places.guest_offset >= 0) & (places.value <= size) & (places.value > size - SIZE_SLACK))
     near = {places.identity[i] for i in tables.tolist()
-            if scattered or _delta(guest_map, places, i, start) in deltas}
+            if scattered or _delta(guest_map, places, i, start) in deltas
+            or any(_on_the_way(guest_map, places, i, start, o) for o in owned)}
     rows = np.array([i for i in tables.tolist() if places.identity[i] in near and places.identity[i] is not None],
                     np.int64)
     add(places.guest_offset[rows], rows, next(iter(deltas)))
@@ -463,6 +464,17 @@ def pins_of(container: Container, start: int, owned: list[Owned], places: Places
 def _delta(guest_map: GuestMap, places: Places, i: int, start: int) -> int | None:
     f = int(to_file(guest_map, places.guest_offset[i : i + 1])[0])
     return None if f < 0 else int(places.image_offset[i]) - f - start
+
+
+def _on_the_way(guest_map: GuestMap, places: Places, i: int, start: int, volume: Owned) -> bool:
+    """Whether table `i` lies between a container's first byte and its volume, no way longer than in the file: a host
+    that leaves out what is zero brings them nearer to each other, and never apart.
+    """
+    rows = [i, volume.row]
+    behind = places.length[rows] - 1  # the last bytes: what is before them may be a hole of the host file
+    g = np.array([places.guest_offset[i], volume.guest_offset + max(0, int(places.volume_offset[volume.row]))])
+    f, p = to_file(guest_map, g + behind), places.image_offset[rows] + behind
+    return bool((f >= 0).all()) and 0 < p[0] - start <= f[0] and 0 < p[1] - p[0] <= f[1] - f[0]
 
 
 def has_plain(guest_map: GuestMap) -> bool:
