@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.host.written import needs
-from vmcarve.assemble.content.gaps import ALIKE, FOUND, Gaps, _Search
+from vmcarve.assemble.content import gaps as gaps_module
+from vmcarve.assemble.content.gaps import ALIKE, FOUND, Gaps, _Bits, _Search
 from vmcarve.assemble.content.want import Guest
 from vmcarve.assemble.host_units import Unit
 from vmcarve.assemble.tails import file_ends, open_volumes
@@ -146,3 +149,56 @@ def test_how_far_the_best_unit_of_a_gap_is_before_the_rest() -> None:
         next_ = worth[order[first[ALIKE]]] if len(first) > ALIKE else -np.inf
         best = worth[order[0]] if len(order) else -np.inf
         assert search._tells(0, chosen) == best - max(none, next_)
+
+
+def searched(n: int, content: list[int], own: list[Callable[[dict[int, int]], dict[int, float]]]) -> dict[int, int]:
+    """The units, by gap, that a search gives among n, of which gap i says own[i](chosen): bits by unit, others -9."""
+    def bits(gap: int, chosen: dict[int, int]) -> _Bits:
+        worth = np.full(n, -9.0)
+        for unit, value in own[gap](chosen).items():
+            worth[unit] = value
+        return _Bits(worth)
+
+    search = object.__new__(_Search)
+    search._gaps, search._content, search._contents = [(0, g) for g in range(len(own))], np.array(content), content
+    search._free = [gaps_module.Free(j, *[None] * 4) for j in range(n)]  # type: ignore[arg-type]
+    search._beside_chosen = bits  # type: ignore[method-assign]
+    return {g: at for (_, g), at in search.run().items()}
+
+
+def test_of_equal_assignments_each_is_asked_what_is_clear() -> None:
+    """Two units fit the first gap alike: which of them is in its place only the second gap tells."""
+    found = searched(12, list(range(12)), [lambda _: {0: 9.0, 1: 9.0},
+                                           lambda chosen: {2: 12.0} if chosen.get(0) == 1 else {}])
+    assert found == {0: 1, 1: 2}
+
+
+def test_copies_of_a_unit_do_not_fill_the_beam() -> None:
+    """A dozen times the same bytes for each of two gaps are one assignment, and leave room for the right one."""
+    found = searched(44, [0] * 12 + [1] * 12 + list(range(2, 22)),
+                     [lambda _: {**dict.fromkeys(range(12), 9.0), 24: 8.8}, lambda _: dict.fromkeys(range(12, 24), 9.0),
+                      lambda chosen: {25: 20.0} if chosen.get(0) == 24 else {}])
+    assert found.items() >= {0: 24, 2: 25}.items()
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_file_takes_units_of_its_kind(placed: bool, tmp_path: Path) -> None:
+    """Records of few bytes, at whose borders nothing goes on: what is placed of the file has the same bytes as often.
+    placed: whether anything of it is; else nothing tells its units from each other."""
+    rng = np.random.default_rng(2)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    kinds = [rng.choice(256, 24, replace=False).astype(np.uint8) for _ in range(2)]
+    for k, letters in enumerate(kinds):
+        (tree / f"{k}.bin").write_bytes(rng.choice(letters, 5 * SIZE).tobytes())
+    disk = ext4(tmp_path, tree, 8 * MIB)
+    units = [disk[at : at + SIZE] for at in range(0, len(disk), SIZE)]
+    noise = [rng.choice(kinds[1], SIZE).tobytes() if n % 2 else rng.bytes(SIZE) for n in range(20)]
+    image = b"".join([bytes(FIRST), *units, *noise])
+    places = [FIRST + u * SIZE for u in range(len(units))]
+    whole = guest(disk, places, set())
+    inside = [u for u in range(len(units)) if all(b in kinds[0] for b in units[u])]
+    lost = {inside[1]} if placed else set(inside)
+    found = filled(image, guest(disk, places, lost))
+    assert whole.files.run.size and len(inside) >= 3
+    assert found == ({inside[1]: places[inside[1]]} if placed else {})

@@ -22,10 +22,13 @@ from ...model import SECTOR, Reader
 from ..magics import MAGICS
 from ..segments import least_weight
 from ..tails import FileEnds, to_file
+from .alike import LEAST as LEAST_COUNTED
+from .alike import MOST_CELLS, counts, distances, within, worth
 from .joins import REACH, Kind, Shares, Side, before, behind, bits, kind_of
 from .want import BLOCK, Guest, Int64s, Told, U8s
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.uint32]  # see `alike.counts`
 MAX_UNITS = 4096  # ours: free units that are looked at
 MAX_PAIRS = 1 << 17  # ours: gaps times units
 MAX_BITS = 1 << 20  # ours: bits of units in gaps that are remembered; some 16 bytes each
@@ -34,6 +37,7 @@ MAX_LINKS = 24  # ours: of one gap
 LEAST = 1024  # bytes on each side of a border that tell anything
 HEAD = 1024  # files begin at multiples of it
 BEAM = 128  # ours: assignments that are followed
+ASKED, NEAR = 8, 4.0  # ours: of the best, those that are asked which gap is clear; bits behind the best
 END_RIGHT, END_OPEN, END_WRONG = 11.0, -2.0, -6.0  # bits: a file's end is there; zeros before it; data behind it
 BEGIN_RIGHT, BEGIN_OPEN, BEGIN_AMID = 5.0, -0.5, -4.0  # bits: a known magic where a file begins, none there, one amid
 LOOSE = -1.0  # bits that may speak against: between blocks of no file
@@ -47,7 +51,7 @@ SPAN = 30.0  # bits behind the best unit of a gap beyond which none is followed
 class Link:
     """A file of a guest goes on at byte `b` of its container behind byte `a` - 1; left, right: bytes of the file that
     lie in one piece there, before and behind. firm: the guest says so; else they are neighbours on its disk, and no
-    file's."""
+    file's. file: its number, -1 of none."""
 
     guest: int
     a: int
@@ -55,6 +59,7 @@ class Link:
     left: int
     right: int
     firm: bool
+    file: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Gaps:
     """by image offset and length: from round to round the unit may be another"""
     _sides: dict[tuple[int, int], Side] = field(default_factory=dict[tuple[int, int], Side])
     """what was looked at beside borders, by image offset and length (see _Search)"""
+    _counts: dict[tuple[int, int], Counts] = field(default_factory=dict[tuple[int, int], Counts])
+    """of the bytes of units, by image offset and length"""
     _units: int = 2
 
     def want(self, guests: list[Guest]) -> bool:
@@ -106,13 +113,15 @@ class Gaps:
 
     def _fill(self, known: list[dict[int, int]], unit: int) -> None:
         size = unit * BLOCK
-        links = [link for k, guest in enumerate(self._guests) for link in _links(k, guest, known[k], size)]
+        pieces = [_pieces(guest, size) for guest in self._guests]
+        links = [link for k, guest in enumerate(self._guests) for link in _links(k, guest, known[k], size, pieces[k])]
         gaps = sorted({(k.guest, f // size) for k in links for f in (k.a - 1, k.b)}
                       - {(g, u) for g, units in enumerate(known) for u in units})
         free = self._candidates({p for units in known for p in units.values()}, unit)
         if not gaps or not free or len(gaps) * len(free) > MAX_PAIRS:
             return
-        search = _Search(self.image, self._guests, known, unit, gaps, free, links, self._sides)
+        search = _Search(self.image, self._guests, known, unit, gaps, free, links, self._sides, pieces,
+                         self._counts)
         self._found.update(search.run())
 
     def _candidates(self, taken: set[int], unit: int) -> list[Free]:
@@ -152,11 +161,10 @@ def _known(guest: Guest, unit: int) -> dict[int, int]:
     return out
 
 
-def _links(number: int, guest: Guest, known: dict[int, int], size: int) -> list[Link]:
+def _links(number: int, guest: Guest, known: dict[int, int], size: int, piece: Int64s) -> list[Link]:
     """What follows what across a border of a gap, or from one piece of a file to the next in one. size: of a unit."""
-    piece = _pieces(guest, size)
     same = (piece[1:, 0] == piece[:-1, 0]) & (piece[1:, 1] == piece[:-1, 1] + piece[:-1, 3])
-    firm = np.column_stack((piece[:-1, 2] + piece[:-1, 3], piece[1:, 2], piece[:-1, 3], piece[1:, 3]))[same]
+    firm = np.column_stack((piece[:-1, 2] + piece[:-1, 3], piece[1:, 2], piece[:-1, 3], piece[1:, 3], piece[1:, 0]))
     spans = [to_file(guest.disk.map, np.array([g, g + n - 1], np.int64)) for g, n in guest.volumes]
     edge = np.concatenate([piece[:0, 0], *(np.arange(a // size + 1, b // size + 1) * size for a, b in spans)])
     begin = np.sort(piece[:, 2])
@@ -168,11 +176,12 @@ def _links(number: int, guest: Guest, known: dict[int, int], size: int) -> list[
     full = np.full(len(loose), REACH)
     out: list[Link] = []
     there = np.array(sorted(known), np.int64)
-    for pairs, told in ((firm, True), (np.column_stack((loose, loose, full, full)), False)):
+    loose = np.column_stack((loose, loose, full, full, np.full(len(loose), -1)))
+    for pairs, told in ((firm[same], True), (loose, False)):
         a, b = (pairs[:, 0] - 1) // size, pairs[:, 1] // size
         asked = (~np.isin(a, there) | ~np.isin(b, there)) & ~((a == b) & (pairs[:, 0] == pairs[:, 1]))
         asked &= (pairs[:, 2] >= LEAST) & (pairs[:, 3] >= LEAST)
-        out += [Link(number, i, j, left, right, told) for i, j, left, right in pairs[asked].tolist()]
+        out += [Link(number, i, j, left, right, told, file) for i, j, left, right, file in pairs[asked].tolist()]
     return out
 
 
@@ -225,8 +234,11 @@ class _Search:
 
     def __init__(self, image: Reader, guests: list[Guest], known: list[dict[int, int]], unit: int,
                  gaps: list[tuple[int, int]], free: list[Free], links: list[Link],
-                 sides: dict[tuple[int, int], Side]) -> None:
+                 sides: dict[tuple[int, int], Side], pieces: list[Int64s], kept: dict[tuple[int, int], Counts]) -> None:
         self._image, self._guests, self._known, self._unit = image, guests, known, unit
+        self._pieces, self._kept = pieces, kept
+        self._counted = np.empty((0, 1, 256), np.uint32)  # of the free units, when they are asked for
+        self._files: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
         self._size = unit * BLOCK
         self._gaps, self._free = gaps, free
         number = {gap: i for i, gap in enumerate(gaps)}
@@ -266,16 +278,22 @@ class _Search:
         beam: list[tuple[float, dict[int, int]]] = [(0.0, {})]
         left = set(range(len(self._gaps)))
         while left:
-            gap = max(left, key=lambda i: self._tells(i, beam[0][1]))
-            if self._tells(gap, beam[0][1]) < TELLS:
+            # of those that are about as likely one may tell what is beside its own unit, and the others nothing
+            asked = [chosen for score, chosen in beam[:ASKED] if score >= beam[0][0] - NEAR]
+            tells, gap = max((max(self._tells(i, chosen) for chosen in asked), -i) for i in left)
+            if tells < TELLS:
                 break
+            gap = -gap
             left.remove(gap)
             scores, units, counts = list[Floats](), list[Int64s](), list[int]()  # by state; unit -1: none of them
             for score, chosen in beam:
                 worth = self._worth(gap, chosen)
                 best = worth.max()
                 near = np.flatnonzero(worth > best - SPAN) if np.isfinite(best) else np.empty(0, np.int64)
-                scores.append(np.concatenate(([score + nothing], score + prior + worth[near])))
+                # of units with the same bytes one stands for all: else they would fill the beam with one assignment
+                _, one, alike = np.unique(self._content[near], return_index=True, return_counts=True)
+                near = near[one]
+                scores.append(np.concatenate(([score + nothing], score + prior + worth[near] + np.log2(alike))))
                 units.append(np.concatenate(([-1], near)))
                 counts.append(len(near) + 1)
             score_of, unit_of = np.concatenate(scores), np.concatenate(units)
@@ -356,7 +374,47 @@ class _Search:
         files[begins] = False
         out = np.where(self._magic[:, begins], BEGIN_RIGHT, BEGIN_OPEN).sum(axis=1)
         out += np.maximum(2 * BEGIN_AMID, BEGIN_AMID * np.count_nonzero(self._magic & files, axis=1))
-        return out + _ends(self._tails, inside, low)
+        return out + _ends(self._tails, inside, low) + self._of_file(guest, unit)
+
+    def _of_file(self, guest: int, unit: int) -> Floats:
+        """Bits of each free unit for being of one kind with what is placed of the file that has most of the unit."""
+        piece = self._pieces[guest]
+        there = piece[piece[:, 2] // self._size == unit]
+        if not len(there):
+            return np.zeros(len(self._free))
+        file, _, f, length = there[there[:, 3].argmax()].tolist()
+        placed = self._placed(guest, file)
+        if not placed.any():
+            return np.zeros(len(self._free))
+        return worth(distances(placed, self._counts_in(f - unit * self._size, length)))
+
+    def _placed(self, guest: int, file: int) -> Floats:
+        """float64[256]: the counts of what is placed of a file, as far as MOST_CELLS cells."""
+        if (guest, file) not in self._files:
+            out, left = np.zeros(256), MOST_CELLS
+            piece = self._pieces[guest]
+            for _, _, f, length in piece[(piece[:, 0] == file) & (piece[:, 3] >= LEAST_COUNTED)].tolist():
+                unit, low = divmod(f, self._size)
+                if left > 0 and unit in self._known[guest]:
+                    a, b = within(self._size, low, low + length)
+                    b = min(b, a + left)
+                    counted = self._count(self._known[guest][unit])
+                    out += counted[b].astype(np.float64) - counted[a]
+                    left -= b - a
+            self._files[guest, file] = out
+        return self._files[guest, file]
+
+    def _counts_in(self, low: int, length: int) -> Floats:
+        """float64[n, 256]: of bytes [low, low + length) of each free unit."""
+        if not len(self._counted):
+            self._counted = np.array([self._count(u.at) for u in self._free])
+        a, b = within(self._size, low, low + length)
+        return self._counted[:, b].astype(np.float64) - self._counted[:, a]
+
+    def _count(self, at: int) -> Counts:
+        if (at, self._size) not in self._kept:
+            self._kept[at, self._size] = counts(self._image.read(at, self._size).ljust(self._size, b"\0"))
+        return self._kept[at, self._size]
 
     def _in_files(self, guest: int, low: int) -> npt.NDArray[np.bool_]:
         """Which blocks of a unit of a guest's file are a file's; at what else files may begin nothing is said."""
@@ -387,8 +445,19 @@ class _Search:
                     row[j] = self._join(link, other, unit.at + link.b % self._size)
                 else:
                     row[j] = self._join(link, self._end(unit.at, link), other)
-            self._rows[key] = row if link.firm else np.maximum(row, LOOSE)
+            self._rows[key] = row + self._like(link, is_b, other) if link.firm else np.maximum(row, LOOSE)
         return self._rows[key]
+
+    def _like(self, link: Link, is_b: bool, other: int) -> Floats:
+        """Bits of each free unit for being of one kind with what the link joins it to, in a file of which nothing else
+        tells what it is (`_of_file` has asked then)."""
+        before, behind = ((link.a - link.left) % self._size, link.left), (link.b % self._size, link.right)
+        mine, its = (behind, before) if is_b else (before, behind)
+        if min(link.left, link.right) < LEAST_COUNTED or self._placed(link.guest, link.file).any():
+            return np.zeros(len(self._free))
+        counted = self._count(other - sum(before) if is_b else other - behind[0])
+        a, b = within(self._size, its[0], sum(its))
+        return worth(distances(counted[b].astype(np.float64) - counted[a], self._counts_in(*mine)))
 
     def _amid(self, link: Link) -> Floats:
         """Bits for each free unit, which has both ends of the link."""
