@@ -189,3 +189,17 @@ def test_pieces_are_tied_by_two_units(guests: dict[int, Path], tmp_path: Path) -
         votes = [f.votes(pins) for f in found if f.pieces.unit == 64 << 10]
     origins, count = votes[0]
     assert origins[0] == start and count[0] >= 2 and (len(count) == 1 or count[1] < count[0])
+
+
+@pytest.mark.parametrize(("behind", "there"), [(MIB, True), (3 * MIB, False), (88 * MIB, False)])
+def test_a_row_of_rising_numbers_far_from_a_disk_is_no_map_of_it(behind: int, there: bool) -> None:
+    """A raw disk anywhere behind such a row was given out as a VDI of which every block lies in its place."""
+    row = np.full((1, 4096), 0xFF, np.uint8)
+    row[0, :128] = np.arange(32, dtype="<u4").view(np.uint8)
+    fmt = formats()["vdi"]
+    assert fmt.shapes is not None and fmt.rebuild is not None
+    (pieces,) = fmt.shapes(row, np.zeros(1, np.int64))
+    first = np.where(pieces.image_offset == 0, 0, -1)
+    assert (first == 0).sum() == 1
+    made = fmt.rebuild(BytesReader(row.tobytes() + bytes(4096)), Clue(behind, 32 * MIB, pieces, first))
+    assert (made is not None) == there

@@ -17,6 +17,7 @@ from ._stowed import in_row
 BLOCK = 1 << 20  # of every known writer's default
 FREE, ZERO = 0xFFFF_FFFF, 0xFFFF_FFFE
 MAX_BLOCKS = 1 << 24
+MOST_BEHIND = 2 * BLOCK  # bytes between a map and its blocks in no known layout: one that made room for a longer map
 NUMBERS = Numbers(ranges=((0, MAX_BLOCKS - 1), (ZERO, FREE)))
 ROWS = (NUMBERS.rule("<u4"),)
 # (map, alignment of what follows): QEMU (seen), VirtualBox (VDI.cpp)
@@ -66,7 +67,7 @@ def _places(begins: int, origin: int, blocks: int) -> Iterator[tuple[int, int]]:
         data_at = map_at + origin - begins
         if data_at == -(-(map_at + 4 * blocks) // step) * step:
             yield map_at, data_at
-    if origin - begins >= 4 * blocks:
+    if 4 * blocks <= origin - begins <= 4 * blocks + MOST_BEHIND:  # else any row of rising numbers on the image is one
         yield SECTOR, SECTOR + origin - begins
 
 
