@@ -217,6 +217,23 @@ def test_ext4_journal_copies_name_the_table(tmp_path: Path) -> None:
         assert data[at + 0x64 : at + 0x68] == data[origin + 0x64 : origin + 0x68]
 
 
+@pytest.mark.parametrize("block", [1024, 4096])
+def test_ext4_a_journals_superblock_tells_where_it_begins(block: int, tmp_path: Path) -> None:
+    """By the volume's UUID, also when every inode is lost; that of another volume's journal tells nothing."""
+    head = bytes.fromhex("c03b399800000004")
+    made: list[bytes] = []
+    for identity in IDS:
+        disk = make(tmp_path, 32 * MIB, "mkfs.ext4", "-q", "-F", "-I", "256", "-O", "metadata_csum", "-b", str(block),
+                    "-U", identity)
+        made.append(disk.image.read_bytes())
+    at = made[0].index(head)
+    table = re.search(r"Inode table at (\d+)-", run("dumpe2fs", disk.image))
+    assert table is not None
+    lost = (int(table[1]) * block, 16 * 256)
+    assert feed(the_placer(ext.HOST, made[0], (lost,)), cut(made[0], 1))[at] == {at}
+    assert made[1].index(head) not in feed(the_placer(ext.HOST, made[0]), cut(made[1], 2))
+
+
 @pytest.mark.parametrize("options", [("-I", "256", "-O", "^metadata_csum"), ("-I", "128", "-O", "metadata_csum")])
 @needs("mkfs.ext4")
 def test_ext4_without_whole_checksums_has_no_placer(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """Loose inodes of an ext4 volume place themselves: under metadata_csum an inode's checksum gives its number back.
 
-Blocks of the inodes' extent trees do so too (`_ext_tree_placer`).
+Blocks of the inodes' extent trees do so too (`_ext_tree_placer`), and the first of the journal (`_ext_log_placer`).
 
 The checksum of an inode is CRC-32C over the volume's seed, the inode's number, its generation and its bytes. CRC can
 be run backwards: from the stored sum through the bytes that are there to the state behind the number, and the four
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ..model import Placer, Reader
 from . import _ext_super as super_
 from ._blocks import state_before_rows
+from ._ext_log_placer import LogHead
 from ._ext_tree_placer import TreeBlocks
 
 I64 = npt.NDArray[np.int64]
@@ -97,11 +98,11 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
     if not groups.good.any():
         return None
     size, tables, good = sb.inode_size, groups.inode_table, groups.good
-    trees = TreeBlocks(reader, sb, groups)
+    trees, log = TreeBlocks(reader, sb, groups), LogHead(sb)
 
     def find(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
-        slots, blocks = find_slots(data), trees.find(data)
-        return np.concatenate((slots[0], blocks[0])), np.concatenate((slots[1], blocks[1]))
+        found = find_slots(data), trees.find(data), log.find(data)
+        return np.concatenate([at for at, _ in found]), np.concatenate([place for _, place in found])
 
     def find_slots(data: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
         picked, state = _inodes(data, size)
