@@ -73,10 +73,12 @@ def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, besi
     best = close if close.likelihood > free.likelihood else free
     if borders is not None and n <= MAX_STREAMS:
         asked = borders()
-        chance, told = place_streams(weight, hole, asked, np.arange(n) if number is None else number, beside)
-        if asked.in_turns or told > best.of_weight:  # what else it asks the others do not
+        # what else it asks the others do not: the weights decide
+        least = -np.inf if asked.in_turns else best.of_weight
+        chance = place_streams(weight, hole, asked, np.arange(n) if number is None else number, beside, least)
+        if chance is not None:
             place = _given(chance.argmax(axis=0), chance.max(axis=0), LIKELY, m)
-            return Order(anchored(place, weight, asked, beside), best.likelihood, told, best.follows)
+            return Order(anchored(place, weight, asked, beside), best.likelihood, best.of_weight, best.follows)
     return best
 
 

@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.floating[Any]]  # of 32 bits
 Bools = npt.NDArray[np.bool_]
 
-ROUNDS = 8
+ROUNDS, JUDGED = 8, 3  # and after how many the model is judged
 NEAR = 16  # units of the file: steps to here have a chance each, longer ones share that of their size
 LONGER = 1.5  # and the sizes rise by this
 # chances of steps before any was seen: to the next unit, to one near by, farther on, back to near by, farther back
@@ -84,10 +84,10 @@ class _Steps:
         return np.take_along_axis(by_bin, self._bin[self._number[None, :] - self._number[:, None] + self._span], axis=1)
 
 
-def place_streams(weight: Floats, hole: Floats, borders: Borders, number: Int64s, beside: Bools
-                  ) -> tuple[Floats, float]:
-    """The chance float64[m, n] of each unit of the file for each place of the guest, and the likelihood of the weights
-    (see `unit_order.Order`), by the model above.
+def place_streams(weight: Floats, hole: Floats, borders: Borders, number: Int64s, beside: Bools,
+                  least: float = -np.inf) -> Floats | None:
+    """The chance float64[m, n] of each unit of the file for each place of the guest by the model above; None where it
+    makes the weights less likely than `least` (the logarithm of how likely, against no weights).
 
     weight float64[n, m], hole float64[m], beside bool[m - 1]: see `unit_order.order_units`. number int64[n], rising:
     of the units in the file. Costs ROUNDS times m products of a row with a matrix n by n, less what is as good as told.
@@ -98,14 +98,14 @@ def place_streams(weight: Floats, hole: Floats, borders: Borders, number: Int64s
     out = float(np.clip(1.0 - n / m, LEAST, MOST))
     chain.stays_out, chain.leaves_out = STAYS_OUT, min(0.5, (1.0 - STAYS_OUT) * out / (1.0 - out))
     told, chance = np.zeros((m, n)), np.zeros((m, n))
-    for _ in range(ROUNDS):
+    for k in range(ROUNDS):
         chain.step(on.chances(), over.chances())
-        chance, none, _ = chain.sums(told)
+        if k == JUDGED and np.isfinite(least) and chain.of_weights() < least:
+            return None
+        chance, none = chain.sums(told)[:2]
         _learn(on, over, chance, none, number, beside)
         told += DAMPED * (_one_place_each(chance, told) - told)
-    chain.step(on.chances(), over.chances())
-    told[:] = 0.0
-    return chance, chain.sums(told)[2] - chain.without(told)
+    return chance
 
 
 class _Chain:
@@ -159,11 +159,11 @@ class _Chain:
                 a, b = a / whole, b / whole
         return chance, left, total
 
-    def without(self, told: Floats) -> float:
-        """The logarithm of the sum without the weights."""
-        nothing = copy(self)
-        nothing._weight = np.zeros_like(self._weight)
-        return nothing.sums(told)[2]
+    def of_weights(self) -> float:
+        """The logarithm of how likely the weights make the sum, against none."""
+        told, nothing = np.zeros_like(self._weight), copy(self)
+        nothing._weight = told
+        return self.sums(told)[2] - nothing.sums(told)[2]
 
     def _row(self, p: int, told: Floats) -> tuple[Singles, float, float]:
         """Of place p: what speaks for each unit, and for none, over the best of it; the logarithm of that."""
