@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .._ext.unit_chances import unit_chances
 from .unit_joins import Borders
-from .unit_streams import anchored, place_streams
+from .unit_streams import ANCHOR, anchored, place_streams
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -32,6 +32,7 @@ LEAST_STAY, MOST_STAY = 0.2, 0.99  # see _stay_out
 SURE = 0.9  # a place as likely as this is taken from all others
 LIKELY = 0.8  # and one as likely is given in the end: the rate comes from runs that were found, and is rather too long
 ROUNDS = 6
+LEAST_HELD = 4  # units that are held in a place by themselves, for several writes to be told apart
 MAX_STREAMS = 1 << 11  # ours: units whose borders are all weighed against each other; some 64 bytes for each pair
 NEAR = 0.8  # of a copy with several writes under way: how a step's chance falls with each unit that it is longer
 STRAY = 0.1  # and the share of its steps that are of any length: over what is empty, and to what came late
@@ -71,7 +72,8 @@ def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, besi
         return rising
     close = _settle(weight, None, joined, beside, NEAR)
     best = close if close.likelihood > free.likelihood else free
-    if borders is not None and n <= MAX_STREAMS:
+    held = np.count_nonzero((weight >= ANCHOR).any(axis=1))
+    if borders is not None and held >= LEAST_HELD and n <= MAX_STREAMS:
         asked = borders()
         # what else it asks the others do not: the weights decide
         least = -np.inf if asked.in_turns else best.of_weight
