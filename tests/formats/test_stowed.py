@@ -11,7 +11,8 @@ from tests.helpers import run
 from tests.host.written import needs
 from tests.makers import vhd, vma, xva
 from vmcarve.disk import VirtualDisk
-from vmcarve.model import DATA, HOLE, Reader
+from vmcarve.filemap import FileMap, FileView
+from vmcarve.model import DATA, GUESSED, HOLE, MISSING, Reader
 from vmcarve.registry import formats
 from vmcarve.source import BytesReader
 
@@ -264,3 +265,74 @@ def test_hostile_files_end(name: str) -> None:
             data = m.state == DATA
             assert (m.file_offset[data] + m.stored[data] <= len(content)).all()
             assert stowed.unit % 4096 == 0
+
+
+def interleaved(writes: list[list[int]]) -> tuple[bytes, dict[int, int], dict[int, int]]:
+    """A qcow2 of 512-byte clusters without header, as QEMU gives clusters out to writes that go on in turns: the table
+    of the next span right behind the clusters of the one before. With file offsets of the tables, and of what they
+    name."""
+    out = bytearray(8 * 512)
+    tables: dict[int, int] = {}
+    begins: dict[int, int] = {}
+    rng = np.random.default_rng(1)
+
+    def table(span: int) -> None:
+        tables[span] = len(out)
+        out.extend(bytes(512))
+
+    for turn in range(max(len(w) for w in writes)):
+        for write in writes:
+            if turn >= len(write):
+                continue
+            span = write[turn]
+            if span not in tables:
+                table(span)
+            begins[span] = len(out)
+            entries = np.arange(begins[span], begins[span] + 64 * 512, 512).astype(np.uint64) | np.uint64(1 << 63)
+            out[tables[span] : tables[span] + 512] = entries.astype(">u8").tobytes()
+            out.extend(rng.integers(0, 256, 64 * 512, np.uint8).tobytes())
+            if turn + 1 < len(write):
+                table(write[turn + 1])
+    return bytes(out), tables, begins
+
+
+def units_of(view: Reader) -> tuple[list[int], np.ndarray]:
+    """The file offsets of the units of a qcow2 of 512-byte clusters, -1 what is lost, and their links."""
+    stow = formats()["qcow2"].stow
+    assert stow is not None
+    stowed = next(s for s in stow(view) if s.unit == 64 * 512)
+    m = stowed.map
+    guest = np.arange(int(m.length.sum()) // stowed.unit) * stowed.unit
+    row = np.searchsorted(m.guest_offset, guest, "right") - 1
+    assert stowed.links is not None
+    return np.where(m.state[row] == DATA, m.file_offset[row] + guest - m.guest_offset[row], -1).tolist(), stowed.links
+
+
+def test_tables_behind_the_clusters_of_others_say_what_follows_what() -> None:
+    """Two writes in turns: each unit is linked to the next of its own write, the last shows that nothing follows."""
+    content, _, begins = interleaved([list(range(20, 28)), list(range(40, 48))])
+    places, links = units_of(BytesReader(content))
+    which = [next(n for n, at in begins.items() if at == place) for place in places]
+    linked = {(which[i], which[j]) for i, j in enumerate(links[:, 0].tolist()) if j >= 0}
+    assert linked == {(n, n + 1) for n in [*range(20, 27), *range(40, 47)]}
+    assert [links[which.index(n), 0] for n in (27, 47)] == [-1, -2]  # behind the last one the file ends
+    assert links[which.index(21), 1] == which.index(20)
+
+
+def test_what_a_lost_table_covered_is_a_unit_between_the_others() -> None:
+    """A table is overwritten: the clusters that nothing names lie at their place in the order; where those of two such
+    lie side by side it is not told which they are, but that there are two."""
+    content, tables, begins = interleaved([list(range(20, 28)), list(range(40, 48))])
+
+    def without(*missing: int) -> list[int]:
+        rows: list[tuple[int, int, int, str, str]] = []
+        at = 0
+        for low in [*missing, len(content)]:
+            rows += [(at, low - at, at, GUESSED, ""), (low, 512 if low < len(content) else 0, -1, MISSING, "")]
+            at = low + 512
+        return units_of(FileView(BytesReader(content), FileMap.build(rows)))[0]
+
+    whole = sorted(begins.values())
+    assert without() == without(tables[24]) == whole
+    beside = {begins[24], begins[44]}
+    assert without(tables[24], tables[44], tables[25]) == [-1 if place in beside else place for place in whole]

@@ -57,7 +57,7 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         return None
     flat = Container("raw", "", size, [GuestDisk(size, GuestMap.flat(size))])
     count, places = -(-units.size // stowed.unit), -(-size // stowed.unit)
-    laid = UnitRound(stowed.unit, count, found.begins, found.parts)
+    laid = UnitRound(stowed.unit, count, found.begins, found.parts, links=stowed.links)
     rows = [(0, min(size, units.size), 0, GUESSED, UNTRIED)]
     if told is not None:
         laid.told = told

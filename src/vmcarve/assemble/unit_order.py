@@ -10,12 +10,15 @@ of each break counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .._ext.unit_chances import unit_chances
+from .unit_joins import Borders
+from .unit_streams import ANCHOR, anchored, place_streams
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -29,6 +32,8 @@ LEAST_STAY, MOST_STAY = 0.2, 0.99  # see _stay_out
 SURE = 0.9  # a place as likely as this is taken from all others
 LIKELY = 0.8  # and one as likely is given in the end: the rate comes from runs that were found, and is rather too long
 ROUNDS = 6
+LEAST_HELD = 4  # units that are held in a place by themselves, for several writes to be told apart
+MAX_STREAMS = 1 << 11  # ours: units whose borders are all weighed against each other; some 64 bytes for each pair
 NEAR = 0.8  # of a copy with several writes under way: how a step's chance falls with each unit that it is longer
 STRAY = 0.1  # and the share of its steps that are of any length: over what is empty, and to what came late
 
@@ -36,24 +41,28 @@ STRAY = 0.1  # and the share of its steps that are of any length: over what is e
 @dataclass(frozen=True, slots=True)
 class Order:
     """place int64[n]: the guest's unit for each unit of the file, -1 not known, none twice. likelihood: the logarithm
-    of the evidence's, against no evidence.
+    of the evidence's, against no evidence; of_weight: of that of the weights, against none of them.
 
     follows: how often the guest's next unit is the next of the file.
     """
 
     place: Int64s
     likelihood: float
+    of_weight: float
     follows: float
 
 
-def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, beside: Bools | None = None) -> Order:
-    """Of three kinds of order that under which the evidence is likelier: rising (some units are left out), any, or any
-    with most steps to what is near, which is asked only where the units do not rise.
+def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, beside: Bools | None = None,
+                borders: Callable[[], Borders] | None = None, number: Int64s | None = None) -> Order:
+    """Of four kinds of order that under which the evidence is likelier: rising (some units are left out); where the
+    units do not rise: any, any with most steps to what is near, or that of several writes at a time (`unit_streams`).
 
     weight float64[n, m]: what speaks for unit i of the file being unit j of the guest (log of a likelihood ratio).
     hole float64[m]: what speaks for a file written from front to back leaving unit j out. joined float64[n - 1]: what
     speaks for unit i + 1 being the guest's next behind unit i, wherever that is. All of it as weight. beside
-    bool[m - 1]: whether unit j + 1 follows unit j in the guest; None: always.
+    bool[m - 1]: whether unit j + 1 follows unit j in the guest; None: always. borders: what speaks for each unit being
+    the guest's next behind any; without it several writes at a time are not asked. number int64[n], rising: of the
+    units in the file; None: one after the other.
     """
     n, m = weight.shape
     joined = np.zeros(max(0, n - 1)) if joined is None else joined
@@ -62,7 +71,17 @@ def order_units(weight: Floats, hole: Floats, joined: Floats | None = None, besi
     if rising.likelihood > free.likelihood:
         return rising
     close = _settle(weight, None, joined, beside, NEAR)
-    return close if close.likelihood > free.likelihood else free
+    best = close if close.likelihood > free.likelihood else free
+    held = np.count_nonzero((weight >= ANCHOR).any(axis=1))
+    if borders is not None and held >= LEAST_HELD and n <= MAX_STREAMS:
+        asked = borders()
+        # what else it asks the others do not: the weights decide
+        least = -np.inf if asked.in_turns else best.of_weight
+        chance = place_streams(weight, hole, asked, np.arange(n) if number is None else number, beside, least)
+        if chance is not None:
+            place = _given(chance.argmax(axis=0), chance.max(axis=0), LIKELY, m)
+            return Order(anchored(place, weight, asked, beside), best.likelihood, best.of_weight, best.follows)
+    return best
 
 
 def _settle(weight: Floats, hole: Floats | None, joined: Floats, beside: Bools, near: float = 0.0) -> Order:
@@ -93,8 +112,9 @@ def _settle(weight: Floats, hole: Floats | None, joined: Floats, beside: Bools, 
         left[fixed, place[fixed]] = weight[fixed, place[fixed]]
     chance, _, _ = chances(left, joined)
     best = chance.argmax(axis=1)
-    told = chances(weight, joined)[1] - chances(np.zeros((n, m)), np.zeros_like(joined))[1]
-    return Order(_given(best, chance[np.arange(n), best], LIKELY, m), told, follows)
+    told, nothing = chances(weight, joined)[1], np.zeros((n, m))
+    return Order(_given(best, chance[np.arange(n), best], LIKELY, m), told - chances(nothing, np.zeros_like(joined))[1],
+                 told - chances(nothing, joined)[1], follows)
 
 
 def _given(best: Int64s, most: Floats, least: float, m: int) -> Int64s:

@@ -15,10 +15,10 @@ from ..registry import hosts
 from .align import COSTS, FREE, UNKNOWN, USED
 from .breaks import Expectation
 from .candidate import Candidate
-from .content.joins import REACH, Kind, Shares, before, behind, bits
 from .host_units import Unit
 from .places import free_space
 from .segments import BLOCK, Points
+from .unit_joins import Borders, Zeros, joined
 from .unit_order import NEVER, order_units
 
 Int64s = npt.NDArray[np.int64]
@@ -31,8 +31,6 @@ RULE = "units"
 BEGIN = "volume-begin"  # not the disk's own: from a copy
 STEP = 4 << 20
 MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
-INSIDE = 0.7  # share of the borders of units that lie inside a file
-MAX_JOINED = 1 << 14  # ours: units of which what goes on is asked
 LEAST_ALONE = 20.0  # nats that speak for a unit's place whatever the others do: a structure that states its place
 LOGGED = 1 << 10  # bytes of the smallest block of a log
 UNTOLD, NO_UNIT = -1, -2
@@ -116,7 +114,9 @@ class UnitRound:
     told: Int64s = field(default_factory=lambda: np.empty(0, np.int64))  # see Open; empty: nothing is told
     full: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    links: Int64s | None = None  # see model.Stowed
     joined: Floats | None = None  # see order_units
+    borders: tuple[bytes, Borders] | None = None  # of the units with these numbers
     in_phase: float = 0.0  # share of the points that lie at one place in both units
     copies: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # in logs, of other blocks
     filled: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  # see _blocks
@@ -138,7 +138,7 @@ class UnitRound:
         place = np.maximum(self.told, -1) if len(self.told) else np.full(n, -1, np.int64)
         self.sure, self.spoken, self.alone = 0.0, 0, np.zeros(n, np.bool_)
         for part in Open.parts(self.told if len(self.told) else np.full(n, UNTOLD), m):
-            self._lay(part, place, spoken(points, c.start // BLOCK, per, part, self.copies), use.reshape(m, per))
+            self._lay(image, part, place, spoken(points, c.start // BLOCK, per, part, self.copies), use.reshape(m, per))
         rows = self.rows(place, c.container.size)
         runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
                 for f, length, p, *_ in rows if p >= 0]
@@ -147,24 +147,34 @@ class UnitRound:
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
 
-    def _lay(self, part: Open, place: Int64s, told: Floats, use: npt.NDArray[np.uint8]) -> None:
+    def _lay(self, image: Reader, part: Open, place: Int64s, told: Floats, use: npt.NDArray[np.uint8]) -> None:
         """Sets the places of the units of a part."""
         part, told = self._lay_filled(part, place, told)
         if not len(part.units) or not len(part.places):
             return
         n, per = self.count, self.unit // BLOCK
-        weight = told + fitting(use[part.places], _shaped(self.full, n, per)[part.units],
-                                _shaped(self.known, n, per)[part.units])
+        full, known = (_shaped(blocks, n, per)[part.units] for blocks in (self.full, self.known))
+        weight = told + fitting(use[part.places], full, known)
         part.hold(weight)
         follow = np.diff(part.units) == 1
         goes_on = np.where(follow, self.joined[part.units[:-1]], 0.0) if self.joined is not None else None
-        order = order_units(weight, left_out(use)[part.places], goes_on, np.diff(part.places) == 1)
+        order = order_units(weight, left_out(use)[part.places], goes_on, np.diff(part.places) == 1,
+                            lambda: self._borders(image, part.units, full, known), part.units)
         placed = np.flatnonzero((order.place >= 0) & part.untold)
         speaks = told[placed, order.place[placed]]
         self.sure += float(speaks.sum())
         self.spoken += int(np.count_nonzero(speaks))
         self.alone[part.units[placed[speaks >= LEAST_ALONE]]] = True
         place[part.units[placed]] = part.places[order.place[placed]]
+
+    def _borders(self, image: Reader, units: Int64s, full: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]
+                 ) -> Borders:
+        """What speaks for each of the units being the next behind each; asked once, for no round changes it."""
+        key = units.tobytes()
+        if self.borders is None or self.borders[0] != key:
+            links = np.full((self.count, 2), -2) if self.links is None else self.links
+            self.borders = key, Borders.of(image, self.unit, units, Zeros.of(full, known), links)
+        return self.borders[1]
 
     def _lay_filled(self, part: Open, place: Int64s, told: Floats) -> tuple[Open, Floats]:
         """Sets the places of units that hold one byte over and over, where something says that this lies there; returns
@@ -344,27 +354,6 @@ def left_out(use: npt.NDArray[np.uint8]) -> Floats:
     """float64[m], nats: what speaks for a copy from front to back leaving a unit out, as the guest uses its blocks."""
     return np.where((use == USED).any(axis=1), LEFT_OUT[USED],
                     np.where((use == FREE).all(axis=1), LEFT_OUT[FREE], LEFT_OUT[UNKNOWN]))
-
-
-def joined(image: Reader, n: int, unit: int) -> Floats:
-    """float64[n - 1], nats: what speaks for a unit being the guest's next behind the one before it, by what goes on.
-
-    Most borders of units lie inside files; at the others anything may follow. Where a side is as even as ciphertext it
-    may be that, and says nothing.
-    """
-    out = np.zeros(max(0, n - 1))
-    if n > MAX_JOINED:
-        return out
-    reach = min(REACH, unit)
-    sides = [(before(image.read((i + 1) * unit - reach, reach).ljust(reach, b"\0")),
-              behind(image.read(i * unit, reach).ljust(reach, b"\0"))) for i in range(n)]
-    shares = Shares.of((b.kind, b.fill) for _, b in sides)
-    for i in range(n - 1):
-        even = Kind.DENSE in (sides[i][0].kind, sides[i + 1][1].kind)
-        if not even and not image.missing((i + 1) * unit - reach, reach) and not image.missing((i + 1) * unit, reach):
-            odds = 2.0 ** bits(sides[i][0], sides[i + 1][1], shares)
-            out[i] = np.log(INSIDE * odds + 1.0 - INSIDE)
-    return out
 
 
 def _shaped(blocks: npt.NDArray[Any], n: int, per: int) -> npt.NDArray[Any]:

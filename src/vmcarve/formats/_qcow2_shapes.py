@@ -86,11 +86,17 @@ def stow(reader: Reader) -> Iterable[Stowed]:
 
     yield from by_streams(reader, entries)
     sizes = [1 << bits for bits in range(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS + 1)]
-    yield from by_tables(reader, sizes, ">u8", places)
+    yield from by_tables(reader, sizes, ">u8", places, spare=_refcounts)
     yield from by_tables(reader, [n for n in sizes if n >= 1 << EXTENDED_MIN_CLUSTER_BITS], ">u8",
                          lambda words: _extended(words, places(words[:, :, 0])), parts=_subclusters)
     yield from in_row(0, reader.size, USUAL_CLUSTER)
     yield from in_row(0, reader.size, PIECE)
+
+
+def _refcounts(cluster: bytes) -> bool:
+    """Whether a cluster is one of refcounts as QEMU writes them unless it is told otherwise: ones of 16 bits, and zeros
+    behind them."""
+    return cluster[:4] == 2 * b"\0\1" and set(cluster[1::2]) <= {0, 1} and not any(cluster[::2])
 
 
 def _extended(words: U64, place: I64) -> I64:

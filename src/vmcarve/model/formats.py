@@ -94,6 +94,8 @@ class Stowed:
     offsets, in the order in which the file gives them out; what is no unit but cannot be told from one may be among
     them. size: bytes of the guest disk, 0 unknown. in_order: the units themselves say which they are, and the map is
     the guest's. linear: it is the guest's too where a file of this kind is written out whole, zeros and all.
+    links: int64[units, 2], which unit is the guest's next behind each one and which the one before it, as the file
+    shows without saying which they are; -1: it would show and shows none, -2: it does not say.
     """
 
     unit: int
@@ -101,6 +103,7 @@ class Stowed:
     size: int = 0
     in_order: bool = False
     linear: bool = False
+    links: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
