@@ -22,6 +22,7 @@ from .candidate import Candidate
 from .places import Places
 from .segments import BLOCK
 from .solve import solve
+from .unit_grid import Grid, in_slots
 from .unit_round import RULE, UNTOLD, Open, UnitRound
 
 Int64s = npt.NDArray[np.int64]
@@ -57,13 +58,19 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         return None
     flat = Container("raw", "", size, [GuestDisk(size, GuestMap.flat(size))])
     count, places = -(-units.size // stowed.unit), -(-size // stowed.unit)
+    grid = Grid(stowed.unit, count)
+    parts = Open.parts(told if told is not None else np.full(count, UNTOLD), places)
+    few = max((part.cells for part in parts), default=0) <= MAX_CELLS
+    if grid.rows > 1 and not few:
+        return None
+    found = in_slots(found, units, grid)
     laid = UnitRound(stowed.unit, count, found.begins, found.parts)
     rows = [(0, min(size, units.size), 0, GUESSED, UNTRIED)]
+    if grid.rows > 1:
+        rows = [(f, n, p, grade, UNTRIED) for f, n, p, grade, _ in laid.rows(np.arange(min(count, places)), size)]
     if told is not None:
         laid.told = told
         rows = laid.rows(told, size)
-    parts = Open.parts(told if told is not None else np.full(count, UNTOLD), places)
-    few = max((part.cells for part in parts), default=0) <= MAX_CELLS
     first = laid.with_begins(found.reader, FileMap.build(rows).resized(size))
     c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True, open=told is not None,
                   scattered=None if name == "raw" else found.table)
@@ -87,7 +94,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         _tell_starts(c, found.places, stowed.unit, starts)
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
-    container = without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map), guessed=True))
+    guest_map = composed(grid.in_row(c.map), stowed.map)
+    container = without_tables(view, name, stowed, GuestDisk(size, guest_map, guessed=True))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
     # where the solver laid single blocks, what lies between no points counts for nothing
     return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container
@@ -110,9 +118,11 @@ def placed(container: Container) -> int:
 def least_in_phase(unit: int) -> float:
     """The share of the points that must lie at one place in both units: half of them for 64 KiB.
 
-    Of larger units fewer do by chance, or because smaller ones lie together, and more of the points are wrong ones.
+    Of larger units fewer do by chance, or because smaller ones lie together, and more of the points are wrong ones. In
+    units that are no number of blocks a point has a place for each step of a sector, and each row adds wrong points.
     """
-    return float((unit / BLOCK) ** -0.25)
+    grid = Grid(unit, 1)
+    return float((unit / grid.step * grid.rows) ** -0.25)
 
 
 def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:

@@ -12,6 +12,7 @@ Source: Microsoft FAT specification 1.03; mkfs.vfat 4.2 (reserved sectors, lengt
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -166,13 +167,14 @@ def _named(reader: Reader, at: I64, cluster: int) -> int:
 def _shapes(found: Found, cut: Cut) -> Iterator[Shape]:
     """All volumes that have the clusters where they lie within the units, and that many."""
     cluster = found.cluster // SECTOR
-    step = cut.unit // (2 * SECTOR)
+    step = cut.unit // math.gcd(cut.unit, 2 * SECTOR)
     starts = sorted({offset for offset, _ in cut.rooms}) or list(BEFORE)
     if any((found.heap - before) % min(cut.unit, ALIGNED) == 0 for before in starts):
         return  # how much is reserved nobody knows
     kinds = [(32, RESERVED_SECTORS), *((16, reserved) for reserved in sorted({1, cluster}))]
     for before, (bits, reserved) in itertools.product(starts, kinds):
         rest = (found.heap - Shape(before, bits, cluster, reserved, 0).place) % cut.unit
+        rest += cut.unit if rest % (2 * SECTOR) else 0
         if rest % (2 * SECTOR):
             continue
         fewest, most = (LEAST_FAT32, MAX_CLUSTERS) if bits == 32 else (LEAST_FAT16, LEAST_FAT32 - 1)
