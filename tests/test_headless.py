@@ -245,6 +245,50 @@ def test_a_fat_volume_is_found_by_its_directories(tmp_path: Path) -> None:
     assert not known[:512].any() and set(item.map.grade) <= {GUESSED, MISSING}
 
 
+def test_clusters_of_extended_tables_are_laid_as_wholes(disk: bytes, tmp_path: Path) -> None:
+    """A qcow2 of clusters of 128 KiB without its first MiB, in any order: smaller ones lay out more, and wrong."""
+    unit = 128 << 10
+    order = [n for n in range(SIZE // unit) if any(disk[n * unit : (n + 1) * unit])]
+    random.Random(3).shuffle(order)
+    content = random.Random(4).randbytes(MIB) + b"".join(disk[n * unit : (n + 1) * unit] for n in order)
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.qcow2")
+    headless(state, [(state.views[0], file)], lambda *_: file_map, evidence)
+    assert state.done[0].container.cluster == unit
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.7
+    assert wrong < 0.01
+
+
+def laid_out(cluster: int, guest_offset: list[int], file_offset: list[int]) -> tuple[float, Container]:
+    """A container of units of a size, and how many of its bytes lie somewhere."""
+    n = len(guest_offset)
+    guest_map = GuestMap.build(guest_offset, [UNIT] * n, [DATA] * n, file_offset)
+    return n * UNIT, Container("qcow2", "", SIZE, [GuestDisk(SIZE, guest_map)], cluster=cluster)
+
+
+def test_larger_units_are_taken_where_smaller_ones_agree_with_them() -> None:
+    """Whatever was asked first, and though the smaller ones lay out more; not where these lie as they like."""
+    large = laid_out(16 * UNIT, [0, 64 * UNIT], [32 * UNIT + 512, 16 * UNIT + 512])
+    agreeing = laid_out(UNIT, [1 * UNIT, 17 * UNIT, 66 * UNIT, 70 * UNIT],
+                        [33 * UNIT + 512, 81 * UNIT + 512, 18 * UNIT + 512, 3 * UNIT + 512])
+    other = laid_out(UNIT, [1 * UNIT, 17 * UNIT, 66 * UNIT, 70 * UNIT], [n * UNIT + 512 for n in (2, 80, 11, 6)])
+    rather = headless_module._rather  # pyright: ignore[reportPrivateUsage]
+    assert rather(large, agreeing) and not rather(agreeing, large)
+    assert rather(other, large) and not rather(large, other)
+
+
+def test_each_way_to_stow_a_guest_is_asked_once() -> None:
+    """Units of one size are alike in several formats; larger ones come first, those of 63 sectors behind all others."""
+    view = BytesReader(bytes(24 * MIB + 5 * 512))
+    names = ["parallels", "qcow2", "qed", "vmdk", "raw"]
+    every = headless_module._stowed  # pyright: ignore[reportPrivateUsage]
+    found = headless_module._by_size(every(view, names))  # pyright: ignore[reportPrivateUsage]
+    assert [(name, s.unit) for name, s in found] == [
+        ("parallels", MIB), ("qcow2", 128 << 10), ("qcow2", UNIT), ("qcow2", 4096), ("parallels", 63 * 512),
+        ("raw", MIB)]
+
+
 def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path) -> None:
     """A qcow2 of which the header alone is lost: its size is that of the disk that its clusters tell of, by an MBR."""
     raw, made = tmp_path / "raw", tmp_path / "qcow2"
