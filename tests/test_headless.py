@@ -268,12 +268,17 @@ def laid_out(cluster: int, guest_offset: list[int], file_offset: list[int]) -> t
 
 
 def test_larger_units_are_taken_where_smaller_ones_agree_with_them() -> None:
-    """Whatever was asked first, and though the smaller ones lay out more; not where these lie as they like."""
+    """Whatever was asked first, and though the smaller ones lay out more; not where these lie as they like, unless
+    tables cover half as much."""
     large = laid_out(16 * UNIT, [0, 64 * UNIT], [32 * UNIT + 512, 16 * UNIT + 512])
     agreeing = laid_out(UNIT, [1 * UNIT, 17 * UNIT, 66 * UNIT, 70 * UNIT],
                         [33 * UNIT + 512, 81 * UNIT + 512, 18 * UNIT + 512, 3 * UNIT + 512])
     other = laid_out(UNIT, [1 * UNIT, 17 * UNIT, 66 * UNIT, 70 * UNIT], [n * UNIT + 512 for n in (2, 80, 11, 6)])
     rather = headless_module._rather  # pyright: ignore[reportPrivateUsage]
+    spans = laid_out(0, [0, 64 * UNIT], [32 * UNIT, 16 * UNIT])
+    assert rather(spans, other) and not rather(other, spans)  # what tables cover lies together
+    few = laid_out(0, [0], [32 * UNIT])
+    assert rather(other, few) and not rather(few, other)
     assert rather(large, agreeing) and not rather(agreeing, large)
     assert rather(other, large) and not rather(large, other)
 

@@ -189,9 +189,14 @@ def _best(view: Reader, names: list[str], starts: dict[str, int], *, encoded: bo
 def _rather(one: tuple[float, Container], other: tuple[float, Container]) -> bool:
     """Whether one of two containers laid out of units, each with how much is, is rather the file.
 
-    Where what smaller units lay out lies mostly at one place in larger ones, the file has these: what the others lay
-    out beyond them is wrong.
+    What tables cover lies together, whatever else its blocks agree with. Where what smaller units lay out lies mostly
+    at one place in larger ones, the file has these: what the others lay out beyond them is wrong.
     """
+    spans = [c for c in (one[1], other[1]) if not c.cluster]
+    if len(spans) == 1:
+        rest = one[1] if spans[0] is other[1] else other[1]
+        if placed(spans[0]) >= LEAST_NAMED * placed(rest):
+            return spans[0] is one[1]
     small, large = sorted((one[1], other[1]), key=lambda c: c.cluster)
     if 0 < small.cluster < large.cluster:
         least = (large.cluster / small.cluster) ** -0.25  # by chance, or where smaller ones lie together, fewer are
