@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import fat_volume, needs
+from tests.makers.vmdk import make_sesparse
 from vmcarve.assemble import begins
 from vmcarve.assemble import headless as headless_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
@@ -305,6 +306,21 @@ def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path)
     guest = state.done[0].container.guests[0]
     assert guest.virtual_size == SIZE
     assert VirtualDisk(FileView(state.image, state.done[0].map), guest.map).read(0, SIZE) == disk
+
+
+def test_an_sesparse_is_as_large_as_its_directory_says_where_its_back_map_begins_with_a_hole(disk: bytes,
+                                                                                         tmp_path: Path) -> None:
+    """Where the headers are lost too, only the tables that the directory names tell where the grains begin."""
+    (tmp_path / "raw").write_bytes(disk)
+    make_sesparse(tmp_path / "raw", tmp_path / "out", 1)
+    content = (tmp_path / "out").read_bytes()
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.vmdk")
+    left = file_map.without([(0, UNIT), (5 * MIB, 5 * MIB + UNIT)], "encrypted")
+    headless(state, [(state.views[0], file)], lambda *_: left, evidence)
+    assert state.done[0].container.variant == "seSparse"
+    got, known = read(state)
+    assert known.mean() > 0.95
+    assert got == disk
 
 
 @pytest.mark.parametrize("speaks", [False, True])
