@@ -284,6 +284,16 @@ def test_larger_units_are_taken_where_smaller_ones_agree_with_them() -> None:
     assert rather(other, large) and not rather(large, other)
 
 
+def test_a_volume_without_files_wins_over_no_other_way(disk: bytes, tmp_path: Path) -> None:
+    """Its head agrees with units of any size that begin with it; where files lie as they should nothing else is."""
+    (tmp_path / "raw").write_bytes(bytes(8 * MIB))
+    run("mkfs.ext4", "-q", "-F", tmp_path / "raw")
+    for content, least in (((tmp_path / "raw").read_bytes(), 0.0), (disk, np.inf)):
+        found = solved(BytesReader(content), "vhdx", Stowed(MIB, GuestMap.flat(len(content))))
+        assert found is not None and found[0] == least
+        assert headless_module._rather(laid_out(UNIT, [0], [0]), found) == (least == 0)  # pyright: ignore[reportPrivateUsage]
+
+
 def test_each_way_to_stow_a_guest_is_asked_once() -> None:
     """Units of one size are alike in several formats; larger ones come first, those of 63 sectors behind all others."""
     view = BytesReader(bytes(24 * MIB + 5 * 512))

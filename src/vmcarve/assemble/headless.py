@@ -192,6 +192,8 @@ def _rather(one: tuple[float, Container], other: tuple[float, Container]) -> boo
     What tables cover lies together, whatever else its blocks agree with. Where what smaller units lay out lies mostly
     at one place in larger ones, the file has these: what the others lay out beyond them is wrong.
     """
+    if not one[0] or not other[0]:
+        return one[0] > other[0]
     spans = [c for c in (one[1], other[1]) if not c.cluster]
     if len(spans) == 1:
         rest = one[1] if spans[0] is other[1] else other[1]

@@ -39,7 +39,7 @@ UNTRIED = "one-run"  # the rule of the map that the solver begins with
 def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None
            ) -> tuple[float, Container] | None:
     """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
-    with all), and the container.
+    with all, none where that is a volume without files), and the container.
 
     told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts: see
     `begins.begun`.
@@ -97,8 +97,10 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     guest_map = composed(grid.in_row(c.map), stowed.map)
     container = without_tables(view, name, stowed, GuestDisk(size, guest_map, guessed=True))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
+    if c.settled:  # without a file nothing but a volume's head agrees, and that lies where any units have it
+        return (np.inf if c.listed else 0.0), container
     # where the solver laid single blocks, what lies between no points counts for nothing
-    return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container
+    return (share * placed(container) if few else sure * BLOCK), container
 
 
 def _tell_starts(c: Candidate, places: Places, unit: int, starts: dict[str, int]) -> None:
