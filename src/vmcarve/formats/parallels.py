@@ -233,7 +233,7 @@ def _extension_regions(h: Header, extension: _Extension) -> list[Region]:
 def stow(reader: Reader) -> Iterable[Stowed]:
     """Clusters of the two usual sizes up to the file's end; files of the larger ones are a number of those."""
     yield from in_row(USUAL_CLUSTER, reader.size, USUAL_CLUSTER)
-    if reader.size % USUAL_CLUSTER:
+    if reader.size % USUAL_CLUSTER and reader.size % SECTOR == 0:
         yield from in_row(reader.size % OLD_CLUSTER or OLD_CLUSTER, reader.size, OLD_CLUSTER)
 
 
