@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import fat_volume, needs
+from tests.makers.vmdk import make_sesparse
 from vmcarve.assemble import begins
 from vmcarve.assemble import headless as headless_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
@@ -245,6 +246,65 @@ def test_a_fat_volume_is_found_by_its_directories(tmp_path: Path) -> None:
     assert not known[:512].any() and set(item.map.grade) <= {GUESSED, MISSING}
 
 
+def test_clusters_of_extended_tables_are_laid_as_wholes(disk: bytes, tmp_path: Path) -> None:
+    """A qcow2 of clusters of 128 KiB without its first MiB, in any order: smaller ones lay out more, and wrong."""
+    unit = 128 << 10
+    order = [n for n in range(SIZE // unit) if any(disk[n * unit : (n + 1) * unit])]
+    random.Random(3).shuffle(order)
+    content = random.Random(4).randbytes(MIB) + b"".join(disk[n * unit : (n + 1) * unit] for n in order)
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.qcow2")
+    headless(state, [(state.views[0], file)], lambda *_: file_map, evidence)
+    assert state.done[0].container.cluster == unit
+    got, known = read(state)
+    right, wrong = agreement(got, known, disk, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.7
+    assert wrong < 0.01
+
+
+def laid_out(cluster: int, guest_offset: list[int], file_offset: list[int]) -> tuple[float, Container]:
+    """A container of units of a size, and how many of its bytes lie somewhere."""
+    n = len(guest_offset)
+    guest_map = GuestMap.build(guest_offset, [UNIT] * n, [DATA] * n, file_offset)
+    return n * UNIT, Container("qcow2", "", SIZE, [GuestDisk(SIZE, guest_map)], cluster=cluster)
+
+
+def test_larger_units_are_taken_where_smaller_ones_agree_with_them() -> None:
+    """Whatever was asked first, and though the smaller ones lay out more; not where these lie as they like, unless
+    tables cover half as much."""
+    large = laid_out(16 * UNIT, [0, 64 * UNIT], [32 * UNIT + 512, 16 * UNIT + 512])
+    agreeing = laid_out(UNIT, [1 * UNIT, 17 * UNIT, 66 * UNIT, 70 * UNIT],
+                        [33 * UNIT + 512, 81 * UNIT + 512, 18 * UNIT + 512, 3 * UNIT + 512])
+    other = laid_out(UNIT, [1 * UNIT, 17 * UNIT, 66 * UNIT, 70 * UNIT], [n * UNIT + 512 for n in (2, 80, 11, 6)])
+    rather = headless_module._rather  # pyright: ignore[reportPrivateUsage]
+    spans = laid_out(0, [0, 64 * UNIT], [32 * UNIT, 16 * UNIT])
+    assert rather(spans, other) and not rather(other, spans)  # what tables cover lies together
+    few = laid_out(0, [0], [32 * UNIT])
+    assert rather(other, few) and not rather(few, other)
+    assert rather(large, agreeing) and not rather(agreeing, large)
+    assert rather(other, large) and not rather(large, other)
+
+
+def test_a_volume_without_files_wins_over_no_other_way(disk: bytes, tmp_path: Path) -> None:
+    """Its head agrees with units of any size that begin with it; where files lie as they should nothing else is."""
+    (tmp_path / "raw").write_bytes(bytes(8 * MIB))
+    run("mkfs.ext4", "-q", "-F", tmp_path / "raw")
+    for content, least in (((tmp_path / "raw").read_bytes(), 0.0), (disk, np.inf)):
+        found = solved(BytesReader(content), "vhdx", Stowed(MIB, GuestMap.flat(len(content))))
+        assert found is not None and found[0] == least
+        assert headless_module._rather(laid_out(UNIT, [0], [0]), found) == (least == 0)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_each_way_to_stow_a_guest_is_asked_once() -> None:
+    """Units of one size are alike in several formats; larger ones come first, those of 63 sectors behind all others."""
+    view = BytesReader(bytes(24 * MIB + 5 * 512))
+    names = ["parallels", "qcow2", "qed", "vmdk", "raw"]
+    every = headless_module._stowed  # pyright: ignore[reportPrivateUsage]
+    found = headless_module._by_size(every(view, names))  # pyright: ignore[reportPrivateUsage]
+    assert [(name, s.unit) for name, s in found] == [
+        ("parallels", MIB), ("qcow2", 128 << 10), ("qcow2", UNIT), ("qcow2", 4096), ("parallels", 63 * 512),
+        ("raw", MIB)]
+
+
 def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path) -> None:
     """A qcow2 of which the header alone is lost: its size is that of the disk that its clusters tell of, by an MBR."""
     raw, made = tmp_path / "raw", tmp_path / "qcow2"
@@ -256,6 +316,21 @@ def test_what_is_built_from_tables_is_as_large_as_its_guest_says(tmp_path: Path)
     guest = state.done[0].container.guests[0]
     assert guest.virtual_size == SIZE
     assert VirtualDisk(FileView(state.image, state.done[0].map), guest.map).read(0, SIZE) == disk
+
+
+def test_an_sesparse_is_as_large_as_its_directory_says_where_its_back_map_begins_with_a_hole(disk: bytes,
+                                                                                         tmp_path: Path) -> None:
+    """Where the headers are lost too, only the tables that the directory names tell where the grains begin."""
+    (tmp_path / "raw").write_bytes(disk)
+    make_sesparse(tmp_path / "raw", tmp_path / "out", 1)
+    content = (tmp_path / "out").read_bytes()
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.vmdk")
+    left = file_map.without([(0, UNIT), (5 * MIB, 5 * MIB + UNIT)], "encrypted")
+    headless(state, [(state.views[0], file)], lambda *_: left, evidence)
+    assert state.done[0].container.variant == "seSparse"
+    got, known = read(state)
+    assert known.mean() > 0.95
+    assert got == disk
 
 
 @pytest.mark.parametrize("speaks", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vmcarve.assemble.unit_grid import Grid
 from vmcarve.assemble.unit_joins import Borders, Zeros
 from vmcarve.source import BytesReader
 
@@ -29,7 +30,7 @@ def borders(links: np.ndarray) -> Borders:
     n = len(links)
     data = np.random.default_rng(1).integers(0, 256, n * UNIT, np.uint8).tobytes()
     full = np.ones((n, 8), np.bool_)
-    return Borders.of(BytesReader(data), UNIT, np.arange(n), Zeros.of(full, full), links)
+    return Borders.of(BytesReader(data), Grid(UNIT, n), np.arange(n), Zeros.of(full, full), links)
 
 
 def test_a_link_is_the_next_and_where_others_have_one_none_means_an_end() -> None:

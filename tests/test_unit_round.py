@@ -15,6 +15,7 @@ from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.places import Owned, free_space
 from vmcarve.assemble.segments import Points
+from vmcarve.assemble.unit_grid import Grid
 from vmcarve.assemble.unit_round import UnitRound, in_phase, joined, used
 from vmcarve.filemap import FileMap
 from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Stowed
@@ -78,7 +79,7 @@ def test_points_of_units_of_another_size_are_out_of_phase() -> None:
     fine = rng.permutation(1024)
     for file_block, is_so in ((coarse, True), (fine, False)):
         points = Points.of([(0, file_block, p - file_block, np.full(1024, 8.0))])
-        assert (in_phase(points, 0, 16, np.zeros(1024, np.bool_)) > unit_lay.least_in_phase(UNIT)) == is_so
+        assert (in_phase(points, 0, Grid(UNIT, 64), np.zeros(1024, np.bool_)) > unit_lay.least_in_phase(UNIT)) == is_so
     assert unit_lay.least_in_phase(2 * MIB) < 0.25 < unit_lay.least_in_phase(16384)
 
 
@@ -87,9 +88,9 @@ def test_copies_in_a_log_are_not_out_of_phase() -> None:
     p = np.arange(64)
     points = Points.of([(0, np.concatenate((p, p)), np.concatenate((p * 0, 101 + p * 0)), np.full(128, 8.0))])
     copies = np.zeros(256, np.bool_)
-    assert in_phase(points, 0, 16, copies) < unit_lay.least_in_phase(UNIT) + 0.1
+    assert in_phase(points, 0, Grid(UNIT, 64), copies) < unit_lay.least_in_phase(UNIT) + 0.1
     copies[101:165] = True
-    assert in_phase(points, 0, 16, copies) == 1.0
+    assert in_phase(points, 0, Grid(UNIT, 64), copies) == 1.0
 
 
 def test_units_of_one_byte_lie_where_it_is_told_and_say_nothing_of_the_order() -> None:
@@ -111,14 +112,14 @@ def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:
     """Units of a text in their order, and the same units shuffled."""
     words = " ".join(f"{n * n % 9973} bottles of {n} green {n % 7} walls" for n in range(80_000)).encode()
     count = len(words) // UNIT
-    in_order = joined(BytesReader(words), count, UNIT)
+    in_order = joined(BytesReader(words), Grid(UNIT, count))
     order = np.random.default_rng(2).permutation(count)
-    mixed = joined(BytesReader(b"".join(words[n * UNIT : (n + 1) * UNIT] for n in order.tolist())), count, UNIT)
+    mixed = joined(BytesReader(b"".join(words[n * UNIT : (n + 1) * UNIT] for n in order.tolist())), Grid(UNIT, count))
     apart = np.diff(order) != 1
     assert in_order.mean() > mixed[apart].mean() + 0.5
-    assert joined(BytesReader(b""), 0, UNIT).tolist() == []
+    assert joined(BytesReader(b""), Grid(UNIT, 0)).tolist() == []
     noise = np.random.default_rng(3).integers(0, 256, 8 * UNIT, np.uint8).tobytes()
-    assert not joined(BytesReader(noise + words[: 8 * UNIT]), 9, UNIT).any()
+    assert not joined(BytesReader(noise + words[: 8 * UNIT]), Grid(UNIT, 9)).any()
 
 
 def test_the_units_that_lay_out_most_are_taken_and_no_others_tried(monkeypatch: pytest.MonkeyPatch) -> None:

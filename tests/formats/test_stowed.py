@@ -264,7 +264,7 @@ def test_hostile_files_end(name: str) -> None:
             m = stowed.map
             data = m.state == DATA
             assert (m.file_offset[data] + m.stored[data] <= len(content)).all()
-            assert stowed.unit % 4096 == 0
+            assert stowed.unit % 512 == 0
 
 
 def interleaved(writes: list[list[int]]) -> tuple[bytes, dict[int, int], dict[int, int]]:

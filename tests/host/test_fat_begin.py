@@ -111,10 +111,15 @@ def test_the_order_of_units_tells_it(disk: bytes) -> None:
     units = units_of(disk, MIB, 4 * MIB)
     (begin,) = found(units, Cut(MIB, gapless=True))
     assert (begin.before, begin.size) == (MIB, 40 * MIB)
-    assert found(units_of(disk, MIB, 4 * MIB, shuffled=True), Cut(MIB, gapless=True)) == []
-    at = 9 * MIB  # two units that have changed places: then what lies behind may lie farther back than on the disk
-    swapped = units[:at] + units[at + MIB : at + 2 * MIB] + units[at : at + MIB] + units[at + 2 * MIB :]
-    assert found(swapped, Cut(MIB, gapless=True)) == []
+    assert found(units, Cut(MIB)) == []
+
+
+def test_how_many_units_there_are_tells_it(disk: bytes) -> None:
+    """Longer tables would push the clusters into one unit more than there are. With two of them more they may have."""
+    units = units_of(disk, MIB, 4 * MIB, shuffled=True)
+    (begin,) = found(units, Cut(MIB, gapless=True))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+    assert found(units + random.Random(6).randbytes(2 * MIB), Cut(MIB, gapless=True)) == []
 
 
 def test_directories_that_do_not_agree_tell_nothing(disk: bytes) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..filemap import FileMap, FileView
 from ..model import (
+    DATA,
     GUESSED,
     MISSING,
     PLAIN,
@@ -36,6 +37,7 @@ from .cipher import Strides, without_ciphertext
 from .orphans import rebuilt
 from .partly import completed
 from .places import Places
+from .segments import BLOCK
 from .state import Claims, HostView, State
 from .unit_lay import WITHOUT_TABLES, placed, solved, without_tables
 from .unit_round import RULE
@@ -168,11 +170,13 @@ def _best(view: Reader, names: list[str], starts: dict[str, int], *, encoded: bo
     With it int64[n, 3]: its file offsets, those of `view` that they are, length.
     """
     best: tuple[float, Container] | None = None
-    for name, stowed in _stowed(view, names):
+    for name, stowed in _by_size(_stowed(view, names)):
         if encoded and not stowed.map.encoding.any():
             continue
+        if best is not None and stowed.unit % BLOCK:
+            break  # every row of slots costs as much as another hypothesis
         found = solved(view, name, stowed, starts=starts)
-        if found is not None and (best is None or found[0] > best[0]):
+        if found is not None and (best is None or _rather(found, best)):
             best = found
             if best[0] >= ENOUGH * view.size:
                 break
@@ -182,11 +186,58 @@ def _best(view: Reader, names: list[str], starts: dict[str, int], *, encoded: bo
     return None if best is None else (best[1], np.array([[0, 0, view.size]], np.int64))
 
 
+def _rather(one: tuple[float, Container], other: tuple[float, Container]) -> bool:
+    """Whether one of two containers laid out of units, each with how much is, is rather the file.
+
+    What tables cover lies together, whatever else its blocks agree with. Where what smaller units lay out lies mostly
+    at one place in larger ones, the file has these: what the others lay out beyond them is wrong.
+    """
+    if not one[0] or not other[0]:
+        return one[0] > other[0]
+    spans = [c for c in (one[1], other[1]) if not c.cluster]
+    if len(spans) == 1:
+        rest = one[1] if spans[0] is other[1] else other[1]
+        if placed(spans[0]) >= LEAST_NAMED * placed(rest):
+            return spans[0] is one[1]
+    small, large = sorted((one[1], other[1]), key=lambda c: c.cluster)
+    if 0 < small.cluster < large.cluster:
+        least = (large.cluster / small.cluster) ** -0.25  # by chance, or where smaller ones lie together, fewer are
+        if _in_phase(small, large) >= least:
+            return one[1] is large
+    return one[0] > other[0]
+
+
+def _in_phase(small: Container, large: Container) -> float:
+    """The share of what one container lays out that lies where the other's units would have it."""
+    here, there = (c.guests[0].map for c in (small, large))
+    plain, other = (np.flatnonzero((m.state == DATA) & (m.encoding == PLAIN)) for m in (here, there))
+    if not len(plain) or not len(other):
+        return 0.0
+    rest = (there.file_offset[other[0]] - there.guest_offset[other[0]]) % large.cluster
+    same = (here.file_offset[plain] - here.guest_offset[plain]) % large.cluster == rest
+    return float(here.length[plain][same].sum() / here.length[plain].sum())
+
+
 def _stowed(view: Reader, names: list[str]) -> Iterator[tuple[str, Stowed]]:
     for name in names:
         stow = formats()[name].stow if name != "raw" else _plainly
         for stowed in stow(view) if stow is not None else ():
             yield name, stowed
+
+
+def _by_size(found: Iterable[tuple[str, Stowed]]) -> list[tuple[str, Stowed]]:
+    """Each once, raw disks last and before them what is no number of blocks; else larger units first, as they tell more
+    of less.
+    """
+    seen: set[tuple[int, int, bytes, bytes, bytes]] = set()
+    out: list[tuple[str, Stowed]] = []
+    for name, stowed in found:
+        m = stowed.map
+        key = stowed.unit, stowed.size, m.guest_offset.tobytes(), m.file_offset.tobytes(), m.stored.tobytes()
+        if name == "raw" or key not in seen:
+            out.append((name, stowed))
+        seen.add(key)
+    return sorted(out, key=lambda f: (f[0] == "raw", f[1].unit % BLOCK > 0, -f[1].unit))
 
 
 def _written_out(view: Reader, names: list[str]) -> tuple[Container, Int64s] | None:

@@ -87,7 +87,7 @@ def _rows_of_units(view: Reader, container: Container) -> Iterator[Stowed]:
     stow = formats()[container.format].stow
     for stowed in stow(view) if stow is not None else ():
         length = np.unique(stowed.map.length % stowed.unit)
-        if stowed.unit >= BLOCK and not length.any():  # else units are of several parts
+        if stowed.unit % BLOCK == 0 and not length.any():  # else units are of several parts
             yield stowed
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..model import Reader
 from .content.joins import REACH, STAYS, Kind, Shares, Side, before, behind, bits
+from .unit_grid import Grid
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -47,10 +48,10 @@ class Borders:
         return cls(np.zeros((n, n), np.float32), np.zeros(n), np.zeros(n))
 
     @classmethod
-    def of(cls, image: Reader, unit: int, number: Int64s, zeros: Zeros, links: Int64s) -> Borders:
-        """Of the units number int64[n], rising, of `unit` bytes each; zeros: of these; links: see `model.Stowed`."""
-        sides = [_sides(image, i, unit) for i in number.tolist()]
-        there = np.array([_there(image, i, unit) for i in number.tolist()], np.bool_).reshape(-1, 2)
+    def of(cls, image: Reader, grid: Grid, number: Int64s, zeros: Zeros, links: Int64s) -> Borders:
+        """Of the units number int64[n], rising, of those in the image; zeros: of these; links: see `model.Stowed`."""
+        sides = [_sides(image, i, grid) for i in number.tolist()]
+        there = np.array([_there(image, i, grid) for i in number.tolist()], np.bool_).reshape(-1, 2)
         link = _by_kind(sides)
         shares = Shares.of((b.kind, b.fill) for _, b in sides)
         for i, (end, _) in enumerate(sides):
@@ -125,35 +126,36 @@ class Zeros:
         return self.goes_on[0, self.first]
 
 
-def joined(image: Reader, n: int, unit: int) -> Floats:
+def joined(image: Reader, grid: Grid) -> Floats:
     """float64[n - 1], nats: what speaks for a unit being the guest's next behind the one before it, by what goes on.
 
     Most borders of units lie inside files; at the others anything may follow. Where a side is as even as ciphertext it
     may be that, and says nothing.
     """
+    n = grid.count
     out = np.zeros(max(0, n - 1))
     if n > MAX_JOINED:
         return out
-    sides = [_sides(image, i, unit) for i in range(n)]
+    sides = [_sides(image, i, grid) for i in range(n)]
     shares = Shares.of((b.kind, b.fill) for _, b in sides)
     for i in range(n - 1):
         even = Kind.DENSE in (sides[i][0].kind, sides[i + 1][1].kind)
-        if not even and _there(image, i, unit)[1] and _there(image, i + 1, unit)[0]:
+        if not even and _there(image, i, grid)[1] and _there(image, i + 1, grid)[0]:
             out[i] = _nats(bits(sides[i][0], sides[i + 1][1], shares))
     return out
 
 
-def _sides(image: Reader, i: int, unit: int) -> tuple[Side, Side]:
+def _sides(image: Reader, i: int, grid: Grid) -> tuple[Side, Side]:
     """The side of the border behind unit i, and that of the one before it."""
-    reach = min(REACH, unit)
-    return (before(image.read((i + 1) * unit - reach, reach).ljust(reach, b"\0")),
-            behind(image.read(i * unit, reach).ljust(reach, b"\0")))
+    reach, at = min(REACH, grid.unit), grid.at(i, 0)
+    return (before(image.read(at + grid.unit - reach, reach).ljust(reach, b"\0")),
+            behind(image.read(at, reach).ljust(reach, b"\0")))
 
 
-def _there(image: Reader, i: int, unit: int) -> tuple[bool, bool]:
+def _there(image: Reader, i: int, grid: Grid) -> tuple[bool, bool]:
     """Whether the first and the last bytes of unit i are there."""
-    reach = min(REACH, unit)
-    return not image.missing(i * unit, reach), not image.missing((i + 1) * unit - reach, reach)
+    reach, at = min(REACH, grid.unit), grid.at(i, 0)
+    return not image.missing(at, reach), not image.missing(at + grid.unit - reach, reach)
 
 
 def _nats(worth: float) -> float:

@@ -22,6 +22,7 @@ from .candidate import Candidate
 from .places import Places
 from .segments import BLOCK
 from .solve import solve
+from .unit_grid import Grid, in_slots
 from .unit_round import RULE, UNTOLD, Open, UnitRound
 
 Int64s = npt.NDArray[np.int64]
@@ -38,7 +39,7 @@ UNTRIED = "one-run"  # the rule of the map that the solver begins with
 def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None
            ) -> tuple[float, Container] | None:
     """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
-    with all), and the container.
+    with all, none where that is a volume without files), and the container.
 
     told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts: see
     `begins.begun`.
@@ -57,13 +58,19 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         return None
     flat = Container("raw", "", size, [GuestDisk(size, GuestMap.flat(size))])
     count, places = -(-units.size // stowed.unit), -(-size // stowed.unit)
+    grid = Grid(stowed.unit, count)
+    parts = Open.parts(told if told is not None else np.full(count, UNTOLD), places)
+    few = max((part.cells for part in parts), default=0) <= MAX_CELLS
+    if grid.rows > 1 and not few:
+        return None
+    found = in_slots(found, units, grid)
     laid = UnitRound(stowed.unit, count, found.begins, found.parts, links=stowed.links)
     rows = [(0, min(size, units.size), 0, GUESSED, UNTRIED)]
+    if grid.rows > 1:
+        rows = [(f, n, p, grade, UNTRIED) for f, n, p, grade, _ in laid.rows(np.arange(min(count, places)), size)]
     if told is not None:
         laid.told = told
         rows = laid.rows(told, size)
-    parts = Open.parts(told if told is not None else np.full(count, UNTOLD), places)
-    few = max((part.cells for part in parts), default=0) <= MAX_CELLS
     first = laid.with_begins(found.reader, FileMap.build(rows).resized(size))
     c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True, open=told is not None,
                   scattered=None if name == "raw" else found.table)
@@ -87,10 +94,13 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         _tell_starts(c, found.places, stowed.unit, starts)
     if name == "raw" and not c.settled and _in_order(c.map) < LEAST_IN_ORDER:
         return None
-    container = without_tables(view, name, stowed, GuestDisk(size, composed(c.map, stowed.map), guessed=True))
+    guest_map = composed(grid.in_row(c.map), stowed.map)
+    container = without_tables(view, name, stowed, GuestDisk(size, guest_map, guessed=True))
     container.detail["header"] = "lost; the guest is laid out by what it says of itself"
+    if c.settled:  # without a file nothing but a volume's head agrees, and that lies where any units have it
+        return (np.inf if c.listed else 0.0), container
     # where the solver laid single blocks, what lies between no points counts for nothing
-    return (np.inf if c.settled else share * placed(container) if few else sure * BLOCK), container
+    return (share * placed(container) if few else sure * BLOCK), container
 
 
 def _tell_starts(c: Candidate, places: Places, unit: int, starts: dict[str, int]) -> None:
@@ -110,9 +120,11 @@ def placed(container: Container) -> int:
 def least_in_phase(unit: int) -> float:
     """The share of the points that must lie at one place in both units: half of them for 64 KiB.
 
-    Of larger units fewer do by chance, or because smaller ones lie together, and more of the points are wrong ones.
+    Of larger units fewer do by chance, or because smaller ones lie together, and more of the points are wrong ones. In
+    units that are no number of blocks a point has a place for each step of a sector, and each row adds wrong points.
     """
-    return float((unit / BLOCK) ** -0.25)
+    grid = Grid(unit, 1)
+    return float((unit / grid.step * grid.rows) ** -0.25)
 
 
 def _stated(view: Reader, name: str, stowed: Stowed) -> tuple[float, Container] | None:

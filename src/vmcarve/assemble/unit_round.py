@@ -18,6 +18,7 @@ from .candidate import Candidate
 from .host_units import Unit
 from .places import free_space
 from .segments import BLOCK, Points
+from .unit_grid import Grid, cells
 from .unit_joins import Borders, Zeros, joined
 from .unit_order import NEVER, order_units
 
@@ -124,26 +125,38 @@ class UnitRound:
     spoken: int = 0  # units of it for whose place something speaks, beside the order
     alone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # units: LEAST_ALONE speaks so
 
+    @property
+    def grid(self) -> Grid:
+        """How the units lie in the candidate's image."""
+        return Grid(self.unit, self.count)
+
     def __call__(self, image: Reader, c: Candidate, points: Points, _: Expectation
                  ) -> list[tuple[int, int, int, int]]:
         """Sets the candidate's map; returns its runs: (0, first block, last block, delta in blocks)."""
-        per = self.unit // BLOCK
+        grid = self.grid
+        per = self.unit // grid.step
         n, m = self.count, -(-c.container.size // self.unit)
         if not len(self.full):
-            self.full, self.known, self.copies, self.filled = _blocks(image, n * per)
+            self.full, self.known, self.copies, self.filled = _blocks(image, grid.size // BLOCK)
+            if grid.rows > 1:
+                self.full, self.known, self.filled = cells(image, grid)
         if self.joined is None:
-            self.joined = joined(image, n, self.unit)
-        self.in_phase = in_phase(points, c.start // BLOCK, per, self.copies)
-        use = used(image, c, m * per)
+            self.joined = joined(image, grid)
+        self.in_phase = in_phase(points, c.start // BLOCK, grid, self.copies)
+        blocks = -(-m * self.unit // BLOCK)
+        use = np.repeat(used(image, c, blocks), BLOCK // grid.step)[: m * per]
         place = np.maximum(self.told, -1) if len(self.told) else np.full(n, -1, np.int64)
         self.sure, self.spoken, self.alone = 0.0, 0, np.zeros(n, np.bool_)
         for part in Open.parts(self.told if len(self.told) else np.full(n, UNTOLD), m):
-            self._lay(image, part, place, spoken(points, c.start // BLOCK, per, part, self.copies), use.reshape(m, per))
+            told = spoken(points, c.start // BLOCK, grid, part, self.copies)
+            self._lay(image, part, place, told, use.reshape(m, per))
         rows = self.rows(place, c.container.size)
-        runs = [(0, f // BLOCK, (f + length - 1) // BLOCK, (p - f - c.start) // BLOCK)
-                for f, length, p, *_ in rows if p >= 0]
+        last = c.container.size // BLOCK * BLOCK
+        runs = [(0, -(-f // BLOCK), ((f + length) // BLOCK if f + length <= last else -(-(f + length) // BLOCK)) - 1,
+                 (p - f - c.start) // BLOCK) for f, length, p, *_ in rows if p >= 0]
         c.map = self.with_begins(image, FileMap.build(rows).resized(c.container.size))
-        c.unit = Unit(per, by_order=True)  # what nothing places by itself is looked at by what lies around it
+        if grid.rows == 1:
+            c.unit = Unit(per, by_order=True)  # what nothing places by itself is looked at by what lies around it
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
 
@@ -152,7 +165,7 @@ class UnitRound:
         part, told = self._lay_filled(part, place, told)
         if not len(part.units) or not len(part.places):
             return
-        n, per = self.count, self.unit // BLOCK
+        n, per = self.count, self.unit // self.grid.step
         full, known = (_shaped(blocks, n, per)[part.units] for blocks in (self.full, self.known))
         weight = told + fitting(use[part.places], full, known)
         part.hold(weight)
@@ -173,7 +186,7 @@ class UnitRound:
         key = units.tobytes()
         if self.borders is None or self.borders[0] != key:
             links = np.full((self.count, 2), -2) if self.links is None else self.links
-            self.borders = key, Borders.of(image, self.unit, units, Zeros.of(full, known), links)
+            self.borders = key, Borders.of(image, self.grid, units, Zeros.of(full, known), links)
         return self.borders[1]
 
     def _lay_filled(self, part: Open, place: Int64s, told: Floats) -> tuple[Open, Floats]:
@@ -182,7 +195,7 @@ class UnitRound:
 
         They are all alike: which of them is which says nothing of the order of the others.
         """
-        per = self.unit // BLOCK
+        per = self.unit // self.grid.step
         byte = _shaped(self.filled, self.count, per)[part.units]
         alike = (byte[:, 0] > 0) & (byte == byte[:, :1]).all(axis=1) & part.untold & (told.max(axis=1) >= LEAST_ALONE)
         row = np.flatnonzero(alike)
@@ -201,7 +214,7 @@ class UnitRound:
         rows: list[tuple[int, int, int, str, str]] = []
         for f, n, p, grade, why in file_map.rows():
             for at in range(0, n, self.unit) if p >= 0 and why == RULE else ():
-                kept = self.alone[(p + at) // self.unit]
+                kept = self.alone[self.grid.unit_at(p + at)]
                 rows.append((f + at, min(self.unit, n - at), p + at if kept else -1, grade if kept else MISSING, why))
             if p < 0 or why != RULE:
                 rows.append((f, n, p, grade, why))
@@ -212,7 +225,7 @@ class UnitRound:
         rows: list[tuple[int, int, int, str, str]] = []
         at = 0
         for i in sorted(np.flatnonzero(place >= 0).tolist(), key=lambda i: int(place[i])):
-            f, p = int(place[i]) * self.unit, i * self.unit
+            f, p = int(place[i]) * self.unit, self.grid.at(i, int(place[i]))
             length = min(self.unit, size - f)
             rows += [(at, f - at, -1, MISSING, "not-found"), (f, length, p, GUESSED, RULE)]
             at = f + length
@@ -304,24 +317,24 @@ def _mark(blocks: npt.NDArray[np.bool_], first: int, runs: Int64s, *, outside: b
         blocks[max(0, low - first) : max(0, high - first)] = True
 
 
-def spoken(points: Points, start: int, per: int, todo: Open, copies: npt.NDArray[np.bool_]) -> Floats:
-    """float64[n, m], nats, for the units and places that are open: the points that lie at one place in both, of `per`
-    blocks. start: see Candidate. copies bool[blocks of all units]: which say nothing of where they lie.
+def spoken(points: Points, start: int, grid: Grid, todo: Open, copies: npt.NDArray[np.bool_]) -> Floats:
+    """float64[n, m], nats, for the units and places that are open: the points that lie at one place in both. start: see
+    Candidate. copies bool[blocks of all units]: which say nothing of where they lie.
 
     A block that has fewer places in such a pair than on the whole image is worth the more.
     """
     weight = np.zeros((len(todo.units), len(todo.places)))
     p = points.file_block + points.delta + start
-    good = (p >= 0) & (p % per == points.file_block % per)
-    row, there = _among(todo.units, p // per)
-    column, wanted = _among(todo.places, points.file_block // per)
+    unit, place, good = grid.pairs(p, points.file_block)
+    row, there = _among(todo.units, unit)
+    column, wanted = _among(todo.places, place)
     good &= there & wanted
     good[good] = ~copies[p[good]]
     block = points.file_block[good]
     most = int(points.file_block.max(initial=0)) + 1
     every = np.bincount(points.file_block, minlength=most)[block]
     here = np.bincount(block, minlength=most)[block]
-    bits = np.minimum(points.bits[good], 40.0) + np.log2(every / np.maximum(here, 1)) - np.log2(per)
+    bits = np.minimum(points.bits[good], 40.0) + np.log2(every / np.maximum(here, 1)) - np.log2(grid.unit / grid.step)
     np.add.at(weight, (row[good], column[good]), np.maximum(bits, 0.0) * np.log(2.0))
     return weight
 
@@ -334,12 +347,13 @@ def _among(rising: Int64s, number: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_
     return i, rising[i] == number
 
 
-def in_phase(points: Points, start: int, per: int, copies: npt.NDArray[np.bool_]) -> float:
+def in_phase(points: Points, start: int, grid: Grid, copies: npt.NDArray[np.bool_]) -> float:
     """The share of the points that lie at one place in both units, as in `spoken`: of units of another size few do."""
     p = points.file_block + points.delta + start
     inside = (p >= 0) & (p < len(copies))
     inside[inside] = ~copies[p[inside]]
-    return float((p[inside] % per == points.file_block[inside] % per).sum()) / max(1, np.count_nonzero(inside))
+    _, _, good = grid.pairs(p[inside], points.file_block[inside])
+    return float(good.sum()) / max(1, np.count_nonzero(inside))
 
 
 def fitting(use: npt.NDArray[np.uint8], full: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> Floats:

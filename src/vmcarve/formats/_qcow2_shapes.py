@@ -37,6 +37,7 @@ MAX_OFFSET = 1 << 45  # ours: 32 TiB; a number with more bits is something else
 PLACES = Numbers(ranges=((0, MAX_OFFSET - 1),))  # of a refcount table
 ROWS = (ENTRIES.rule(">u8", PIECE), PLACES.rule(">u8", PIECE))
 USUAL_CLUSTER = 1 << 16
+EXTENDED_CLUSTER = 1 << 17  # what QEMU's documents advise for extended L2 entries
 SUBCLUSTERS = 32  # of a cluster, with extended L2 entries
 EXTENDED, COMPRESSION = 16, 8  # incompatible features
 VARIANTS = ((0, 0), (COMPRESSION, 1), (EXTENDED, 0), (EXTENDED | COMPRESSION, 1))  # features, compression type
@@ -74,7 +75,7 @@ def shapes(blocks: npt.NDArray[np.uint8], image_offset: I64) -> Iterable[TablePi
 
 
 def stow(reader: Reader) -> Iterable[Stowed]:
-    """Streams, spans of the L2 tables that are left, and clusters of the usual size, in their order."""
+    """Streams, spans of the L2 tables that are left, and clusters of the usual sizes, in their order."""
 
     def places(words: U64) -> I64:
         return np.where(words & ~(OFFSET | COPIED | np.uint64(1)), np.uint64(1), words & OFFSET).astype(np.int64)
@@ -89,8 +90,8 @@ def stow(reader: Reader) -> Iterable[Stowed]:
     yield from by_tables(reader, sizes, ">u8", places, spare=_refcounts)
     yield from by_tables(reader, [n for n in sizes if n >= 1 << EXTENDED_MIN_CLUSTER_BITS], ">u8",
                          lambda words: _extended(words, places(words[:, :, 0])), parts=_subclusters)
-    yield from in_row(0, reader.size, USUAL_CLUSTER)
-    yield from in_row(0, reader.size, PIECE)
+    for cluster in (USUAL_CLUSTER, EXTENDED_CLUSTER, PIECE):
+        yield from in_row(0, reader.size, cluster)
 
 
 def _refcounts(cluster: bytes) -> bool:

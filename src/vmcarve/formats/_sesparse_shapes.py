@@ -24,6 +24,7 @@ USED = 0x1000_0000  # the high half of an entry that names a table
 ENTRIES = Numbers(illegal=0xFFFF_FFFF_0000_0000 ^ USED << 32)
 ROWS = (ENTRIES.rule("<u8", 4096),)
 TABLE_GRAINS = 4096
+GRAIN = 4096  # bytes
 WINDOW = 512 * MIB  # bytes of disk for which the regions grow
 MAX_TABLES = 1 << 17  # of a directory of one MiB: 2 TiB
 
@@ -79,9 +80,13 @@ def _volatile(view: Laid) -> list[Patch]:
 
 
 def _windows(view: Laid) -> Iterable[int]:
-    """How many windows of disk the file can have: a back map begins where the layout has it for that many."""
-    for windows in range(1, MAX_TABLES * TABLE_GRAINS * 4096 // WINDOW + 1):
+    """How many windows of disk the file can have: a back map begins where the layout has it for that many, or that is
+    lost, and these are as many as the tables take that the directory names.
+    """
+    named = np.flatnonzero(np.frombuffer(view.read(DIRECTORY_AT, MIB), "<u8") >> np.uint64(32) == USED)
+    taken = -(-(int(named[-1]) + 1) * TABLE_GRAINS * GRAIN // WINDOW) if len(named) else 0
+    for windows in range(1, MAX_TABLES * TABLE_GRAINS * GRAIN // WINDOW + 1):
         at = DIRECTORY_AT + MIB * (1 + windows + -(-windows // 64))
         first = int.from_bytes(view.read(at, 8), "little")
-        if first >> 60 == 1:
+        if first >> 60 == 1 or windows == taken and view.missing(at, 8):
             yield windows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,7 @@ from ..model import (
     Reader,
     Region,
     Signature,
+    Stowed,
 )
 from ._parallels_shapes import ROWS, shapes
 from ._parallels_shapes import rebuild as rebuild_container
@@ -48,6 +50,7 @@ from ._qcow2_tables import (
 from ._stowed import in_row
 
 USUAL_CLUSTER = 1 << 20
+OLD_CLUSTER = 63 * SECTOR  # of a track, under the old magic
 
 KIND = "parallels.header"
 OLD, NEW = b"WithoutFreeSpace", b"WithouFreSpacExt"
@@ -227,7 +230,14 @@ def _extension_regions(h: Header, extension: _Extension) -> list[Region]:
             *regions("parallels.bitmap", bitmaps, np.full(len(bitmaps), h.cluster), SUPPORTED)]
 
 
+def stow(reader: Reader) -> Iterable[Stowed]:
+    """Clusters of the two usual sizes up to the file's end; files of the larger ones are a number of those."""
+    yield from in_row(USUAL_CLUSTER, reader.size, USUAL_CLUSTER)
+    if reader.size % USUAL_CLUSTER and reader.size % SECTOR == 0:
+        yield from in_row(reader.size % OLD_CLUSTER or OLD_CLUSTER, reader.size, OLD_CLUSTER)
+
+
 FORMAT = Format(name="parallels", extension="hds", signatures=SIGNATURES, open=open_container, confirm=confirm,
                 qemu_name="parallels", shapes=shapes, rows=ROWS,
                 rebuild=lambda reader, clue: rebuild_container(reader, clue, open_container),
-                stow=lambda reader: in_row(USUAL_CLUSTER, reader.size, USUAL_CLUSTER))
+                stow=stow)

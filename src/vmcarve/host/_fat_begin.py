@@ -12,6 +12,7 @@ Source: Microsoft FAT specification 1.03; mkfs.vfat 4.2 (reserved sectors, lengt
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ ORDERED_UNIT = MIB  # smaller units are mixed with the container's own blocks
 # all, of all that would hold what is known, 1 / n, and filled just so far, 1 / n again
 BEFORE = {MIB: 0.85, 0: 0.10, 63 * SECTOR: 0.05}
 EVEN = 0.9
+ZEROS = 0.1  # share of the units in use that are left out, for files of zeros fill them: MiBs of them are rare
 LEAST_SHARE = 0.75  # of all that is likely
 
 
@@ -113,7 +115,7 @@ class Shape:
 def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[Begin]:
     """What a volume begins with of which directories are left, if all likely ones have its clusters at one place."""
     found = _agreeing(reader, evidence, cut.unit)
-    shape = None if found is None else _likeliest(_shapes(found, cut), found, cut)
+    shape = None if found is None else _likeliest(_shapes(found, cut), found, cut, -(-reader.size // cut.unit))
     if found is None or shape is None:
         return
     heap = shape.heap * SECTOR
@@ -165,13 +167,14 @@ def _named(reader: Reader, at: I64, cluster: int) -> int:
 def _shapes(found: Found, cut: Cut) -> Iterator[Shape]:
     """All volumes that have the clusters where they lie within the units, and that many."""
     cluster = found.cluster // SECTOR
-    step = cut.unit // (2 * SECTOR)
+    step = cut.unit // math.gcd(cut.unit, 2 * SECTOR)
     starts = sorted({offset for offset, _ in cut.rooms}) or list(BEFORE)
     if any((found.heap - before) % min(cut.unit, ALIGNED) == 0 for before in starts):
         return  # how much is reserved nobody knows
     kinds = [(32, RESERVED_SECTORS), *((16, reserved) for reserved in sorted({1, cluster}))]
     for before, (bits, reserved) in itertools.product(starts, kinds):
         rest = (found.heap - Shape(before, bits, cluster, reserved, 0).place) % cut.unit
+        rest += cut.unit if rest % (2 * SECTOR) else 0
         if rest % (2 * SECTOR):
             continue
         fewest, most = (LEAST_FAT32, MAX_CLUSTERS) if bits == 32 else (LEAST_FAT16, LEAST_FAT32 - 1)
@@ -190,13 +193,15 @@ def _fills(shape: Shape, offset: int, length: int) -> bool:
     return offset == shape.before and low <= length <= high + (high >> 5) + 2 * MIB
 
 
-def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut) -> Shape | None:
-    """The likeliest volume, where others that have their clusters elsewhere are not likely enough together."""
+def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int) -> Shape | None:
+    """The likeliest volume, where others that have their clusters elsewhere are not likely enough together. units: that
+    there are.
+    """
     order = _Order.of(found, cut)
     weight: dict[int, float] = {}
     best: dict[int, tuple[float, Shape]] = {}
     for s in shapes:
-        odds = s.weight * (1.0 if order is None else order.odds(s, found, cut))
+        odds = s.weight * (_room(s, found, cut, units) if order is None else order.odds(s, found, cut))
         weight[s.place] = weight.get(s.place, 0.0) + odds
         best[s.place] = max(best.get(s.place, (-1.0, s)), (odds, s), key=lambda b: b[0])
     place = max(weight, key=lambda p: weight[p], default=0)
@@ -239,13 +244,26 @@ class _Order:
         left_out = (shape.place - self.low) // cut.unit
         if left_out < 0 or not cut.gapless:
             return float(left_out >= 0)
-        tables = [shape.before + (shape.reserved + k * shape.table) * SECTOR for k in range(2)]
-        full = [(0, SECTOR), (shape.before, SECTOR), *((at, (found.last + 1) * shape.bits // 8) for at in tables)]
-        heap = shape.place // cut.unit
-        held = {k for at, n in full for k in range(at // cut.unit, min((at + n - 1) // cut.unit + 1, heap))}
-        more = left_out - (heap - len(held))  # than the tables have empty units
+        more = left_out - _empty(shape, found, cut)  # than the tables have empty units
         behind = (self.first - FIRST) * found.cluster // cut.unit
         return 0.0 if more > behind else self.empty ** max(more, 0)
+
+
+def _empty(shape: Shape, found: Found, cut: Cut) -> int:
+    """Units before that with cluster 2 in which nothing is."""
+    tables = [shape.before + (shape.reserved + k * shape.table) * SECTOR for k in range(2)]
+    full = [(0, SECTOR), (shape.before, SECTOR), *((at, (found.last + 1) * shape.bits // 8) for at in tables)]
+    heap = shape.place // cut.unit
+    return heap - len({k for at, n in full for k in range(at // cut.unit, min((at + n - 1) // cut.unit + 1, heap))})
+
+
+def _room(shape: Shape, found: Found, cut: Cut, units: int) -> float:
+    """How likely it is that a file has no more units than these, in whatever order: of what the volume uses the others
+    would hold zeros.
+    """
+    end = shape.place + (found.last - 1) * found.cluster
+    more = -(-end // cut.unit) - _empty(shape, found, cut) - units
+    return ZEROS ** max(more, 0) if cut.gapless else 1.0
 
 
 def _boot(shape: Shape) -> bytes:

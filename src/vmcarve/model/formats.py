@@ -90,7 +90,7 @@ class Stowed:
     """How a container whose header or tables are lost may hold its guest (`Format.stow`): in units, in an order that
     only the lost table told.
 
-    unit: guest bytes of each, a multiple of 4096. map: where they lie, unit i from i times `unit` on in place of guest
+    unit: guest bytes of each, a multiple of 512. map: where they lie, unit i from i times `unit` on in place of guest
     offsets, in the order in which the file gives them out; what is no unit but cannot be told from one may be among
     them. size: bytes of the guest disk, 0 unknown. in_order: the units themselves say which they are, and the map is
     the guest's. linear: it is the guest's too where a file of this kind is written out whole, zeros and all.
