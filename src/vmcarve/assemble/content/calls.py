@@ -5,8 +5,8 @@ it (`programs`), which is placed too where the map does not have it. For every p
 for the pages of each program in which it would lead to a function's begin; only different targets count, for a function
 that is called often would vote often. A page is believed with 8 votes and three times as many as the next, and where
 the functions that begin in it follow on the end of another: programs that share a library's functions, in the same
-order, vote for each other's pages. Pages that lie beside each other on the image vote together too, four at a time;
-then those are believed that have two such votes of their own. Equal programs in several guests are one.
+order, vote for each other's pages. Where files lie in short pieces pages beside each other vote together, four at a
+time; of 12 such votes those are believed that have three of their own. Equal programs in several guests are one.
 Memory: 16 bytes for each call on the image, up to OUR_MAX_CALLS.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..._ext.call_votes import call_votes
+from ..segments import OFTEN
 from ..tails import to_file
 from .programs import Program, Programs, points
 from .want import BLOCK, Guest, Int64s, Told, U8s
@@ -28,7 +29,7 @@ BLOCK_BITS = BLOCK.bit_length() - 1
 REACH = 1 << 22  # bytes that a call leads away at most: programs are no larger, and what is no code reaches anywhere
 WIDTH = 4 * REACH  # numbers for the places of targets, from the begin of the block
 LEAST, TIMES = 8, 3  # votes that a page needs; times those of the next one
-BESIDE, OWN = 4, 2  # blocks beside each other that vote together; votes of its own that one of them needs
+BESIDE, ALL, OWN = 4, 12, 3  # blocks beside each other that vote together; votes that they need, and one of its own
 BITS = 2.0  # of a vote beyond chance
 MAX_BITS = 30.0
 OUR_MAX_CALLS = 1 << 24  # 256 MiB: about 4 GiB of programs
@@ -47,8 +48,8 @@ class Calls:
     programs: Programs
     _guests: list[Guest] = field(default_factory=list[Guest])
     _programs: dict[bytes, Program] | None = None  # None: not asked since the guests or the image were seen
-    _asked: set[tuple[bytes, int]] = field(default_factory=set[tuple[bytes, int]])
-    """programs whose pages were voted for, with as many functions"""
+    _asked: set[tuple[bytes, int, bool]] = field(default_factory=set[tuple[bytes, int, bool]])
+    """programs whose pages were voted for, with as many functions, and whether together too"""
     _seen: bool = False
     _calls: list[tuple[Int64s, Int64s]] = field(default_factory=list[tuple[Int64s, Int64s]])
     """image offsets of calls, rising, and of their targets"""
@@ -79,7 +80,7 @@ class Calls:
     def points(self, number: int) -> Told:
         if self._programs is None:
             self._programs = self.programs.of(self._guests)
-            told = {(p.key, len(p.starts)) for p in self._programs.values()}
+            told = {(p.key, len(p.starts), self._often) for p in self._programs.values()}
             if self._calls and not told <= self._asked:
                 self._vote(list(self._programs.values()))
                 self._asked |= told
@@ -96,6 +97,11 @@ class Calls:
         keep = (f >= 0) & (step % BLOCK == 0)
         bits = np.concatenate((np.clip(BITS * pages[:, 3].astype(np.float64), 0.0, MAX_BITS), worth))
         return Told(f[keep] // BLOCK, step[keep] // BLOCK, bits[keep], np.empty(0, np.int64))
+
+    @property
+    def _often(self) -> bool:
+        """Whether files lie in pieces so short that many have no page which places itself."""
+        return any(guest.rate >= OFTEN for guest in self._guests)
 
     def _vote(self, programs: list[Program]) -> None:
         """Notes the pages of all programs that are believed, where nothing else makes sure what lies there."""
@@ -115,7 +121,8 @@ class Calls:
             both = np.sort(block * WIDTH + target - begin + WIDTH // 2)
             both = both[np.concatenate(([True], both[1:] != both[:-1]))] if len(both) else both
             begun, step = both // WIDTH, both % WIDTH - WIDTH // 2
-            for b, p, v in [*pages.together(begun, step), *pages.alone(begun, step)]:
+            together = pages.together(begun, step) if self._often else ()
+            for b, p, v in [*together, *pages.alone(begun, step)]:
                 program, at = pages.which(p)
                 here = b * BLOCK + phase
                 bits = begin_bits(program, at, self.programs.image.read(here, BLOCK))
@@ -170,7 +177,7 @@ class _Pages:
         """The same of BESIDE blocks at once, that lie beside each other on the image: for each the calls of its own."""
         shift = np.arange(BESIDE)[:, None]
         both = np.unique((block - shift) * WIDTH + target + shift * BLOCK + WIDTH // 2)
-        begun, numbers, votes = self.believed(both // WIDTH, both % WIDTH - WIDTH // 2)
+        begun, numbers, votes = self.believed(both // WIDTH, both % WIDTH - WIDTH // 2, ALL)
         best: dict[int, tuple[int, int, int]] = {}  # votes of all, of each block; number of its page
         for b, p, v in zip(begun.tolist(), numbers.tolist(), votes.tolist(), strict=True):
             program, at = self.which(p)
@@ -183,21 +190,21 @@ class _Pages:
                     best[b + k] = v, own, p + k
         yield from ((b, p, own) for b, (_, own, p) in best.items())
 
-    def believed(self, block: Int64s, target: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    def believed(self, block: Int64s, target: Int64s, least: int = LEAST) -> tuple[Int64s, Int64s, Int64s]:
         """(block, number of a page, votes) of the blocks that calls int64[n] place: by block and target, each once;
         target: from the block's begin.
         """
         cut = np.flatnonzero(np.concatenate(([True], block[1:] != block[:-1], [True]))) if len(block) else np.zeros(
             1, np.int64)
-        enough = np.flatnonzero(np.diff(cut) >= LEAST)
-        kept = np.repeat(np.diff(cut) >= LEAST, np.diff(cut))
+        enough = np.flatnonzero(np.diff(cut) >= least)
+        kept = np.repeat(np.diff(cut) >= least, np.diff(cut))
         cut = np.concatenate(([0], np.cumsum(np.diff(cut)[enough])))
         block, target = block[kept][cut[:-1]], target[kept]
         best, most, second = (np.empty(len(block), np.int64) for _ in range(3))
         votes = np.zeros(int(self.count.sum()), np.uint64)
         call_votes(cut, target, self.head, self.start, self.owner, self.page, self.count, self.first, votes, best, most,
                    second)
-        good = (most >= LEAST) & (most >= TIMES * second)
+        good = (most >= least) & (most >= TIMES * second)
         return block[good], best[good], most[good]
 
     def which(self, number: int) -> tuple[Program, int]:
