@@ -17,10 +17,12 @@ from vmcarve.assemble.breaks import (
     ROUND,
     UNSEEN,
     Borders,
+    Bracket,
     Contents,
     Expectation,
     Row,
     _likeliest,
+    _meets,
     break_rate,
     lay_out,
 )
@@ -355,3 +357,23 @@ def test_the_share_of_begins_with_a_sign() -> None:
     assert meeting.share([*[sure] * 10, *[wide] * 90], 0.1) == meeting.MOST
     assert meeting.share([np.array([k % 10 == 0], np.uint8) for k in range(50)], 0.1) == pytest.approx(0.1)
     assert abs(meeting.nats(0.1, 0.1)).max() == 0.0
+
+
+def test_the_share_of_runs_that_end_where_another_begins() -> None:
+    """Breaks that are known to few blocks tell it, others nothing; few of them say little against what is usual."""
+    meeting_, apart = [(9 * k, 9 * k + 9, 0) for k in range(50)], [(9 * k, 9 * k + 4, 1) for k in range(50)]
+    assert meeting.meets([], 0.7) == meeting.meets([(5, 5, meeting.MOST_OPEN)] * 50, 0.7) == 0.7
+    assert meeting.meets(meeting_, 0.7) > 0.9 and meeting.meets(apart, 0.7) < 0.1
+    assert 0.5 < meeting.meets(apart[:1], 0.7) < 0.7
+
+
+@pytest.mark.parametrize("n", [30, 3000])
+def test_a_known_border_says_as_much_in_a_wide_gap(n: int) -> None:
+    """It lies there by chance as often as borders are known on the image, wherever the gap ends; and it says nothing
+    where runs end at borders no more often than that."""
+    none = np.zeros(n)
+    gap = Bracket(0, 0, -1, n, 0, 5000, none, none, (np.zeros(n + 1), np.zeros(n + 1)), np.zeros(n + 1, np.uint8))
+    known = [20 * BLOCK, *(k * BLOCK for k in range(10**6, 10**6 + 99))]
+    nats = _meets(gap, 0, n, 0, known, Borders(meets=0.1, blocks=10_000))
+    assert nats[20] - nats[19] == pytest.approx(np.log(0.1 / 0.01) - np.log(0.9 / 0.99))
+    assert not _meets(gap, 0, n, 0, known, Borders(meets=0.01, blocks=10_000)).any()

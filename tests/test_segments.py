@@ -208,3 +208,13 @@ def test_what_two_may_have_alike_goes_to_the_one_that_has_less_instead() -> None
     for candidates in ([*shared, *own], [*reversed(shared), *own]):
         out = accept(candidates, begins, nobody(), 20.0)
         assert shape(out) == shape([own[0], shared[1]])
+
+
+def test_the_begin_of_a_file_that_states_its_size_stands_alone() -> None:
+    """One of 512 such begins among 2^16 blocks, of a file of 160 KB that nobody else's is as large as: 24 bits. Where
+    files hardly break that is too little."""
+    bits = math.log2((1 << 16) / 512) + math.log2(160_000)
+    points = Points(np.zeros(1, np.int64), np.array([7]), np.array([20]), np.array([bits]))
+    for rate, there in ((1 / 16, True), (1 / 64, True), (1 / 4096, False), (0.0, False)):
+        found = accept(group(points, {}, {}), {0: 0}, Taken(Claims(), {}), least_weight(1 << 16, rate))
+        assert [(s.first, s.delta) for s in found] == [(7, 20)] * there

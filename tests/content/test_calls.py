@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
-from vmcarve.assemble.content.calls import LEAST, Calls, _sure, begin_bits
+from vmcarve.assemble.content.calls import BITS, LEAST, Calls, _sure, begin_bits
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.content.programs import Programs, _each
 from vmcarve.disk import VirtualDisk
@@ -62,7 +64,40 @@ def test_pages_of_code_place_themselves(made: tuple[bytes, list[bytes]]) -> None
     good = np.array(right(found, image, disk))
     code = sum(len(c) for c in contents) // BLOCK
     assert good.sum() > 0.15 * code and (~good).sum() <= 0.01 * len(good)
-    assert (found.bits >= 2 * LEAST - 2).all()
+    assert (found.bits >= BITS).all()
+
+
+def test_pages_with_few_calls_are_placed_together(made: tuple[bytes, list[bytes]]) -> None:
+    """Four pages beside each other vote as one: each of them that has votes of its own for that is placed."""
+    disk, contents = made
+    image = Image.of(disk, 7, largest=40)
+    found = told(image, [replace(guest_of(disk), rate=1 / 16)])
+    good, few = np.array(right(found, image, disk)), found.bits < BITS * (LEAST - 1)
+    code = sum(len(c) for c in contents) // BLOCK
+    assert (few & good).sum() > 0.015 * code and (few & ~good).sum() <= 0.1 * few.sum()
+    assert (~good).sum() <= 0.02 * len(good)
+
+
+def cut_tables(image: Image, disk: bytes, contents: list[bytes], kept: int) -> Image:
+    """An image of which each table of functions is overwritten behind so many entries, where it lies in one piece."""
+    data, rng = bytearray(image.data), random.Random(3)
+    for block in tables(disk, contents):
+        begin = disk.find(b"\x01\x1b\x03\x3b", block * BLOCK)
+        count = int.from_bytes(disk[begin + 8 : begin + 12], "little")
+        at = data.find(disk[begin : begin + 12 + 8 * kept])
+        if at >= 0:
+            data[at + 12 + 8 * kept : at + 12 + 8 * count] = rng.randbytes(8 * (count - kept))
+    return Image(bytes(data))
+
+
+def test_a_table_that_a_break_cuts_tells_of_the_first_functions(made: tuple[bytes, list[bytes]]) -> None:
+    """Of each table the first 200 entries are there: pages of the code up to there are placed, and no others."""
+    disk, contents = made
+    image = cut_tables(Image.of(disk, 7, largest=60), disk, contents, 200)
+    found = told(image, [without(disk, contents, BLOCK)])
+    good = np.array(right(found, image, disk))
+    assert good.sum() > len(contents) + 0.03 * sum(len(c) for c in contents) // BLOCK
+    assert (~good).sum() <= 0.05 * len(good)
 
 
 def test_code_of_other_programs_is_nobodys(made: tuple[bytes, list[bytes]]) -> None:

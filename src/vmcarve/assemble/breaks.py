@@ -33,7 +33,7 @@ ALIKE = 8  # blocks from the edge of a row of blocks that are alike: one there s
 NOWHERE = -2.5  # a block that neither run explains
 AMID = -12.0  # a part between two runs that neither explains
 KNOWN = 0.9  # of the blocks of a hole, those that the guest must call free for it to be a hole
-MEETS = 0.7  # share of the runs that end where a known one begins, where one begins in their reach
+MEETS = 0.7  # share of the runs that end where a known one begins, or begin where one ends, where few tell
 END_WRONG = -6.0  # a file end that is not where the run has it
 MAGIC_RIGHT, MAGIC_WRONG = 3.0, -3.0  # a file's first bytes where a file begins; where none does
 ROUND = 0.5  # for each power of two that divides a break's file block, on a host that breaks files at round places
@@ -113,6 +113,8 @@ class Borders:
     rate: float = 0.0  # breaks by block of file, as between the points of all runs; 0 unknown
     unit: int = 1  # blocks: files break at multiples of it
     slack: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # nats, see meeting
+    meets: float = MEETS
+    blocks: int = 1  # of the image
 
     @property
     def reach(self) -> int:
@@ -185,6 +187,10 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     for s in sorted(segments, key=lambda s: (s.owner, s.first)):
         chains.setdefault(s.owner, []).append(s)
     borders.rate = break_rate(chains.values(), borders.unit)
+    if borders.rate:
+        borders.meets = meeting.meets([_seen_break(begins[a.owner], a, b) for chain in chains.values()
+                                       for a, b in zip(chain, chain[1:], strict=False) if a.delta != b.delta], MEETS)
+    borders.blocks = max(1, image.size // BLOCK)
     bends = _bends(chains.values())
     placed: dict[tuple[int, int], list[Part]] = {}
     open_: list[tuple[int, int, Bracket]] = []
@@ -205,6 +211,13 @@ def lay_out(image: Reader, begins: dict[int, int], sizes: dict[int, int], segmen
     rows = {owner: _rows(image, begins[owner], sizes[owner], chain, placed, taken, borders.reach)
             for owner, chain in chains.items()}
     return {owner: _with_padding(found, taken) for owner, found in rows.items()}
+
+
+def _seen_break(begin: int, a: Segment, b: Segment) -> tuple[int, int, int]:
+    """Of a break between two segments: the image blocks from which on the left run may end, and the right one may
+    begin, and how many more places there are."""
+    at = begin // BLOCK + a.last + 1
+    return at + a.delta, at + b.delta, b.first - a.last - 1
 
 
 def _bends(chains: Iterable[list[Segment]]) -> bool:
@@ -575,8 +588,8 @@ def _sums(b: Bracket, taken: Taken, borders: Borders) -> tuple[npt.NDArray[np.fl
     f = np.arange(first, first + n + 1)
     low_bit = np.minimum(np.log2((f & -f).astype(np.float64)), MAX_ROUND)
     grid = np.where(f % borders.unit == 0, 0.0, NEVER)
-    upto = upto + _meets(b, first, n, b.left, borders.begin, borders.unit) + borders.round * low_bit + grid
-    since = since + _meets(b, first, n, b.right, borders.end, borders.unit) + borders.round * low_bit + grid
+    upto = upto + _meets(b, first, n, b.left, borders.begin, borders) + borders.round * low_bit + grid
+    since = since + _meets(b, first, n, b.right, borders.end, borders) + borders.round * low_bit + grid
     known = np.concatenate(([False], others < 0))  # whose the block before is: nothing else tells then
     return upto + b.apart[0], since + b.apart[1] + np.where(known, 0.0, borders.slack[b.slack])
 
@@ -614,16 +627,15 @@ def _others(b: Bracket, delta: int, taken: Taken) -> npt.NDArray[np.float64]:
     return out
 
 
-def _meets(b: Bracket, first: int, n: int, delta: int, known: list[int], unit: int) -> npt.NDArray[np.float64]:
+def _meets(b: Bracket, first: int, n: int, delta: int, known: list[int], borders: Borders
+           ) -> npt.NDArray[np.float64]:
     """For each place of the break, in nats, what it says that the run at `delta` would meet a known border there, or
-    would not: the more, the fewer of the places do.
+    would not: the more, the fewer borders are known, for then hardly any lies there by chance.
     """
-    base = b.at(first, delta)
+    base, unit, meets = b.at(first, delta), borders.unit, borders.meets
     near = known[bisect.bisect_left(known, base) : bisect.bisect_right(known, base + n * BLOCK)]
     at = sorted({(p - base) // BLOCK for p in near if (p - base) % (BLOCK * unit) == -first % unit * BLOCK})
-    places = (first + n) // unit - (first - 1) // unit
-    if not at or len(at) >= places:
-        return np.zeros(n + 1)
-    out = np.full(n + 1, np.log((1 - MEETS) * places / (places - len(at))))
-    out[at] = np.log(MEETS * places / len(at))
+    any_ = min(len(known) * unit / borders.blocks, 0.5)  # share of the places at which there is one
+    out = np.full(n + 1, np.log((1 - meets) / (1 - any_)))
+    out[at] = np.log(meets / any_) if at else 0.0
     return out

@@ -4,7 +4,8 @@ How often a run of this image begins behind such a block is estimated from the b
 most: the containers' first bytes, and breaks between points that hardly leave a choice. Among few places the true one
 cannot be told, so all are counted by how likely each is, by the share that follows from that (expectation and
 maximization). Where files are whole blocks, or pieces follow each other without a host, the share comes out as that of
-any block, and says nothing.
+any block, and says nothing. How often a run ends just where another is known to begin is counted on breaks that are
+known as well: hosts give out space without gaps, other images are pieces with anything between.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ NO, YES, OPEN = 0, 1, 2
 SLACK = 16  # bytes of zeros at the end of a block that others may have ended in
 MOST_PLACES = 8  # of a begin that is known
 FEW = 8  # begins that must be known before they tell of others
+MOST_OPEN = 3  # places of an end and a begin between two points for them to tell whether runs meet
+USUAL = 4  # ends that would outweigh what is usual
 ROUNDS = 12
 LEAST, MOST = 0.02, 0.95  # a share is never surer
 
@@ -57,3 +60,15 @@ def nats(share: float, chance: float) -> Floats:
     """float64[3]: how much likelier each sign is before a begin than before any block."""
     share, chance = np.clip([share, chance], LEAST, 1 - LEAST).tolist()
     return np.array([np.log((1 - share) / (1 - chance)), np.log(share / chance), 0.0])
+
+
+def meets(breaks: Sequence[tuple[int, int, int]], usual: float) -> float:
+    """The share of the runs that end just where another one is known to begin.
+
+    breaks: the image block behind a run's end, that with the begin of the run that goes on, and how many blocks farther
+    both may be; those that are known best tell. usual: the share where few or none tell.
+    """
+    known = np.array([b for b in breaks if b[2] < MOST_OPEN], np.int64).reshape(-1, 3)
+    end, begin = known[:, 0], np.sort(known[:, 1])
+    there = np.searchsorted(begin, end + MOST_OPEN) > np.searchsorted(begin, end - MOST_OPEN + 1)
+    return float(np.clip((np.count_nonzero(there) + USUAL * usual) / (len(known) + USUAL), LEAST, MOST))

@@ -272,7 +272,8 @@ def _round(image: Reader, active: list[Candidate], evidence: RoundEvidence, take
     heads += [Segment(o, delta, np.arange(first, first + n), np.full(n, FOUND_BITS), FOUND_BITS * n)
               for o, c in enumerate(active) if not c.nested for first, n, delta in c.proved]
     candidates = [s for s in candidates if not active[s.owner].nested]
-    strong = accept(heads + candidates, begins, taken, least_weight(blocks // unit.blocks), unit.blocks)
+    least = least_weight(blocks // unit.blocks, borders.rate)
+    strong = accept(heads + candidates, begins, taken, least, unit.blocks)
     strong += _nearby(candidates, strong, begins, taken, wanted, unit.blocks)
     sizes = {o: _end(c) for o, c in enumerate(active)}
     for o, c in enumerate(active):

@@ -1,9 +1,9 @@
 """The x86-64 programs of guests: where their functions begin, as the sorted table of their .eh_frame_hdr says.
 
 The head of a program states where that table lies in the file, and its size, hence how many functions it has; the
-table's own first words repeat that. So the table is known again on the image where the map does not have it; and the
-head where it is the only one on the image that states the size of a file. Source: System V ABI ("ELF header"); LSB 5.0,
-"The .eh_frame_hdr section".
+table's own first words repeat that. So the table is known again on the image where the map does not have it, up to
+where a break cuts it; and the head where it is the only one on the image that states the size of a file. Source: System
+V ABI ("ELF header"); LSB 5.0, "The .eh_frame_hdr section".
 Memory: 16 bytes for each head and table on the image, 8 for each function of the programs.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ MAX_TABLE = 1 << 24  # ours: bytes of one table of functions
 MAX_PROGRAMS = 4096  # ours: of one guest
 MAX_NOTED = 1 << 18  # ours: heads, and tables, of one image
 MAX_RIVALS = 8  # ours: tables of one place in a block and one count
+FEW = 64  # functions of a table that a break cuts
 TABLE_BITS = 30.0  # a place in a block, four bytes of encodings and the number of functions
 
 Floats = npt.NDArray[np.float64]
@@ -35,9 +36,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Functions of a program and its code: starts int64[n] (addresses, rising); the first address and file offset of
-    the code's segment, and its bytes. files: (guest, file number)s that are this program. table: offset in the file
-    of the table of functions; found: image offsets where that very table lies.
+    """Functions of a program, as far as its table is there, and its code: starts int64[n] (addresses, rising); the
+    first address and file offset of the code, and its bytes as far as the table tells of it. files: (guest, file
+    number)s that are this program. table: offset in the file of the table of functions; found: image offsets where that
+    very table lies.
     """
 
     key: bytes  # equal programs have equal ones
@@ -89,7 +91,10 @@ class Programs:
                     continue
                 program = self._program(guest, file, size, head)
                 if program is not None:
-                    found.setdefault(program.key, program).files.append((k, file))
+                    other = found.get(program.key)
+                    if other is None or len(other.starts) < len(program.starts):  # a break may cut the one's table
+                        found[program.key] = replace(program, files=other.files if other else [])
+                    found[program.key].files.append((k, file))
         return found
 
     def _supposed(self, size: int, wanted: int) -> bytes:
@@ -113,16 +118,18 @@ class Programs:
             return None
         _, _, offset, address, length = frames[0]
         _, _, begin, first, extent = code[0]
-        places = self._places(guest, file, offset, length)
-        texts = {at: self.image.read(at, length) for at in places}
-        known = _read(guest, file, offset, length)
-        for data in (known, *(list(texts.values())[:1] if len(set(texts.values())) == 1 else ())):
-            starts = _functions(data, address, first, extent)
-            if starts is not None:
-                key = hashlib.blake2b(starts.tobytes() + head, digest_size=16).digest()
-                found = tuple(at for at, text in texts.items() if text == data)
-                return Program(key, starts, first, begin, extent, offset, found, [])
-        return None
+        told = {at: _functions(self.image.read(at, length), address, first, extent)
+                for at in self._places(guest, file, offset, length)}
+        places = {at: starts for at, starts in told.items() if len(starts)}
+        known = _functions(_read(guest, file, offset, length), address, first, extent)
+        starts = max([known, *places.values()], key=len)
+        same = tuple(at for at, part in places.items() if np.array_equal(part, starts[: len(part)]))
+        if not len(starts) or not len(known) and len(same) < len(places):
+            return None  # or the tables of several programs: nothing tells which is this one's
+        key = hashlib.blake2b(head, digest_size=16).digest()
+        if len(starts) < (length - 12) // 8:
+            extent = int(starts[-1]) - first  # what lies behind it cannot be held against its functions
+        return Program(key, starts, first, begin, extent, offset, same, [])
 
     def _places(self, guest: Guest, file: int, offset: int, length: int) -> tuple[int, ...]:
         """Image offsets of tables as one of so many bytes begins, that could be this one by their place in a block."""
@@ -147,17 +154,21 @@ def _each(data: U8s, needle: bytes, first: int, end: int, step: int) -> list[int
     return (np.flatnonzero(words == int.from_bytes(needle, "little")) * step + first).tolist()
 
 
-def _functions(data: bytes, address: int, first: int, extent: int) -> Int64s | None:
-    """Addresses int64[n], rising, of the functions in a table at `address`; None where it is none of such code."""
+def _functions(data: bytes, address: int, first: int, extent: int) -> Int64s:
+    """Addresses int64[n], rising, of the functions in a table at `address`, from its begin on as far as it is there:
+    behind a break something else lies. None where it is no table of such code.
+    """
+    none = np.empty(0, np.int64)
     if data[:4] != ENCODINGS:
-        return None
+        return none
     entries = int.from_bytes(data[8:12], "little")
     if not 0 < entries <= (len(data) - 12) // 8:
-        return None
+        return none
     starts = np.frombuffer(data, "<i4", 2 * entries, 12)[::2].astype(np.int64) + address
-    if (np.diff(starts) <= 0).any() or int(starts[0]) < first or int(starts[-1]) >= first + extent:
-        return None
-    return starts
+    good = (starts >= first) & (starts < first + extent)
+    good[1:] &= starts[1:] > starts[:-1]
+    whole = entries if good.all() else int(np.argmin(good))
+    return starts[:whole] if whole >= min(entries, FEW) else none
 
 
 def _size(head: bytes) -> int:

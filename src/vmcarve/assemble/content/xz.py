@@ -1,12 +1,14 @@
 """Xz streams: the LZMA2 chunks of one say how long they are, so that a break inside a chunk ends at a known byte.
 
-liblzma closes a chunk of packed bytes at 60 KiB, hence two headers at the distance that the first one states are a
-chain and no chance. From the begin of a placed file (an .xz, or the data of a Debian package) its chunks are followed
-to where the map has none any more. Wherever the file goes on, the next header lies at that very byte of it: a chain of
-the image that nobody has, and whose first header lies there modulo a block, is the file's, where it is the only one.
-Its last header says where the next chunk begins, and so on.
-Sources: the .xz file format 1.2.0 (tukaani.org), LZMA2 in liblzma's lzma2_encoder.c, deb(5).
-Memory: 16 bytes for each header of the image, chance ones included (some 1 in 1024 bytes that are random).
+liblzma closes a chunk of packed bytes at 60 KiB, and what its range coder writes first is always a zero: so the header
+of a chunk is some 18 bits. From the begin of a placed file (an .xz, or the data of a Debian package) its chunks are
+followed to where the map has none any more. Wherever the file goes on, the next header lies at that very byte of it: a
+header of the image that nobody has, and which lies there modulo a block, is the file's, where it is the only one, or
+the one behind which the stream goes on farthest. It says where the next chunk begins, and so on, from piece to piece.
+Headers at the distance that the first one states are a chain: what lies between them is one piece.
+Sources: the .xz file format 1.2.0 (tukaani.org), LZMA2 in liblzma's lzma2_encoder.c, the range coder's first byte in
+its rangecoder/range_encoder.h, deb(5).
+Memory: 16 bytes for each header of the image, chance ones included (some 1 in 2^18 bytes that are random).
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from .want import BLOCK, Guest, Int64s, Kept, U8s
 
 MAGIC = b"\xfd7zXZ\0"
 FULL = (0xEF, 0xF0)  # the high byte of the length of a chunk that was closed when full
+PACKED, SET_ANEW = 0x80, 0xC0  # the first byte of a header: of packed bytes, of those before which comes one byte more
 LEAST = 128 << 10  # bytes of a file that may have two of them
 MAX_HEADERS = 1 << 24  # ours: of one image
 MAX_CHUNKS = 1 << 20  # ours: of one file
 HEADER, MEMBER = 5, 60  # bytes of a chunk's header without new properties, and of one in an ar
+AHEAD = 3  # chunks that are looked ahead where several headers may be the next
 END = 64  # bytes at the end of a stream without full chunks' headers: the index and the footer of one
 
 
@@ -35,6 +39,51 @@ class Stream:
     file: int
     first: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """headers int64[n, 2] that follow each other: image offset, bytes of the chunk."""
+
+    headers: Int64s
+
+    @property
+    def length(self) -> int:
+        """Bytes of all its chunks."""
+        return int(self.headers[-1].sum() - self.headers[0, 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """All of an image that nobody has. phase int64[n]: of the first header's place, modulo a block; rising."""
+
+    all: list[Chain]
+    phase: Int64s
+
+    @classmethod
+    def of(cls, headers: Int64s) -> Chains:
+        """headers int64[n, 2]: image offset, rising, and bytes of the chunk."""
+        next_ = np.minimum(np.searchsorted(headers[:, 0], headers.sum(axis=1)), max(len(headers) - 1, 0))
+        there = headers[next_, 0] == headers.sum(axis=1)
+        follows = np.zeros(len(headers), np.bool_)
+        follows[next_[there]] = True
+        out: list[Chain] = []
+        for i in np.flatnonzero(~follows).tolist():
+            chain = [i]
+            while there[chain[-1]]:
+                chain.append(int(next_[chain[-1]]))
+            out.append(Chain(headers[chain]))
+        out.sort(key=lambda c: int(c.headers[0, 0]) % BLOCK)
+        return cls(out, np.array([int(c.headers[0, 0]) % BLOCK for c in out], np.int64))
+
+    def at(self, guest: Guest, stream: Stream, offset: int) -> list[Chain]:
+        """Those whose first header may lie at this byte of a stream's file."""
+        place = int(to_file(guest.disk.map, guest.files.place(np.array([stream.file]), np.array([offset])))[0])
+        if place < 0 or offset < 0:
+            return []
+        low, high = (int(np.searchsorted(self.phase, (place + guest.start) % BLOCK, side=side))
+                     for side in ("left", "right"))
+        return [c for c in self.all[low:high] if offset + c.length < stream.end]
 
 
 @dataclass(slots=True)
@@ -55,11 +104,11 @@ class Xz(Followed):
 
     def see(self, data: U8s, at: int, length: int) -> None:
         self._blocks += length // BLOCK
-        if self._count >= MAX_HEADERS or len(data) < HEADER:
+        if self._count >= MAX_HEADERS or len(data) <= HEADER:
             return
-        high = data[3 : min(length + 3, len(data) - 1)]
+        high = data[3 : min(length + 3, len(data) - 2)]
         row = np.flatnonzero(high - np.uint8(FULL[0]) < len(FULL))
-        row = row[data[row] >> 5 == 4]  # no new state: all but the first
+        row = row[(data[row] >> 5 == PACKED >> 5) & (data[row + HEADER] == 0)]  # no new state: all but the first
         size = (data[row + 3].astype(np.int64) << 8 | data[row + 4]) + 1 + HEADER
         self._headers.append(np.column_stack((row + at, size)))
         self._count += len(row)
@@ -67,24 +116,23 @@ class Xz(Followed):
     def follow(self) -> None:
         if not any(self._streams) or not self._headers:
             return
-        chains = self._chains()
-        first = np.array([int(c[0, 0]) for c in chains], np.int64)
-        length = np.array([int(c[-1, 0]) for c in chains], np.int64) - first  # up to where the last header lies
+        chains = Chains.of(self._free())
         for k, guest in enumerate(self._guests):
             for stream in self._streams[k]:
-                at = _next(guest, stream)
+                at = stream.first
                 for _ in range(MAX_CHUNKS):
-                    if at < 0 or at + END >= stream.end:
+                    at = _next(guest, stream, at)
+                    found = chains.at(guest, stream, at)
+                    if len(found) > 1:
+                        steps = [_goes_on(guest, stream, at + c.length, chains, AHEAD) for c in found]
+                        found = [c for c, n in zip(found, steps, strict=True) if n == max(steps)]
+                    if len(found) != 1:
                         break
-                    place = int(to_file(guest.disk.map, guest.files.place(np.array([stream.file]), np.array([at])))[0])
-                    fits = np.flatnonzero((place >= 0) & ((first - place - guest.start) % BLOCK == 0)
-                                          & (at + length < stream.end))
-                    if len(fits) != 1:
-                        break
-                    at = self._give(k, guest, stream, at, chains[int(fits[0])])
+                    self._give(k, guest, stream, at, found[0].headers)
+                    at += found[0].length
 
-    def _give(self, number: int, guest: Guest, stream: Stream, at: int, chain: Int64s) -> int:
-        """Notes the blocks between the headers of a chain; the offset in the file where the next chunk begins."""
+    def _give(self, number: int, guest: Guest, stream: Stream, at: int, chain: Int64s) -> None:
+        """Notes the blocks with the headers of a chain, and those between."""
         p = np.arange(int(chain[0, 0] - guest.start) // BLOCK, int(chain[-1, 0] - guest.start) // BLOCK + 1)
         offset = at + p * BLOCK + guest.start - int(chain[0, 0])  # of the blocks' first bytes in the file
         offset[0] = at
@@ -92,10 +140,9 @@ class Xz(Followed):
         for file_block, block, there in zip((f // BLOCK).tolist(), p.tolist(), (f >= 0).tolist(), strict=True):
             if there:
                 self._found[number].setdefault(file_block, block + guest.start // BLOCK)
-        return at + int(chain[-1].sum() - chain[0, 0])
 
-    def _chains(self) -> list[Int64s]:
-        """Headers, each where the one before it ends, in what nobody has: of two at least."""
+    def _free(self) -> Int64s:
+        """The headers in what nobody has."""
         every = np.concatenate(self._headers)
         every = every[np.argsort(every[:, 0], kind="stable")]
         taken = np.zeros(len(every), np.bool_)
@@ -103,19 +150,7 @@ class Xz(Followed):
             for a, b, d in g.sure.tolist():
                 low, high = np.searchsorted(every[:, 0], [g.start + (a + d) * BLOCK, g.start + (b + d) * BLOCK])
                 taken[low:high] = True
-        every = every[~taken]
-        behind = every.sum(axis=1)
-        next_ = np.minimum(np.searchsorted(every[:, 0], behind), max(len(every) - 1, 0))
-        there = every[next_, 0] == behind
-        follows = np.zeros(len(every), np.bool_)
-        follows[next_[there]] = True
-        out: list[Int64s] = []
-        for i in np.flatnonzero(there & ~follows).tolist():
-            chain = [i]
-            while there[chain[-1]]:
-                chain.append(int(next_[chain[-1]]))
-            out.append(every[chain])
-        return out
+        return every[~taken]
 
 
 def _streams(guest: Guest) -> list[Stream]:
@@ -147,15 +182,33 @@ def _data_of(head: bytes) -> tuple[int, int]:
     return len(head), 0
 
 
-def _next(guest: Guest, stream: Stream) -> int:
-    """The offset in the file of the first chunk whose header the map does not have; -1 where the stream ends before."""
-    at = stream.first
+def _goes_on(guest: Guest, stream: Stream, at: int, chains: Chains, most: int) -> int:
+    """How many chunks or chains a stream may have from this byte of its file on: `most` where it has more, or ends."""
+    if most == 0 or at + END >= stream.end:
+        return most
+    size = _chunk(guest, stream, at)
+    ways = [size] if size else [c.length for c in chains.at(guest, stream, at)]
+    return max((1 + _goes_on(guest, stream, at + n, chains, most - 1) for n in ways), default=0)
+
+
+def _next(guest: Guest, stream: Stream, at: int) -> int:
+    """The offset in the file of the first chunk from that at `at` on whose header the map does not have; -1 where the
+    stream ends before."""
     for _ in range(MAX_CHUNKS):
-        g = int(guest.files.place(np.array([stream.file]), np.array([at]))[0])
-        head = guest.disk.read(g, HEADER) if g >= 0 and not guest.disk.missing(g, HEADER) else b""
-        if len(head) < HEADER or head[0] < 0x80 or head[3] not in FULL:
-            return at
-        at += HEADER + (head[0] >= 0xC0) + int.from_bytes(head[3:5], "big") + 1
         if at + END >= stream.end:
             return -1
+        size = _chunk(guest, stream, at)
+        if not size:
+            return at
+        at += size
     return -1
+
+
+def _chunk(guest: Guest, stream: Stream, at: int) -> int:
+    """The bytes of the full chunk that the map has at a byte of the file, header and all; 0 where it has none."""
+    g = int(guest.files.place(np.array([stream.file]), np.array([at]))[0])
+    head = guest.disk.read(g, HEADER + 2) if g >= 0 and not guest.disk.missing(g, HEADER) else b""
+    if len(head) < HEADER + 2 or head[0] < PACKED or head[3] not in FULL:
+        return 0
+    longer = int(head[0] >= SET_ANEW)
+    return 0 if head[HEADER + longer] else HEADER + longer + int.from_bytes(head[3:5], "big") + 1
