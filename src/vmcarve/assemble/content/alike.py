@@ -2,7 +2,8 @@
 
 Borders say little of a unit that holds one large file: what is a base64 mailbox, a database, a log or a program shows
 in the counts of its bytes, and they hardly change within a file. Two counts are compared by their Hellinger distance;
-what a distance is worth depends on how many others of the image are as near (films and archives are all alike).
+what a distance is worth depends on how many others of the image are as near (films and archives are all alike, and
+much prose is).
 Memory: 1 KiB for each CELL of the stretches that are asked.
 """
 
@@ -44,11 +45,16 @@ def distances(one: Floats, others: Floats) -> Floats:
     return np.where((b >= LEAST) & (a >= LEAST), np.sqrt(np.maximum(0, 1 - same)), np.nan)
 
 
-def worth(distance: Floats) -> Floats:
-    """Bits by which each of all that may lie there is likelier of the file than any is. 0 where nothing is known."""
+def worth(distance: Floats, kind: npt.NDArray[np.int64]) -> Floats:
+    """Bits that speak against each of all that may lie there being of the file, more than against any of its `kind`
+    (which is weighed elsewhere, `joins`); 0 where nothing is known, or does. What is as near may be of a file alike:
+    where that counted for a place, whole files of text went where others belong.
+    """
     known = ~np.isnan(distance)
     step = np.searchsorted(STEPS, distance[known], side="right")
-    share = np.maximum(np.bincount(step, minlength=len(WITHIN)), 1) / max(len(step), 1)
+    _, which = np.unique(kind[known], return_inverse=True)
+    count = np.zeros((which.max(initial=-1) + 1, len(WITHIN)))
+    np.add.at(count, (which, step), 1.0)
     out = np.zeros(len(distance))
-    out[known] = np.log2(WITHIN / share)[step]
+    out[known] = np.minimum(0.0, np.log2(WITHIN[step] * count.sum(axis=1)[which] / count[which, step]))
     return out

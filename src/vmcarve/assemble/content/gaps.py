@@ -244,6 +244,7 @@ class _Search:
         number = {gap: i for i, gap in enumerate(gaps)}
         self._shares = Shares.of(k for u in free for k in u.kinds)
         same: dict[bytes, int] = {}
+        self._kind = np.array([int(u.kinds[0][0]) for u in free], np.int64)
         self._content = np.array([same.setdefault(u.key, i) for i, u in enumerate(free)], np.int64)
         self._contents: list[int] = self._content.tolist()
         self._tails = np.array([u.tail for u in free])
@@ -386,7 +387,7 @@ class _Search:
         placed = self._placed(guest, file)
         if not placed.any():
             return np.zeros(len(self._free))
-        return worth(distances(placed, self._counts_in(f - unit * self._size, length)))
+        return worth(distances(placed, self._counts_in(f - unit * self._size, length)), self._kind)
 
     def _placed(self, guest: int, file: int) -> Floats:
         """float64[256]: the counts of what is placed of a file, as far as MOST_CELLS cells."""
@@ -457,7 +458,7 @@ class _Search:
             return np.zeros(len(self._free))
         counted = self._count(other - sum(before) if is_b else other - behind[0])
         a, b = within(self._size, its[0], sum(its))
-        return worth(distances(counted[b].astype(np.float64) - counted[a], self._counts_in(*mine)))
+        return worth(distances(counted[b].astype(np.float64) - counted[a], self._counts_in(*mine)), self._kind)
 
     def _amid(self, link: Link) -> Floats:
         """Bits for each free unit, which has both ends of the link."""
