@@ -177,3 +177,17 @@ def test_a_volume_in_place_behind_a_table_is_no_smaller_containers(
                       FileMap.flow(len(disks[0]), size, room), lambda _: None)
         rivals(image, table, Claims(), set(), Places.of(table), BootSectors(image, room), [c])
     assert asked == [{MIB} if left else set()]
+
+
+@pytest.mark.parametrize("more", [0, 6])
+def test_a_volume_does_not_go_to_a_table_that_was_not_made_for_it(more: int, disks: list[bytes], tmp_path: Path
+                                                                  ) -> None:
+    """A volume in two pieces, and before it a table whose partition is so many MiB longer: its disk's, or another's."""
+    table = bytearray(disks[2][:BLOCK])
+    sectors = int.from_bytes(table[458:462], "little") + more * (MIB // 512)
+    table[458:462] = sectors.to_bytes(4, "little")
+    volume, noise = disks[2][MIB : SIZE - MIB], random.Random(5).randbytes(9 * MIB)
+    image = tmp_path / "image"
+    image.write_bytes(b"".join([noise[:MIB], table, noise[MIB : 2 * MIB], volume[: 10 * MIB], noise[2 * MIB :],
+                                volume[10 * MIB :]]))
+    assert [int(m.image_offset[0]) for m in found(image)] == [2 * MIB + BLOCK if more else MIB]

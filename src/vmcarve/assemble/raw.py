@@ -80,7 +80,7 @@ def raw_disks(image: Reader, evidence: pa.Table, claims: Claims, hosts_at: set[i
         twins = of_twins(image, found, loose)
         for k, c in sorted(enumerate(found), key=lambda one: not one[1].settled):
             disk = VirtualDisk(FileView(image, c.map), c.container.guests[0].map)
-            if claims.holds(c.start) or not (c.owned or sound(describe(disk))):
+            if claims.holds(c.start) or not (c.owned or sound(describe(disk))) or tables and _unlike(image, c):
                 continue
             container, file_map = (c.container, c.map) if k not in twins else _under_a_copy(image, c)
             yield container, claims.rest_of(file_map, "others")
@@ -102,6 +102,15 @@ def of_twins(image: Reader, found: list[Candidate], places: Places) -> set[int]:
                            for o in own) for other in loose if other != k):
             out.add(k)
     return out
+
+
+def _unlike(image: Reader, c: Candidate) -> bool:
+    """Whether a table has volumes only that lie elsewhere than it says, and for which its partitions were not made:
+    those are likelier disks by themselves."""
+    parts = [(offset, length) for v in describe(through(image, c.start, c.container, 0))
+             for offset, length, _ in v.partitions]
+    return bool(c.owned) and not any(o.delta == 0 or any(o.guest_offset == offset and fills(o.size, length)
+                                                         for offset, length in parts) for o in c.owned)
 
 
 def _tied(image: Reader, c: Candidate, places: Places) -> bool:
