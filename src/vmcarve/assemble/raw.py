@@ -93,8 +93,7 @@ def of_twins(image: Reader, found: list[Candidate], places: Places) -> set[int]:
     others is chance: then every byte of a disk would be said to be another one's.
     """
     loose = [k for k, c in enumerate(found) if not c.settled and not _tied(image, c, places)]
-    tables = {k: [(offset, length) for v in describe(through(image, found[k].start, found[k].container, 0))
-                  for offset, length, _ in v.partitions] for k in loose}
+    tables = {k: _parts(image, found[k]) for k in loose}
     out: set[int] = set()
     for k in loose:
         own = found[k].owned
@@ -104,11 +103,16 @@ def of_twins(image: Reader, found: list[Candidate], places: Places) -> set[int]:
     return out
 
 
+def _parts(image: Reader, c: Candidate) -> list[tuple[int, int]]:
+    """(guest offset, length) of the partitions of a disk, by its table where that lies."""
+    return [(offset, length) for v in describe(through(image, c.start, c.container, 0))
+            for offset, length, _ in v.partitions]
+
+
 def _unlike(image: Reader, c: Candidate) -> bool:
     """Whether a table has volumes only that lie elsewhere than it says, and for which its partitions were not made:
     those are likelier disks by themselves."""
-    parts = [(offset, length) for v in describe(through(image, c.start, c.container, 0))
-             for offset, length, _ in v.partitions]
+    parts = _parts(image, c)
     return bool(c.owned) and not any(o.delta == 0 or any(o.guest_offset == offset and fills(o.size, length)
                                                          for offset, length in parts) for o in c.owned)
 

@@ -6,7 +6,8 @@ do, and does each file that enters or leaves it go on as it was (`joins`)? A uni
 next, so all gaps are filled together: a beam search over assignments, the clearest gap first, no unit given twice. It
 stops where no gap tells its unit from the others. A gap is taken for filled where all assignments that are left,
 weighed by their likelihood, have the same content there but for one in ten.
-Memory: 10 bytes for each sector of a candidate unit, at most MAX_UNITS; the bytes beside the borders that are asked.
+Memory: 10 bytes for each sector of a candidate unit, at most MAX_UNITS; the bytes beside the borders that are asked;
+twice MAX_CELLS KiB of counts.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ...model import SECTOR, Reader
 from ..magics import MAGICS
 from ..segments import least_weight
 from ..tails import FileEnds, to_file
+from .alike import CELL, MOST_CELLS, counts, distances, within, worth
 from .alike import LEAST as LEAST_COUNTED
-from .alike import MOST_CELLS, counts, distances, within, worth
 from .joins import REACH, Kind, Shares, Side, before, behind, bits, kind_of
 from .want import BLOCK, Guest, Int64s, Told, U8s
 
@@ -34,6 +35,7 @@ MAX_PAIRS = 1 << 17  # ours: gaps times units
 MAX_BITS = 1 << 20  # ours: bits of units in gaps that are remembered; some 16 bytes each
 MAX_PIECES = 1 << 22  # ours: of the files of one guest
 MAX_LINKS = 24  # ours: of one gap
+MAX_CELLS = 1 << 16  # ours: of units whose bytes are counted, 64 MiB for the free ones and as much for all that is kept
 LEAST = 1024  # bytes on each side of a border that tell anything
 HEAD = 1024  # files begin at multiples of it
 BEAM = 128  # ours: assignments that are followed
@@ -377,11 +379,17 @@ class _Search:
         out += np.maximum(2 * BEGIN_AMID, BEGIN_AMID * np.count_nonzero(self._magic & files, axis=1))
         return out + _ends(self._tails, inside, low) + self._of_file(guest, unit)
 
+    @property
+    def _cells(self) -> int:
+        """Of one unit, as they are kept."""
+        return -(-self._size // CELL) + 1
+
     def _of_file(self, guest: int, unit: int) -> Floats:
-        """Bits of each free unit for being of one kind with what is placed of the file that has most of the unit."""
+        """Bits against each free unit for being of another kind than what is placed of the file that has most of the
+        unit; none where there are too many units to count."""
         piece = self._pieces[guest]
         there = piece[piece[:, 2] // self._size == unit]
-        if not len(there):
+        if not len(there) or len(self._free) * self._cells > MAX_CELLS:
             return np.zeros(len(self._free))
         file, _, f, length = there[there[:, 3].argmax()].tolist()
         placed = self._placed(guest, file)
@@ -414,6 +422,8 @@ class _Search:
 
     def _count(self, at: int) -> Counts:
         if (at, self._size) not in self._kept:
+            if (len(self._kept) + 1) * self._cells > MAX_CELLS:
+                self._kept.clear()
             self._kept[at, self._size] = counts(self._image.read(at, self._size).ljust(self._size, b"\0"))
         return self._kept[at, self._size]
 
@@ -450,12 +460,13 @@ class _Search:
         return self._rows[key]
 
     def _like(self, link: Link, is_b: bool, other: int) -> Floats:
-        """Bits of each free unit for being of one kind with what the link joins it to, in a file of which nothing else
-        tells what it is (`_of_file` has asked then)."""
+        """Bits against each free unit for being of another kind than what the link joins it to, in a file of which
+        nothing else tells what it is (`_of_file` has asked then)."""
+        if min(link.left, link.right) < LEAST_COUNTED or len(self._free) * self._cells > MAX_CELLS or \
+                self._placed(link.guest, link.file).any():
+            return np.zeros(len(self._free))
         before, behind = ((link.a - link.left) % self._size, link.left), (link.b % self._size, link.right)
         mine, its = (behind, before) if is_b else (before, behind)
-        if min(link.left, link.right) < LEAST_COUNTED or self._placed(link.guest, link.file).any():
-            return np.zeros(len(self._free))
         counted = self._count(other - sum(before) if is_b else other - behind[0])
         a, b = within(self._size, its[0], sum(its))
         return worth(distances(counted[b].astype(np.float64) - counted[a], self._counts_in(*mine)), self._kind)
