@@ -8,6 +8,7 @@ tables.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +29,7 @@ EMPTY = "tables.empty"  # the rule of what is zero as a table says nothing there
 REACH = 64 << 10  # bytes that a structure may have that states its place
 MAX_ROUNDS = 16  # ours: directories that lead to tables, and so on
 MAX_RIVALS = 1024  # ours: blocks that are read for one want, the nearest first
+MAX_TABLE = 16  # ours: blocks of one table that are looked at together (64 KiB, the usual cluster)
 MAX_TIED = 1 << 14  # ours: blocks that may tell each other's places, 64 MiB
 MAX_STATED = 1 << 20  # ours: structures that state their place in one container
 MAX_SIFTED = 4  # ours: times that what they state is sifted
@@ -136,7 +138,7 @@ class Search:
                         laid.add(want.file_offset, rows[0][2])
                     continue
                 tried.add(want.file_offset)
-                p = None if want.empty else self._find(want, start, laid, own, end)
+                p = None if want.empty else self._find(_with_what_follows(want, wants), start, laid, own, end)
                 if p is None and not want.empty:
                     continue
                 laid.add(want.file_offset, -1 if p is None else p)
@@ -211,7 +213,9 @@ class Search:
         begins = [r.file_offset // BLOCK * BLOCK for r in regions if r.file_offset < end]
         return {p for f in begins[:MAX_OWN] for _, _, p, _, _ in first.cut(f, 1) if p >= 0}
 
-    def _find(self, want: Want, start: int, laid: _Laid, own: set[int], end: int | None) -> int | None:
+    def _find(self, table: list[Want], start: int, laid: _Laid, own: set[int], end: int | None) -> int | None:
+        """Where the first of these blocks of one table lies, which follow each other, or None."""
+        want = table[0]
         heads = self.heads(start % BLOCK)
         rows = np.flatnonzero(want.begins(heads.at, heads.word))
         if len(rows) == 0:
@@ -228,10 +232,36 @@ class Search:
             # holes that a host leaves out bring a table nearer to its header, never farther from it
             if end is not None and not start < p <= min(end - BLOCK, start + want.file_offset):
                 continue
-            bits = want.fits(self.image.read(p, BLOCK).ljust(BLOCK, b"\0"))
+            bits = self._bits(table, p)
+            if bits >= LEAST_BITS and len(table) > 1 and p - BLOCK not in self.used | own and \
+                    want.fits(self._block(p - BLOCK)) >= LEAST_BITS:
+                continue  # a later block of the table that the one before begins
             if bits >= LEAST_BITS and (best is None or bits >= best[0] + STRONG):
                 best = (bits, p)
         return None if best is None else best[1]
+
+    def _bits(self, table: list[Want], p: int) -> float:
+        """What speaks for a table that lies at image offset `p`: as much as for the block of it that says most."""
+        bits = table[0].fits(self._block(p))
+        for k, want in enumerate(table[1:] if bits >= LEAST_BITS else [], 1):
+            block = self._block(p + k * BLOCK)
+            more = want.fits(block)
+            if more <= 0 and any(block):
+                break
+            bits = max(bits, more)
+        return bits
+
+    def _block(self, p: int) -> bytes:
+        return self.image.read(p, BLOCK).ljust(BLOCK, b"\0") if p >= 0 else bytes(BLOCK)
+
+
+def _with_what_follows(want: Want, wants: Sequence[Want]) -> list[Want]:
+    """A wanted block and those right behind it that are of its kind and may be empty: the rest of its table."""
+    at = {w.file_offset: w for w in wants if w.empty and w.kind == want.kind}
+    out = [want]
+    while len(out) < MAX_TABLE and (more := at.get(out[-1].file_offset + BLOCK)) is not None:
+        out.append(more)
+    return out
 
 
 def _ended(file_map: FileMap, tables: list[tuple[int, int]]) -> FileMap:

@@ -18,8 +18,9 @@ EVERY_BIT = np.uint64((1 << 64) - 1)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """l1, l1_bytes: place and length of the first level; l2_bytes: length of each second-level table; legal_l1,
-    legal_l2: which words may be entries. place: the file offsets that entries of an L2 name.
+    """l1, l1_bytes: place and length of the first level; l2_bytes: length of each second-level table; l2_used: of that
+    what the disk needs; legal_l1, legal_l2: which words may be entries. place: the file offsets that entries of an L2
+    name.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Shape:
     l1: int
     l1_bytes: int
     l2_bytes: int
+    l2_used: int
     legal_l1: Legal
     legal_l2: Legal
     place: Callable[[Words], Words] = lambda words: words
@@ -68,7 +70,7 @@ def _l2(shape: Shape, offset: int, named: set[int]) -> list[Want]:
 
     return [table(offset + at, f"{shape.name}.l2", shape.dtype, shape.legal_l2, bonus=bonus, empty=at > 0,
                   places=lambda words: np.where(words > 1, words, np.uint64(0)))
-            for at in range(0, shape.l2_bytes, BLOCK)]
+            for at in range(0, shape.l2_used, BLOCK)]
 
 
 def clusters(step: int, low: int, most: int) -> Legal:

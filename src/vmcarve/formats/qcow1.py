@@ -194,7 +194,9 @@ def wants(reader: Reader) -> list[Want]:
     def place(words: U64) -> U64:
         return np.where(words & COMPRESSED != 0, words & inside, words)
 
-    return table_wants(reader, Shape("qcow1", ">u8", h.l1_offset, 8 * h.entries, table_bytes, plain, legal, place))
+    used = min(table_bytes, 8 * -(-h.size // h.cluster))
+    return table_wants(reader, Shape("qcow1", ">u8", h.l1_offset, 8 * h.entries, table_bytes, used, plain, legal,
+                                     place))
 
 
 FORMAT = Format(name="qcow1", extension="qcow", signatures=SIGNATURES, open=open_container, confirm=confirm,
