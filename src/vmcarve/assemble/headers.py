@@ -131,25 +131,28 @@ def _open_all(image: Reader, hints: Hints, claims: Claims, free: npt.NDArray[np.
     opened: list[tuple[int, Format, Led]] = []
 
     def whole_first(one: tuple[int, str]) -> tuple[bool, bool, int]:
-        """Those whose tables all lie in their run, so that nobody takes those; then those with a header."""
+        """Those with a header, of which those whose tables all lie in their run come first, so that nobody takes those.
+
+        Tables without a header are left for those that have one and lack some: a file may break behind its header.
+        """
         fmt = formats()[one[1]]
         first = _run_from(image, one[0], _room_of(image), claims, free)
-        return _lacks(fmt, image, first, search), _seen(hints, *one) > one[0], one[0]
+        return _seen(hints, *one) > one[0], _lacks(fmt, image, first, search), one[0]
 
     ranked = sorted((*whole_first(one), one[1]) for one in hints)
-    heads = sorted({start for _, inner, start, _ in ranked if not inner})
+    heads = sorted({start for inner, _, start, _ in ranked if not inner})
     near: dict[tuple[int, str], Found] = {}
-    for lacking, inner, start, module in ranked:
+    for inner, lacking, start, module in ranked:
         if lacking and not inner:
             search.keep_begun(formats()[module], _run_from(image, start, _room_of(image), claims, free))
-    for lacking, inner, start, module in ranked:
+    for inner, lacking, start, module in ranked:
         if lacking and not inner:  # tables before the next header are this one's, if they are all it lacks
             end = min((h for h in heads if h > start), default=image.size)
             first = _run_from(image, start, _room_of(image), claims, free)
             found = search.complete_before(formats()[module], start, first, end)
             if found is not None:
                 near[start, module] = found
-    for lacking, _, start, module in ranked:
+    for _, lacking, start, module in ranked:
         ends = sorted({end for _, end in hints[start, module]}, reverse=True)
         led = _open_at(image, formats()[module], start, ends, claims, free, search if lacking else None,
                        near.get((start, module)))
