@@ -29,6 +29,12 @@ def test_three_move_round() -> None:
     assert given(places) == {"c": 1, "a": 2, "b": 3}
 
 
+def test_two_change_places_where_each_has_the_others() -> None:
+    """Both have a place, and the first one's is as good as any that it may have."""
+    places = [place("a", 1, 0.75), place("a", 2, 0.75), place("b", 1, 0.75), place("b", 2, 1.05)]
+    assert given(places) == {"a": 2, "b": 1}
+
+
 def test_what_costs_more_than_no_place_moves_nothing() -> None:
     places = [place("a", 1, -0.8), place("b", 1, 0.6), place("a", 2, 1.2)]
     assert given(places) == {"a": 1}

@@ -52,8 +52,9 @@ def settled(image: Reader, c: Candidate, candidates: list[Candidate]) -> bool:
         return _witnessed(c) >= CHANCE ** (1.0 / right)
     if c.flat and not reads(c):
         return False
-    sound = [v.consistent for v in describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
-             if v.consistent is not None]
+    found = describe(VirtualDisk(FileView(image, c.map), c.container.guests[0].map))
+    # an MBR alone says nothing of where the bytes of its disk lie; a GPT has its other copy at the disk's end
+    sound = [v.consistent for v in found if v.consistent is not None and not (c.flat and v.kind == "mbr")]
     return bool(sound) and all(sound)
 
 

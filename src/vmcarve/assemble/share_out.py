@@ -11,7 +11,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 MOVED = 3  # ours: volumes that one step moves at most,
-TRIED = 8  # and places that are tried for each, the cheapest
+TRIED = 8  # places that are tried for each, the cheapest,
+PASSES = 4  # and times that all are gone through
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +65,14 @@ def share_out(places: Sequence[Place], none: float, least: float) -> list[int]:
         cost, after = moved(volume, given, MOVED, frozenset())
         if cost < none - least:
             given = after
+    # and those that came off worse than they might: two volumes may have been given each other's place
+    for _ in range(PASSES):
+        before = given
+        for volume in [v for v, i in given.items() if places[i].cost - places[cheapest[v][0]].cost > least]:
+            others = {v: i for v, i in given.items() if v != volume}
+            cost, after = moved(volume, others, MOVED, frozenset())
+            if cost < places[given[volume]].cost - least:
+                given = after
+        if given == before:
+            break
     return sorted(given.values())
