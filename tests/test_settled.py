@@ -136,3 +136,13 @@ def test_a_volume_in_use_that_lists_no_file_is_not_read() -> None:
     assert not reads(c)
     c.files = Files(np.array([4000], np.int64), np.array([[0, 0, 10 * BLOCK, 4000]], np.int64))
     assert reads(c)
+
+
+def test_an_mbr_alone_settles_nothing() -> None:
+    """A raw disk of which only the MBR is there would else keep all that lies behind that from everybody."""
+    image, c = candidate([], [])
+    data = bytearray(image.read(0, image.size))
+    entry = bytes([0, 0, 0, 0, 0x07, 0, 0, 0]) + (64).to_bytes(4, "little") + (8 * (BLOCKS - 8)).to_bytes(4, "little")
+    data[c.start : c.start + 512] = bytes(446) + entry + bytes(48) + b"\x55\xaa"
+    c.flat, c.volumes, c.owned = True, [], []
+    assert not settled(BytesReader(bytes(data)), c, [c])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.helpers import run
 from tests.makers.vdi import dynamic as make_vdi
 from tests.makers.vmdk import make_cowd, make_sesparse
+from vmcarve import open_case, recover
 from vmcarve.assemble.headers import _lacks  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.tables import STRONG, Search, _Laid  # pyright: ignore[reportPrivateUsage]
 from vmcarve.errors import Damaged
@@ -409,6 +410,37 @@ def test_tables_that_writes_in_flight_parted_from_what_they_name(tmp_path: Path)
     wanted = {r.file_offset // BLOCK for r in whole.regions if r.kind == "qcow2.l2"}
     assert all(place[f // BLOCK] == p for f, p in tables)
     assert len({f // BLOCK for f, _ in tables} & wanted) >= 0.9 * len(wanted)
+
+
+def test_a_tables_later_block_is_not_taken_for_its_first(tmp_path: Path) -> None:
+    """Where the guest's end was written first, it is a later block that names what lies right behind the table."""
+    at = [40 * MIB, *range(0, 6 * MIB, MIB), *range(41 * MIB, 46 * MIB, MIB)]
+    fmt, path = formats()["qed"], tmp_path / "qed"
+    run("qemu-img", "create", "-q", "-f", "qed", path, str(60 * MIB))
+    run("qemu-io", "-f", "qed", *[word for a in at for word in ("-c", f"write -P 7 {a} 4k")], path)
+    data = path.read_bytes()
+    data += bytes(-len(data) % BLOCK)
+    whole = fmt.open(BytesReader(data))
+    first_table = min(r.file_offset for r in whole.regions if r.kind.endswith("l2")) // BLOCK
+    blocks = list(range(len(data) // BLOCK))
+    image, start, place = lay(data, [blocks[:first_table], blocks[first_table:]], 3)
+    first = FileMap.flow(start, 4 * image.size, np.array([[start, image.size - start]], np.int64), "continuity")
+    _, found = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    assert found and all(p == place[f // BLOCK] for f, p in found)
+
+
+def test_tables_without_a_header_are_left_for_a_header_without_tables(tmp_path: Path) -> None:
+    """A VMDK that breaks behind its first block: its tables would make a container of their own."""
+    (tmp_path / "raw").write_bytes(random.Random(3).randbytes(6 * MIB))
+    run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=monolithicSparse", tmp_path / "raw",
+        tmp_path / "vmdk")
+    data = (tmp_path / "vmdk").read_bytes()
+    data += bytes(-len(data) % BLOCK)
+    image, start, _ = lay(data, [list(range(1, len(data) // BLOCK)), [0]], 9)
+    (tmp_path / "image").write_bytes(image.read(0, image.size))
+    recover([tmp_path / "image"], tmp_path / "case")
+    assert [d["disk_id"] for d in open_case(tmp_path / "case").disks()] == [f"vmdk-{start:x}"]
+    run("qemu-img", "compare", "-f", "raw", "-F", "vmdk", tmp_path / "raw", *(tmp_path / "case" / "disks").glob("*.vmdk"))
 
 
 def test_a_spare_table_pins_nothing(containers: dict[str, bytes]) -> None:
