@@ -179,7 +179,8 @@ def wants(reader: Reader) -> list[Want]:
     except Damaged:
         return []
     legal = clusters(h.cluster, h.header_clusters * h.cluster, h.size + h.size // 8 + OUR_SLACK)
-    return table_wants(reader, Shape("qed", "<u8", h.l1_offset, 8 * h.l1_entries, h.table_bytes, 8 * h.l2_entries, legal, legal))
+    return table_wants(reader, Shape("qed", "<u8", h.l1_offset, 8 * h.l1_entries, h.table_bytes, 8 * h.l2_entries,
+                                     legal, legal))
 
 
 FORMAT = Format(name="qed", extension="qed", signatures=SIGNATURES, open=open_container, confirm=confirm,
