@@ -35,6 +35,12 @@ def test_two_change_places_where_each_has_the_others() -> None:
     assert given(places) == {"a": 2, "b": 1}
 
 
+def test_a_volume_that_is_no_disk_by_itself_is_served_before_one_that_may_be() -> None:
+    places = [place("a", 1, 0.6), place("b", 1, 0.6)]
+    assert given(places) == {"a": 1}
+    assert share_out(places, NONE, LEAST, {"b": NONE + 0.5}) == [1]
+
+
 def test_what_costs_more_than_no_place_moves_nothing() -> None:
     places = [place("a", 1, -0.8), place("b", 1, 0.6), place("a", 2, 1.2)]
     assert given(places) == {"a": 1}

@@ -46,6 +46,7 @@ BITS_OF_COST = 40.0  # by which the metadata of a volume speaks against a contai
 MOST_AGAINST = 4.0
 NAMED_BITS = 40.0  # of structures that name their volume; of others some are another's, and tell alike ones apart only
 MOST_UNNAMED = 0.5
+MOST_ALONE = 0.5  # the container that stores it in another order may be one that is not known
 MAX_CONTESTED = 256  # ours: volumes whose metadata is looked for because several containers may have them
 MAX_COPIES = 16  # ours: of one volume's first structure
 MAX_SNAPSHOTS = 64  # ours: of one container, whose volumes are told from others
@@ -189,13 +190,14 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                     cost += doubt + (0.0 if fits or not rooms else unfit)
                     options.append((cost, size - g - length, abs(p - start - f), k,
                                     Owned(g, length, i, p - start - f)))
-    options = _judged(image, containers, places, options, loose or Loose(image), room)
+    options, by_itself = _judged(image, containers, places, options, loose or Loose(image), room)
     # alike costs: where the volume fills the disk, then the nearer; no two volumes of one container over each other
     options = sorted((o for o in options if o[0] <= BAD), key=lambda o: (round(o[0] / ALIKE), o[1] >> 20, o[2]))
     wanted = [Place(_volume_of(places, owned.row), cost, k, owned.guest_offset, owned.guest_offset + owned.size)
               for cost, _, _, k, owned in options]
     out: list[list[Owned]] = [[] for _ in containers]
-    for i in share_out(wanted, BAD, ALIKE):
+    alone = {_volume_of(places, row): BAD + more for row, more in by_itself.items()}
+    for i in share_out(wanted, BAD, ALIKE, alone):
         cost, _, _, k, owned = options[i]
         out[k].append(replace(owned, cost=cost))
     return out
@@ -211,8 +213,9 @@ Option = tuple[float, int, int, int, Owned]
 
 
 def _judged(image: Reader, containers: Sequence[tuple[int, Container]], places: Places, options: list[Option],
-            loose: Loose, room: Int64s | None) -> list[Option]:
-    """The options with what a volume's own metadata says against each, where several containers may have it."""
+            loose: Loose, room: Int64s | None) -> tuple[list[Option], dict[int, float]]:
+    """The options with what a volume's own metadata says against each, where several containers may have it; and, by
+    row, what it says against its being none's: then it would lie in the order of a disk."""
     mine: dict[int, list[int]] = {}
     rivals: dict[int, set[int]] = {}  # rows that each container may have
     for i, (cost, _, _, k, owned) in enumerate(options):
@@ -229,19 +232,21 @@ def _judged(image: Reader, containers: Sequence[tuple[int, Container]], places: 
             contested[row] = begin, options[which[0]][4].size
     contested = dict(list(contested.items())[:MAX_CONTESTED])
     room = np.array([[0, image.size]], np.int64) if room is None else room
-    out = list(options)
+    out, alone = list(options), dict[int, float]()
     for row, (stated, weight) in stated_by(loose, contested, room).items():
         begin, size = contested[row]
         named = weight >= NAMED_BITS
         # what the right table stores in its order, a flat disk would store in no fewer runs
-        flat = against(GuestMap.flat(size), begin, 0, stated) if named else None
+        flat = against(GuestMap.flat(size), begin, 0, stated)
         bits = [against(containers[k][1].guests[0].map, containers[k][0], owned.guest_offset, stated)
                 for _, _, _, k, owned in (options[i] for i in mine[row])]
-        least = min((b for b in [flat, *bits] if b is not None), default=0.0)
+        least = min((b for b in [flat if named else None, *bits] if b is not None), default=0.0)
+        if flat is not None and flat > least:
+            alone[row] = min(MOST_ALONE, (flat - least) / BITS_OF_COST)
         for i, b in zip(mine[row], bits, strict=True):
             more = 0.0 if b is None else min(MOST_AGAINST if named else MOST_UNNAMED, (b - least) / BITS_OF_COST)
             out[i] = (options[i][0] + more, *options[i][1:])
-    return out
+    return out, alone
 
 
 def fills(length: int, room: int) -> bool:

@@ -2,12 +2,12 @@
 
 Taking the best pair first leaves a container with another's volume, and that volume's own container with what nobody
 else wants. So what was given that way is given again wherever moving a few makes the whole cheaper; a volume that gets
-no place costs as much as the worst pair that is believed.
+no place costs as much as the worst pair that is believed, or more where it does not look like a disk by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 MOVED = 3  # ours: volumes that one step moves at most,
@@ -30,12 +30,14 @@ class Place:
         return self.container == other.container and self.low < other.high and other.low < self.high
 
 
-def share_out(places: Sequence[Place], none: float, least: float) -> list[int]:
+def share_out(places: Sequence[Place], none: float, least: float, alone: Mapping[Hashable, float] | None = None
+              ) -> list[int]:
     """Indices of the places that are given: one for each volume at most, no two over each other.
 
-    places: in the order in which they are given at first. none: what it costs that a volume has no place. least: what
-    moving others must save.
+    places: in the order in which they are given at first. none: what it costs that a volume has no place, where `alone`
+    does not tell. least: what moving others must save.
     """
+    alone = alone or {}
     options: dict[Hashable, list[int]] = {}
     given: dict[Hashable, int] = {}
     for i, p in enumerate(places):
@@ -47,7 +49,7 @@ def share_out(places: Sequence[Place], none: float, least: float) -> list[int]:
     def moved(volume: Hashable, now: dict[Hashable, int], left: int, fixed: frozenset[Hashable]
               ) -> tuple[float, dict[Hashable, int]]:
         """The least cost of a volume and of those that make room for it, and who has what then."""
-        best, after = none, now
+        best, after = alone.get(volume, none), now
         for i in cheapest[volume]:
             others = [v for v, j in now.items() if places[i].over(places[j])]
             if len(others) > left or any(v in fixed for v in others):
@@ -63,7 +65,7 @@ def share_out(places: Sequence[Place], none: float, least: float) -> list[int]:
 
     for volume in [v for v in options if v not in given]:
         cost, after = moved(volume, given, MOVED, frozenset())
-        if cost < none - least:
+        if cost < alone.get(volume, none) - least:
             given = after
     # and those that came off worse than they might: two volumes may have been given each other's place
     for _ in range(PASSES):

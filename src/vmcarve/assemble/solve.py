@@ -38,6 +38,7 @@ ROUNDS = 6
 HEADER_BITS = 1e6
 FOUND_BITS = 1e5  # a table that is read: without it the rest of the container cannot be
 MAX_TABLES = 1024  # ours: of one container
+MAX_REGIONS = 4096  # ours: of one container, which a round leaves where they were
 NEAR = 64  # blocks of a step between neighbouring segments that needs no strong evidence
 NEAR_MARGIN = 6.0  # bits
 STEADY = 0.7  # a rate of breaks that changes by less from round to round is taken for the same, or rounds would not end
@@ -122,8 +123,11 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         else:
             runs = _round(image, active, evidence, now, borders, contents)
         for c, old in zip(active, held, strict=True):
-            container = c.reopen(c.map.zeroed(c.empty, EMPTY))  # read so; what was not found may be one of them
-            if container is None or _lost(container) > _lost(c.container):
+            container = _reopened(c)
+            if container is None:
+                c.map = _with_tables(c, old, now.image)
+                container = _reopened(c)
+            if container is None:
                 c.map = old  # what was read before is worth more than a better place for something else
                 continue
             c.container = container
@@ -144,6 +148,32 @@ def _guest(image: Reader, c: Candidate, rate: float) -> Guest:
     vacant = expected(c).vacant if c.flat else np.empty((0, 2), np.int64)  # elsewhere what is free need not be there
     return Guest(c.start, disk, [(o.guest_offset, o.size) for o in c.owned], c.files, c.sure, c.read, c.ends, c.unit,
                  vacant, rate)
+
+
+def _reopened(c: Candidate) -> Container | None:
+    """The container as the new map shows it, None where its tables tell less of the guest so."""
+    container = c.reopen(c.map.zeroed(c.empty, EMPTY))  # read so; what was not found may be one of them
+    return None if container is None or _lost(container) > _lost(c.container) else container
+
+
+def _with_tables(c: Candidate, old: FileMap, taken: Claims) -> FileMap:
+    """The new map of a candidate with its tables where the old one has them, as far as the new has nothing there and
+    nobody else has those bytes. What is laid so is taken."""
+    rest = taken.rest_of(old, "others")
+    rows: list[tuple[int, int, int, str, str]] = []
+    at = 0
+    for region in sorted(c.container.regions, key=lambda r: r.file_offset)[:MAX_REGIONS]:
+        low, high = max(at, region.file_offset // BLOCK * BLOCK), region.file_offset + region.length
+        high = min(-(-high // BLOCK) * BLOCK, c.map.size, old.size)
+        if low >= high:
+            continue
+        rows += c.map.cut(at, low - at)
+        for f, n, p, grade, rule in c.map.cut(low, high - low):
+            rows += [(f, n, p, grade, rule)] if p >= 0 else rest.cut(f, n)
+        at = high
+    rows += c.map.cut(at, c.map.size - at)
+    taken.add(FileMap.build(rows))
+    return FileMap.build(rows)
 
 
 def _lost(container: Container) -> int:

@@ -114,7 +114,8 @@ class Search:
         laid = _Laid(first, self.image.size)
         placer = fmt.stated(FileView(self.image, first)) if fmt.stated is not None else None
         for f, p in self._stated(placer, start) if placer is not None else ():
-            laid.add(f // BLOCK * BLOCK, p - f % BLOCK)
+            for at in self._told_by(f, p, placer.length if placer is not None else 0):
+                laid.add(at, p + at - f)
         current = FileMap.build(laid.rows(0, first.size)) if laid.found else first
         tried: set[int] = set()
         own: set[int] | None = None
@@ -212,6 +213,13 @@ class Search:
             return set()
         begins = [r.file_offset // BLOCK * BLOCK for r in regions if r.file_offset < end]
         return {p for f in begins[:MAX_OWN] for _, _, p, _, _ in first.cut(f, 1) if p >= 0}
+
+    def _told_by(self, f: int, p: int, length: int) -> list[int]:
+        """The file's blocks that a table at image offset `p` is in which states file offset `f`, as far as it says
+        something there: a break in it may have brought zeros of another file before or behind the rest."""
+        blocks = range(f // BLOCK * BLOCK, f + max(1, length), BLOCK)
+        table = self.image.read(p, max(1, length))
+        return [at for at in blocks if len(blocks) == 1 or any(table[max(0, at - f) : at - f + BLOCK])]
 
     def _find(self, table: list[Want], start: int, laid: _Laid, own: set[int], end: int | None) -> int | None:
         """Where the first of these blocks of one table lies, which follow each other, or None."""

@@ -59,4 +59,4 @@ def placer(tables: I64, table_bytes: int, dtype: str, places: Callable[[npt.NDAr
         index = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(many) - many, many)
         return at[which].astype(np.int64) * SECTOR, known[np.minimum(index, last[which] - 1)]
 
-    return Placer(f"{len(known)} tables", find, BITS) if len(known) else None
+    return Placer(f"{len(known)} tables", find, BITS, table_bytes) if len(known) else None

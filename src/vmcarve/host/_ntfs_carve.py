@@ -152,11 +152,10 @@ def _by_votes(reader: Reader, found: Scattered, boot: Boot, offset: int) -> tupl
                 if len(runs) and runs[0, 1] >= 0:
                     votes[number, k] += reader.read(offset + int(runs[0, 1]) * cluster, 4) == claim[1]
     total = votes.sum(axis=0)
-    if not total.any():
-        return DEFAULT_CLUSTER, np.arange(len(delta)), False
-    k = int(total.argmax())
+    proven = bool(total.any())
+    k = int(total.argmax()) if proven else CLUSTERS.index(DEFAULT_CLUSTER)
     ours = (votes[:, k] > 0) | (asked < DOUBT_FROM)
-    return CLUSTERS[k], np.flatnonzero(ours[group]), True
+    return CLUSTERS[k], np.flatnonzero(ours[group]), proven
 
 
 def _claim(record: Record) -> tuple[Attribute, bytes] | None:

@@ -91,7 +91,7 @@ class Placer:
 
     find(uint8[m]) -> (position int64[k] in the array, volume_offset int64[k]) of structures at multiples of 256 bytes.
     key: changes when more of the volume is known, and `find` may find more. bits: what one structure is worth, less
-    where nothing in it names its volume. length: bytes of a structure that is whole, where it takes several blocks.
+    where nothing in it names its volume. length: bytes of a structure, where it takes several blocks.
     bounded: of structures that do not name their volume, only those are found that it can have.
     """
 
