@@ -14,10 +14,11 @@ from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.gather import of_metadata
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.settled import misplaced, reads, settled
-from vmcarve.assemble.solve import _keep_best  # pyright: ignore[reportPrivateUsage]
+from vmcarve.assemble.solve import _keep_best, _with_tables  # pyright: ignore[reportPrivateUsage]
+from vmcarve.assemble.state import Claims
 from vmcarve.assemble.tails import FileEnds
 from vmcarve.filemap import FileMap
-from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Placer
+from vmcarve.model import GUESSED, MISSING, Container, GuestDisk, GuestMap, Placer, Region
 from vmcarve.source import BytesReader
 
 BLOCK = 4096
@@ -146,3 +147,17 @@ def test_an_mbr_alone_settles_nothing() -> None:
     data[c.start : c.start + 512] = bytes(446) + entry + bytes(48) + b"\x55\xaa"
     c.flat, c.volumes, c.owned = True, [], []
     assert not settled(BytesReader(bytes(data)), c, [c])
+
+
+def test_tables_that_a_round_has_no_place_for_stay_where_they_were() -> None:
+    """But for what another container was given meanwhile, and for what the round knows better."""
+    _, c = candidate([], [])
+    c.container.regions = [Region(10 * BLOCK + 100, 4 * BLOCK, "test.table"), Region(20 * BLOCK, BLOCK, "test.table")]
+    old, taken = c.map, Claims()
+    taken.add_range(c.start + 11 * BLOCK, c.start + 12 * BLOCK)
+    c.map = FileMap.build([(0, 9 * BLOCK, 0, GUESSED, "aligned"), (9 * BLOCK, 11 * BLOCK, -1, MISSING, "not-found"),
+                           (20 * BLOCK, old.size - 20 * BLOCK, 12 * BLOCK, GUESSED, "aligned")])
+    rows = [(f // BLOCK, n // BLOCK, p if p < 0 else p // BLOCK) for f, n, p, *_ in _with_tables(c, old, taken).rows()]
+    assert rows == [(0, 9, 0), (9, 1, -1), (10, 1, 18), (11, 1, -1), (12, 3, 20), (15, 5, -1),
+                    (20, BLOCKS - 20, 12)]
+    assert taken.holds(c.start + 10 * BLOCK)

@@ -339,6 +339,22 @@ def test_a_container_cut_behind_its_head_gets_its_tables_back(name: str, tmp_pat
     assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
 
 
+def test_of_a_table_that_is_cut_only_what_says_something_is_placed(tmp_path: Path) -> None:
+    """What lies behind the break tells by its lowest entry where the table begins; before it lie zeros."""
+    fmt, data = other("cowd", tmp_path)
+    whole = fmt.open(BytesReader(data))
+    tables = [r.file_offset for r in whole.regions if r.kind == "cowd.gt"]
+    at = {t: np.frombuffer(data[t : t + 16384], "<u4") for t in tables}
+    table = next(t for t in tables[1:] if int(np.argmin(np.where(at[t] > 0, at[t], 1 << 30))) >= 2048)
+    cut = table // BLOCK + 2
+    blocks, zeros = list(range(len(data) // BLOCK)), list(range(len(data) // BLOCK, len(data) // BLOCK + 4))
+    image, start, place = lay(data + bytes(4 * BLOCK), [blocks[:cut], zeros + blocks[cut:]], 4)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity")]).resized(len(data))
+    _, found = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    assert all(place[f // BLOCK] == p for f, p in found)
+    assert {cut, cut + 1} <= {f // BLOCK for f, _ in found}
+
+
 def test_tables_and_back_map_cut_anywhere_tell_each_others_places(tmp_path: Path) -> None:
     """Grains in random order, so that nothing tells one table from the next but the back map; each third block of both
     begins a piece. Where another extent's tables lie on the image too, what either could be is not taken."""
