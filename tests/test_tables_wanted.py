@@ -339,6 +339,22 @@ def test_a_container_cut_behind_its_head_gets_its_tables_back(name: str, tmp_pat
     assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
 
 
+def test_zeros_are_no_table_that_a_directory_names(tmp_path: Path) -> None:
+    """An SESparse that breaks before its tables, where another file's zeros follow: else its guest would be empty."""
+    fmt, data = other("sesparse", tmp_path)
+    whole = fmt.open(BytesReader(data))
+    begin = min(r.file_offset for r in whole.regions if r.kind == "sesparse.gt") // BLOCK
+    blocks, more = list(range(len(data) // BLOCK)), 600
+    zeros = [len(blocks) + k for k in range(more)]
+    image, start, place = lay(data + bytes(more * BLOCK), [blocks[:begin] + zeros, blocks[begin:]], 4)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity")]).resized(len(data))
+    search = Search(image, np.array([[0, image.size]], np.int64))
+    assert _lacks(fmt, image, first, search)
+    current, found = search.complete(fmt, start, first)
+    assert found and all(place[f // BLOCK] == p for f, p in found)
+    assert maps(fmt, image, current) == maps(fmt, BytesReader(data), None)
+
+
 def test_of_a_table_that_is_cut_only_what_says_something_is_placed(tmp_path: Path) -> None:
     """What lies behind the break tells by its lowest entry where the table begins; before it lie zeros."""
     fmt, data = other("cowd", tmp_path)

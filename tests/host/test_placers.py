@@ -556,6 +556,23 @@ def test_ntfs_without_record_0_takes_mft_for_one_run(ntfs_two: Ntfs, all_lost: b
 
 
 @NTFS_TOOLS
+def test_ntfs_records_beside_one_that_tells_another_volume_are_that_ones(tmp_path: Path) -> None:
+    """The first records say how large the volume is, and where the mirror of $MFT lies."""
+    made: list[bytes] = []
+    for size in (24 * MIB, 40 * MIB):
+        volume = tmp_path / f"{size}"
+        with volume.open("wb") as f:
+            f.truncate(size)
+        run("mkfs.ntfs", "-Q", "-F", "-c", "4096", volume)
+        made.append(volume.read_bytes())
+    placer = the_placer(ntfs.HOST, made[0])
+    own, other = (Cut(data, [(4 * BLOCK, 16 * BLOCK)]) for data in made)  # $MFT begins at cluster 4 (mkntfs)
+    assert len(feed(placer, own)) > 12 and not feed(placer, other)
+    behind = feed(placer, Cut(made[1], [(4 * BLOCK + 9 * RECORD, 8 * RECORD)]))
+    assert len(behind) > 2, "what lies away from those tells nothing of its volume"
+
+
+@NTFS_TOOLS
 def test_ntfs_records_do_not_name_their_volume(ntfs_two: Ntfs) -> None:
     """Another volume's records are sent to places as well, for nothing in them tells: hence few bits. Noise is not."""
     placer = the_placer(ntfs.HOST, ntfs_two.data)

@@ -39,7 +39,9 @@ def wants(reader: Reader, directory: tuple[int, int], tables: int, grains: int) 
             first = tables + int(number) * TABLE_BYTES
             blocks = [table(first + i, "sesparse.gt", "<u8", stored, empty=True, places=_named)
                       for i in range(0, TABLE_BYTES, BLOCK)]
-            out += [b for b in blocks if missing(reader, b)]
+            # a table is allocated for what it names: one that names nothing is another file's zeros
+            some = any(any(reader.read(b.file_offset, BLOCK)) for b in blocks)
+            out += [b for b in blocks if not some or missing(reader, b)]
             if len(out) > OUR_MAX_WANTS:
                 return out
     return out

@@ -1,6 +1,8 @@
 """Loose $MFT records of an NTFS volume place themselves: each states its number, and $MFT's runs say where that lies.
 
-Nothing in a record names its volume: records of two volumes with like numbers are told apart by their neighbours only.
+Nothing in a record names its volume. But the first ones say what the boot sector says too: where $MFT and its mirror
+lie, and how large the volume is. Records that lie beside such a one of another volume, numbered on, are that one's;
+what else two volumes have alike is told apart by its neighbours only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ I64 = npt.NDArray[np.int64]
 BITS = 10.0
 MAGIC = int.from_bytes(b"FILE", "little")
 NUMBER, FIRST_NUMBERED, IN_USE = 0x2C, 0x30, 0x1
+MFT, MIRROR, SPACE, BAD = 0, 1, 6, 8  # records of $MFT, $MFTMirr, $Bitmap, $BadClus
+SLACK = 512  # clusters by which what a volume says of its size may differ: rounding, and sectors at its end
 
 
 def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
@@ -44,9 +48,40 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
         flags = np.ascontiguousarray(records[:, 0x16:0x18]).view("<u2")[:, 0]
         good = (usable > 0) & (np.ascontiguousarray(records[:, 4:6]).view("<u2")[:, 0] >= FIRST_NUMBERED)
         good &= (number > 0) | (flags & IN_USE != 0)
+        good[good] = ~_of_others(records[good], usable[good], at[good], number[good], boot)
         at, place = at[good], number[good] * size
         i = np.searchsorted(runs[:, 0], place, side="right") - 1
         there = (i >= 0) & (place < runs[i, 0] + runs[i, 2]) & (runs[i, 1] >= 0)
         return at[there], (runs[i, 1] + place - runs[i, 0] - offset)[there]
 
     return Placer(repr(runs.tolist()), find, BITS, bounded=mft is not None)
+
+
+def _of_others(records: npt.NDArray[np.uint8], usable: I64, at: I64, number: I64, boot: record_.Boot
+               ) -> npt.NDArray[np.bool_]:
+    """Which records lie in a row, as far from each other as their numbers are, with one that says that it is another
+    volume's. Records that state no number lie between (mkntfs: 12 to 23)."""
+    delta = at - number * boot.record_size
+    row = np.cumsum(np.diff(delta, prepend=delta[:1]) != 0)
+    telling = np.flatnonzero(np.isin(number, (MFT, MIRROR, SPACE, BAD)))
+    others = [int(row[i]) for i in telling.tolist() if not _agrees(
+        record_.parse_record(records[i].tobytes(), int(usable[i]), int(number[i])), boot)]
+    return np.isin(row, others)
+
+
+def _agrees(record: record_.Record, boot: record_.Boot) -> bool:
+    """Whether a record of the first ones says nothing that the boot sector denies."""
+    if not record.whole or not record.in_use or record.base:
+        return True
+    for a in record.attributes:
+        if a.kind != record_.DATA or a.resident or a.first:
+            continue
+        if record.number in (MFT, MIRROR) and not a.named:
+            runs, _ = record_.decode_runs(record, a, boot.clusters)
+            if len(runs) and runs[0, 1] != (boot.mft_lcn if record.number == MFT else boot.mirror_lcn):
+                return False
+        elif record.number == SPACE and not a.named and abs(a.size * 8 - boot.clusters) > SLACK:
+            return False
+        elif record.number == BAD and a.named and abs(a.size // boot.cluster - boot.clusters) > SLACK:
+            return False
+    return True
