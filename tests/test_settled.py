@@ -12,6 +12,7 @@ from vmcarve.assemble import solve
 from vmcarve.assemble.candidate import Candidate, Metadata
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.gather import of_metadata
+from vmcarve.assemble.headers import _up_to_heads  # pyright: ignore[reportPrivateUsage]
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.settled import misplaced, reads, settled
 from vmcarve.assemble.solve import _keep_best, _with_tables  # pyright: ignore[reportPrivateUsage]
@@ -161,3 +162,12 @@ def test_tables_that_a_round_has_no_place_for_stay_where_they_were() -> None:
     assert rows == [(0, 9, 0), (9, 1, -1), (10, 1, 18), (11, 1, -1), (12, 3, 20), (15, 5, -1),
                     (20, BLOCKS - 20, 12)]
     assert taken.holds(c.start + 10 * BLOCK)
+
+
+def test_what_only_goes_on_ends_where_another_container_begins() -> None:
+    """A stream's header is read as it goes on from its first byte; what its units prove is its own all the same."""
+    file_map = FileMap.build([(0, 16 * BLOCK, 8 * BLOCK, GUESSED, "continuity"),
+                              (16 * BLOCK, 8 * BLOCK, 40 * BLOCK, GUESSED, "decoded")])
+    rows = _up_to_heads(file_map, 8 * BLOCK, [8 * BLOCK, 12 * BLOCK, 20 * BLOCK, 44 * BLOCK]).rows()
+    assert [(f // BLOCK, n // BLOCK, p if p < 0 else p // BLOCK, rule) for f, n, p, _, rule in rows] == [
+        (0, 4, 8, "continuity"), (4, 12, -1, "others"), (16, 8, 40, "decoded")]

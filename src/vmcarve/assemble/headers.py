@@ -80,6 +80,10 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
               for m in led.container.members if m.kind == "tar"}
     forms = {start: fmt for start, fmt, led in opened if led.container.guests}
     streams = join_units(image, forms, inside, candidates, {m for m, _ in rows}, room)
+    heads = [c.start for c in candidates if 0 in c.anchors and c.start not in inside]
+    for c in candidates:
+        if c.joined and not c.plain:
+            c.map = _up_to_heads(c.map, c.start, heads)
     others = rivals([c for c in candidates if c.plain])
     solve(image, candidates, places, room, others, loose=loose)
     for c, s in streams:
@@ -116,8 +120,21 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
             led = Led(c.container, c.map)
         elif led.container.members:
             led = _around(image, fmt, start, led, solved)
+        if c is None:
+            led.map = _up_to_heads(led.map, start, heads)
         led.map = theirs.rest_of(claims.rest_of(led.map, "others"), "others")
         yield led
+
+
+def _up_to_heads(file_map: FileMap, start: int, heads: list[int]) -> FileMap:
+    """The map of what begins at image offset `start` without what only goes on over another container's first byte: it
+    ends before."""
+    rows: list[tuple[int, int, int, str, str]] = []
+    for f, n, p, grade, rule in file_map.rows():
+        over = [head for head in heads if p <= head < p + n and head != start] if rule == "continuity" else []
+        end = min(over, default=p + n)
+        rows += [(f, end - p, p, grade, rule), (f + end - p, p + n - end, -1, MISSING, "others")]
+    return FileMap.build([row for row in rows if row[1] > 0])
 
 
 def _seen(hints: Hints, start: int, module: str) -> int:
