@@ -18,6 +18,7 @@ from .._ext.first_words import first_words
 from ..errors import Damaged
 from ..filemap import FileMap, FileView
 from ..model import GUESSED, MISSING, ZERO, Container, Format, Placer, Reader, Want
+from .exchanged import rearranged
 from .window import read_into, read_view, steps
 
 Int64s = npt.NDArray[np.int64]
@@ -118,6 +119,8 @@ class Search:
                 laid.add(at, p + at - f)
         current = FileMap.build(laid.rows(0, first.size)) if laid.found else first
         tried: set[int] = set()
+        looked_for: dict[int, Want] = {}
+        again = False
         own: set[int] | None = None
         spare: set[int] = set()
         for _ in range(MAX_ROUNDS):
@@ -128,7 +131,12 @@ class Search:
                 own = self._in_place(fmt, first, min((w.file_offset for w in wants), default=0))
             wants = [w for w in wants if w.file_offset + BLOCK <= first.size]  # beyond: a table that is none
             if not wants:
-                break
+                lost = [] if again else self._rearrange(laid, looked_for, start, own)
+                if again or lost is None:
+                    break
+                tried.difference_update(lost)
+                again, current = True, FileMap.build(laid.rows(0, first.size))
+                continue
             wants = [w for w in wants if not w.spare] or wants  # those last: others lie behind them in the file
             for want in wants:
                 # what was found since may have led here: tables, and blocks of one table, lie behind each other
@@ -140,6 +148,8 @@ class Search:
                     continue
                 tried.add(want.file_offset)
                 p = None if want.empty else self._find(_with_what_follows(want, wants), start, laid, own, end)
+                if not want.empty and not want.spare:
+                    looked_for[want.file_offset] = want
                 if p is None and not want.empty:
                     continue
                 laid.add(want.file_offset, -1 if p is None else p)
@@ -150,6 +160,32 @@ class Search:
             current = FileMap.build(laid.rows(0, first.size))
         tables = sorted((f, p) for f, p in laid.found.items() if p >= 0 and f not in spare)
         return _ended(current, tables), tables
+
+    def _rearrange(self, laid: _Laid, wanted: dict[int, Want], start: int, own: set[int]) -> list[int] | None:
+        """Lays the tables that were looked for where their neighbours have them. Returns the file offsets of those that
+        are not found so, None where all lie as before."""
+        there = self.heads(start % BLOCK)
+        found = {f: laid.found[f] for f in wanted if laid.found.get(f, -1) >= 0}
+        kinds = {p: wanted[f].kind for f, p in found.items()}
+
+        def bits(f: int, p: int) -> float:
+            """One that was found for another place of this container may be in any: what it names first is no proof."""
+            i = int(np.searchsorted(there.image_offset, p))
+            if i >= len(there.image_offset) or there.image_offset[i] != p or p in own or \
+                    kinds.get(p, wanted[f].kind) != wanted[f].kind or (p in self.used and p not in kinds):
+                return 0.0
+            begins = bool(wanted[f].begins(there.at[i : i + 1], there.word[i : i + 1])[0])
+            more = wanted[f].fits(self._block(p)) if begins else 0.0
+            return max(more, LEAST_BITS) if p in kinds else more if more >= LEAST_BITS else 0.0
+
+        better = rearranged(found, [f for f in wanted if f not in found], bits)
+        if better == found:
+            return None
+        self.used.difference_update(found.values())
+        self.used.update(better.values())
+        for f in found.keys() | better.keys():
+            laid.move(f, better.get(f))
+        return [f for f in wanted if f not in better]
 
     def _tie(self, fmt: Format, current: FileMap, start: int, laid: _Laid) -> bool:
         """Lays blocks whose places others tell, and says whether there were any that the map does not have."""
@@ -345,6 +381,14 @@ class _Laid:
         bisect.insort(self._cuts, file_offset)
         if image_offset >= 0:
             bisect.insort(self._placed, file_offset)
+
+    def move(self, file_offset: int, image_offset: int | None) -> None:
+        """Lays a block elsewhere, or no more."""
+        if self.found.pop(file_offset, None) is not None:
+            self._cuts.remove(file_offset)
+            self._placed.remove(file_offset)
+        if image_offset is not None:
+            self.add(file_offset, image_offset)
 
     def rows(self, low: int, high: int) -> list[tuple[int, int, int, str, str]]:
         """(file_offset, length, image_offset, grade, rule) of [low, high), which lies inside the map."""
