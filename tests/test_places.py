@@ -269,3 +269,22 @@ def test_a_raw_disk_has_volumes_only_where_its_table_says(disks: list[Disk], tmp
     flat = Container("raw", disks[0].table, DISK, [GuestDisk(DISK, GuestMap.flat(DISK))])
     (found,) = assign(image, [(at[0], flat)], places)
     assert all(o.guest_offset == MIB for o in found)
+
+
+@pytest.mark.parametrize(("kind", "goes"), [("7", "ntfs"), ("83", "ext")])
+def test_a_partition_gets_a_volume_that_its_type_is_made_for(kind: str, goes: str, tmp_path: Path) -> None:
+    """Two volumes fill it, and the other lies nearer; a type that is any formatter's default tells nothing."""
+    size = DISK - 2 * MIB
+    volumes: list[bytes] = []
+    for how in (["mkfs.ext4", "-q", "-F", "-O", "^has_journal"], ["mkfs.ntfs", "-Q", "-F"]):
+        with (tmp_path / "volume").open("wb") as f:
+            f.truncate(size)
+        run(*how, tmp_path / "volume")
+        volumes.append((tmp_path / "volume").read_bytes()[: 4 * MIB])
+    with (tmp_path / "raw").open("wb") as f:
+        f.truncate(DISK)
+    (tmp_path / "script").write_text(f"label: dos\nstart=2048, size={size // 512}, type={kind}\n")
+    run("sh", "-c", f"sfdisk -q --no-reread {tmp_path / 'raw'} < {tmp_path / 'script'}")
+    image, at, places = laid(tmp_path, [(tmp_path / "raw").read_bytes()[:BLOCK], *volumes])
+    (found,) = assign(image, [(at[0], Container("raw", "mbr", DISK, [GuestDisk(DISK, GuestMap.flat(DISK))]))], places)
+    assert [places.module[o.row] for o in found] == [goes]

@@ -38,6 +38,7 @@ UNKNOWN = 0.6  # the cost of a volume whose maps cannot be read: after those tha
 IN_PLACE = 1.0  # what it counts that a volume lies exactly where the container's own run has it: no chance does that
 INSIDE = 0.1  # what it counts that a volume lies where the container's own run would be, before any other header
 UNFIT, MAYBE_UNFIT = 0.8, 0.05  # the cost of a volume that does not fill the partition that a table gives it
+MISNAMED = 0.3  # that a partition's type is for volumes of another kind: some are formatted anew without changing it
 FLAT = 0.98  # of a volume's space allocated: then the allocation tells nothing
 ROOM = 0.03  # the cost of each MiB that a volume leaves of the disk, where nothing else is known
 MAX_ROOM = 0.4
@@ -158,7 +159,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
         size = container.virtual_size
         own = scattered[k] if k < len(scattered) else None
         bare = container.format == "raw" and container.variant == "volume"  # the disk is known by its volume
-        starts = _partitions(image, start, container, tables, own)
+        starts, types = _partitions(image, start, container, tables, own)
         digest = _digest(guest_map)
         ends = np.add.outer(places.length[rows] - 1, np.array(list(starts), np.int64))
         files = to_file(guest_map, ends.ravel()).reshape(ends.shape)
@@ -188,6 +189,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                     if own is None and (p - start == f or copy):
                         cost -= IN_PLACE
                     cost += doubt + (0.0 if fits or not rooms else unfit)
+                    cost += MISNAMED if _made_for_another(types.get(g, ""), places.module[i]) else 0.0
                     options.append((cost, size - g - length, abs(p - start - f), k,
                                     Owned(g, length, i, p - start - f)))
     options, by_itself = _judged(image, containers, places, options, loose or Loose(image), room)
@@ -316,18 +318,24 @@ def stated_tables(image: Reader, places: Places) -> list[Table]:
     return out
 
 
-def _partitions(image: Reader, start: int, container: Container, tables: list[Table], own: Table | None) -> dict[
-        int, tuple[float, float, list[int]]]:
-    """Guest offsets where volumes of a container may begin: (cost, cost of a volume of another size, sizes).
+def _made_for_another(kind: str, module: str) -> bool:
+    """Whether a partition's type, as tables tell it, is for volumes of other modules than this one."""
+    kind = kind.split(" '", 1)[0]  # a GPT's partition may have a name too
+    return any(kind in guest.types for guest in guests().values()) and kind not in guests()[module].types
+
+
+def _partitions(image: Reader, start: int, container: Container, tables: list[Table], own: Table | None) -> tuple[dict[
+        int, tuple[float, float, list[int]]], dict[int, str]]:
+    """Guest offsets where volumes of a container may begin: (cost, cost of a volume of another size, sizes); and the
+    types of the partitions that its own table has there.
 
     A table that names the very end of this disk is likely its own; one of a somewhat smaller disk may be. own: what is
     known of it without its run.
     """
     out: dict[int, tuple[float, float, list[int]]] = {g: (doubt, 0.0, []) for g, doubt in USUAL_STARTS.items()}
     size = container.virtual_size
-    disk = through(image, start, container, 0)
-    stated = [(UNFIT, [(offset, length) for v in describe(disk) for offset, length, _ in v.partitions])]
-    stated = stated if own is None else [(UNFIT, own[1])]
+    seen = [part for v in describe(through(image, start, container, 0)) for part in v.partitions] if own is None else []
+    stated = [(UNFIT, [(offset, length) for offset, length, _ in seen] if own is None else own[1])]
     if stated[0][1] and container.format == "raw":
         out.clear()  # the disk is known by that table: its volumes are where it says
     stated += [(UNFIT if end == size else MAYBE_UNFIT, parts) for end, parts in tables
@@ -336,7 +344,7 @@ def _partitions(image: Reader, start: int, container: Container, tables: list[Ta
         for offset, length in parts:
             _, before, rooms = out.get(offset, (0.0, 0.0, []))
             out[offset] = (0.0, max(unfit, before), [*rooms, length])
-    return out
+    return out, {offset: kind for offset, _, kind in seen}
 
 
 def _digest(guest_map: GuestMap) -> bytes:

@@ -181,4 +181,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume("apfs", offset, s.size, ", ".join(_names(reader, offset, s)), s.uuid, not troubles, detail)
 
 
-GUEST = GuestKind("apfs", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("apfs", SIGNATURES, probe, confirm, begin=begin, types=frozenset(("Apple APFS",)))

@@ -78,4 +78,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume("bitlocker", offset, size, consistent=not lost, detail="; ".join([*detail, "encrypted"]))
 
 
-GUEST = GuestKind("bitlocker", SIGNATURES, probe, confirm)
+GUEST = GuestKind("bitlocker", SIGNATURES, probe, confirm, types=frozenset(("NTFS / exFAT", "FAT16", "FAT32")))

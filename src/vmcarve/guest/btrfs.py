@@ -117,4 +117,5 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return Volume("btrfs", offset, newest.size, newest.name, newest.uuid, not bad, "; ".join(bad + notes))
 
 
-GUEST = GuestKind("btrfs", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("btrfs", SIGNATURES, probe, confirm, begin=begin,
+                  types=frozenset(("Linux root (x86-64)", "Linux boot")))

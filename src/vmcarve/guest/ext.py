@@ -273,4 +273,5 @@ def _of_any_use(s: _Super, number: int, descriptor: bytes) -> bytes:
     return bytes(d)
 
 
-GUEST = GuestKind("ext", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("ext", SIGNATURES, probe, confirm, begin=begin,
+                  types=frozenset(("Linux root (x86-64)", "Linux boot")))

@@ -257,4 +257,5 @@ def begin(reader: Reader, offset: int) -> Begin | None:
     return None if b is None else Begin(data, le32(data, 0x1C) * b.sector)
 
 
-GUEST = GuestKind("fat", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("fat", SIGNATURES, probe, confirm, begin=begin,
+                  types=frozenset(("FAT12", "FAT16", "FAT32", "NTFS / exFAT", "EFI system")))

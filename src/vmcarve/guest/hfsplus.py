@@ -135,4 +135,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return volume
 
 
-GUEST = GuestKind("hfsplus", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("hfsplus", SIGNATURES, probe, confirm, begin=begin, types=frozenset(("Apple HFS+",)))

@@ -143,4 +143,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return None
 
 
-GUEST = GuestKind("lvm", SIGNATURES, probe, confirm)
+GUEST = GuestKind("lvm", SIGNATURES, probe, confirm, types=frozenset(("Linux LVM",)))

@@ -224,4 +224,5 @@ def begin(reader: Reader, offset: int) -> Begin | None:
     return Begin(data, le32(data, 0x1C) * b.sector, b.sectors * b.sector, (records,))
 
 
-GUEST = GuestKind("ntfs", SIGNATURES, probe, confirm, confirm_batch, begin)
+GUEST = GuestKind("ntfs", SIGNATURES, probe, confirm, confirm_batch, begin,
+                  types=frozenset(("NTFS / exFAT", "Windows recovery")))

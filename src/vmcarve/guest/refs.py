@@ -120,4 +120,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
                   detail="; ".join(troubles) or f"version {boot.version[0]}.{boot.version[1]}")
 
 
-GUEST = GuestKind("refs", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("refs", SIGNATURES, probe, confirm, begin=begin, types=frozenset(("NTFS / exFAT",)))

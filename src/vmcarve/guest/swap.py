@@ -52,4 +52,4 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
     return None
 
 
-GUEST = GuestKind("swap", SIGNATURES, probe, confirm)
+GUEST = GuestKind("swap", SIGNATURES, probe, confirm, types=frozenset(("Linux swap",)))

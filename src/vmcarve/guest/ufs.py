@@ -131,4 +131,5 @@ def probe(reader: Reader, offset: int, limit: int) -> Volume | None:
                   "; ".join(troubles))
 
 
-GUEST = GuestKind("ufs", SIGNATURES, probe, confirm, begin=begin)
+GUEST = GuestKind("ufs", SIGNATURES, probe, confirm, begin=begin,
+                  types=frozenset(("FreeBSD", "FreeBSD UFS", "OpenBSD", "NetBSD", "Solaris")))

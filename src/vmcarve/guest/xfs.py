@@ -207,4 +207,5 @@ def begin(reader: Reader, offset: int) -> Begin | None:
     return None if s is None else Begin(data[: s.sector])
 
 
-GUEST = GuestKind("xfs", SIGNATURES, probe, confirm, confirm_batch, begin)
+GUEST = GuestKind("xfs", SIGNATURES, probe, confirm, confirm_batch, begin,
+                  types=frozenset(("Linux root (x86-64)", "Linux boot")))

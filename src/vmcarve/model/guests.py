@@ -67,6 +67,7 @@ class GuestKind:
     descriptors, checksums; at most some hundred reads).
     begin(reader, offset): what a volume begins with, by the structure at `offset` that evidence names; None when that
     is none.
+    types: of partitions, as tables are told here, that are made for such volumes and are nobody's default.
     """
 
     name: str
@@ -75,3 +76,4 @@ class GuestKind:
     confirm: Confirm | None = None
     confirm_batch: ConfirmBatch | None = None
     begin: Callable[[Reader, int], Begin | None] | None = None
+    types: frozenset[str] = frozenset()
