@@ -106,6 +106,14 @@ def test_small_units_tell_it_only_with_a_partition(disk: bytes) -> None:
     assert found(units, Cut(64 << 10, ((5 * MIB, 400 * MIB),))) == []
 
 
+def test_units_of_63_sectors_do_not_take_one_size_of_a_cluster_for_another(disk: bytes) -> None:
+    """A cluster of 64 sectors leads to the same sector of a unit as one of one sector does, but to another unit."""
+    unit = 63 * 512
+    units = units_of(disk, unit, 2 * MIB, shuffled=True)
+    (begin,) = found(units, Cut(unit, ((MIB, 40 * MIB),)))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+
+
 def test_the_order_of_units_tells_it(disk: bytes) -> None:
     """Units of 1 MiB: the disk could be bare, and its tables longer. From front to back no room is left for either."""
     units = units_of(disk, MIB, 4 * MIB)

@@ -130,20 +130,38 @@ def _agreeing(reader: Reader, evidence: Sequence[Evidence], unit: int) -> Found 
     stated = ((e.image_offset + k * SECTOR, (e.value or 0) + k) for e in evidence if e.kind == KIND
               for k in range(e.count))
     at, number = np.array(sorted(itertools.islice(stated, MOST_DIRECTORIES)), np.int64).reshape(-1, 2).T
-    votes: list[tuple[int, int, int]] = []
-    for cluster in CLUSTERS:  # each number counts once: directories are copied too
-        heap = (at - (number - FIRST) * cluster) % unit
-        places, each = np.unique(np.unique(np.stack((heap, number), axis=1), axis=0)[:, 0], return_counts=True)
-        if len(each):
-            votes.append((int(each.max()), cluster, int(places[each.argmax()])))
+    votes: list[tuple[int, int, npt.NDArray[np.bool_]]] = []
+    for cluster in CLUSTERS:
+        mine = _in_step(at, number, cluster, unit)
+        if mine.any():
+            votes.append((len(np.unique(number[mine])), cluster, mine))  # each once: directories are copied too
     votes.sort(key=lambda vote: -vote[0])
     every = len(np.unique(number))
-    if not votes or votes[0][0] < max(LEAST, AGREE * every) or votes[1][0] > NEXT * every:
+    if not votes or votes[0][0] < max(LEAST, AGREE * every) or len(votes) > 1 and votes[1][0] > NEXT * every:
         return None
-    _, cluster, heap = votes[0]
-    mine = (at - (number - FIRST) * cluster) % unit == heap
+    _, cluster, mine = votes[0]
     at, number = at[mine], number[mine]
+    heap = int(at[0] - (number[0] - FIRST) * cluster) % unit
     return Found(at, number, cluster, heap, max(int(number.max()), _named(reader, at, cluster)))
+
+
+def _in_step(at: I64, number: I64, cluster: int, unit: int) -> npt.NDArray[np.bool_]:
+    """bool[n]: the directories that clusters of this size have where they lie: one place of cluster 2 within the units
+    for all, and one place of the unit for all that lie in one.
+
+    Without the latter any size would do that differs by whole units (64 sectors from one, in units of 63).
+    """
+    behind = at - (number - FIRST) * cluster
+    places, each = np.unique(np.unique(np.stack((behind % unit, number), axis=1), axis=0)[:, 0], return_counts=True)
+    if not len(each):
+        return np.zeros(0, np.bool_)
+    mine = behind % unit == places[each.argmax()]
+    here = np.unique(np.stack((at // unit, behind // unit), axis=1)[mine], axis=0, return_counts=True)
+    order = np.lexsort((-here[1], here[0][:, 0]))
+    units, first = np.unique(here[0][order, 0], return_index=True)
+    most = here[0][order, 1][first]  # how far most of each unit's lie from their place
+    mine[mine] = behind[mine] // unit == most[np.searchsorted(units, at[mine] // unit)]
+    return mine
 
 
 def _named(reader: Reader, at: I64, cluster: int) -> int:
