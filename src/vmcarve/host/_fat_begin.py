@@ -43,11 +43,22 @@ LEAST, AGREE, NEXT = 3, 0.9, 0.5  # directories; the share of them that must agr
 LEAST_STEPS, LEAST_BEHIND = 5, 2  # steps from unit to unit that show the disk's order; directories of one place
 ORDERED_UNIT = MIB  # smaller units are mixed with the container's own blocks
 # How likely each is, by itself: where volumes begin; that one is as long as some MiB; that one of n sectors is there at
-# all, of all that would hold what is known, 1 / n, and filled just so far, 1 / n again
+# all, of all that would hold what is known, 1 / n, and filled just so far, 1 / n again; that it is as long as people
+# choose, some 8 or 10 MiB, or that the disk is, with a MiB before it and perhaps one behind; that it has the clusters
+# that formatters make of its size
 BEFORE = {MIB: 0.85, 0: 0.10, 63 * SECTOR: 0.05}
 EVEN = 0.9
-ZEROS = 0.1  # share of the units in use that are left out, for files of zeros fill them: MiBs of them are rare
+ROUND, ROUND_OF_ALL = 0.8, 0.55  # of the volumes that are some MiB, and of all numbers of MiB
+USUAL = 0.9
+ZEROS = 0.1  # share of the MiBs in use that are left out, for files of zeros fill them: smaller units are oftener
 LEAST_SHARE = 0.75  # of all that is likely
+# Up to how many MiB a volume gets clusters of how many sectors where nobody says otherwise, by bits of an entry
+FORMATTED = {
+    32: (((260, 1), (8 << 10, 8), (16 << 10, 16), (32 << 10, 32), (2 << 20, 64)),  # the specification, mkfs.vfat
+         ((64, 1), (128, 2), (256, 4), (8 << 10, 8), (16 << 10, 16), (32 << 10, 32))),  # Windows
+    16: (((16, 2), (128, 4), (256, 8), (512, 16), (1 << 10, 32), (2 << 10, 64), (4 << 10, 128)),  # the specification
+         ((128, 4), (256, 8), (512, 16), (1 << 10, 32), (2 << 10, 64))),  # mkfs.vfat
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,19 @@ class Shape:
     def weight(self) -> float:
         low, high = self.sizes
         chance = min(1.0, (high - low) / (MIB // SECTOR))  # of tables of any length that an even volume has them
-        return BEFORE.get(self.before, 1.0) * (EVEN / chance * (self.even > 0) + 1 - EVEN) / float(self.size) ** 2
+        size = 1 - EVEN
+        if self.even:
+            mib = self.even * SECTOR // MIB
+            is_round = any((mib + more) % step == 0 for more in range(3) for step in (8, 10))
+            size += EVEN / chance * (ROUND / ROUND_OF_ALL if is_round else (1 - ROUND) / (1 - ROUND_OF_ALL))
+        usual = USUAL if self.is_usual else 1 - USUAL
+        return BEFORE.get(self.before, 1.0) * size * usual / float(self.size) ** 2
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether some formatter makes clusters of this size for a volume of that one."""
+        return any(self.cluster == next((n for most, n in table if self.size * SECTOR <= most * MIB), 0)
+                   for table in FORMATTED[self.bits])
 
 
 def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[Begin]:
@@ -281,7 +304,7 @@ def _room(shape: Shape, found: Found, cut: Cut, units: int) -> float:
     """
     end = shape.place + (found.last - 1) * found.cluster
     more = -(-end // cut.unit) - _empty(shape, found, cut) - units
-    return ZEROS ** max(more, 0) if cut.gapless else 1.0
+    return ZEROS ** (max(more, 0) * cut.unit / MIB) if cut.gapless else 1.0
 
 
 def _boot(shape: Shape) -> bytes:
