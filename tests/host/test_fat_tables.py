@@ -72,6 +72,23 @@ def test_files_whose_entries_are_lost_are_taken_for_one_run(volume: bytes) -> No
 
 
 @FAT_TOOLS
+def test_a_chain_goes_on_in_one_run_where_the_table_is_lost(volume: bytes) -> None:
+    """As a guess: of a file of which the first entries are left, not the others."""
+    whole = opened(volume)
+    large = next(f for f in whole.live() if f.name.endswith("large.bin"))
+    first = int(large.runs[0, 1] - whole._heap.start) // 512 + 2
+    boot = parse_boot(volume)
+    assert boot is not None
+    kept = (4 * first + 511) // 512 * 512 + 512  # of a table: some entries of the file are behind
+    holes = [(boot.reserved + k * boot.table + kept, boot.table - kept) for k in range(2)]
+    found = open_volume(BytesReader(volume, holes), 0, len(volume))
+    assert isinstance(found, FatVolume)
+    (same,) = [f for f in found.live() if f.identity == large.identity]
+    assert same.runs.tolist() == large.runs.tolist()
+    assert (same.origin, same.complete, same.certain) == ("fat.one-run", False, False)
+
+
+@FAT_TOOLS
 def test_a_run_ends_where_another_file_begins(volume: bytes) -> None:
     boot = opened(volume)
     large = next(f for f in boot.live() if f.name.endswith("large.bin"))

@@ -114,14 +114,22 @@ class FatVolume:
         rows = cut_rows(self._heap.rows(runs), entry.size, -1)
         complete = held and int(runs[:, 1].sum()) >= count
         identity = f"entry {entry.at:#x}"
-        if held or len(runs):
-            return HostFile(identity, entry.name, entry.size, False, rows, "fat.chain", complete, entry.times)
-        rows = cut_rows(self._heap.rows(self._in_one_run(entry.cluster, count)), entry.size, -1)
-        return HostFile(identity, entry.name, entry.size, False, rows, "fat.one-run", False, entry.times,
-                        certain=not len(rows))
+        more = NO_RUNS
+        if not held:  # where the table is lost it goes on in one run
+            known = int(runs[:, 1].sum())
+            first = self._table.following(int(runs[-1].sum()) - 1) if known else entry.cluster
+            more = self._in_one_run(first, count - known)
+        if not len(more):
+            certain = held or len(runs) > 0
+            return HostFile(identity, entry.name, entry.size, False, rows, "fat.chain" if certain else "fat.one-run",
+                            complete, entry.times, certain=certain or not len(rows))
+        rows = cut_rows(self._heap.rows(np.concatenate((runs, more))), entry.size, -1)
+        return HostFile(identity, entry.name, entry.size, False, rows, "fat.one-run", False, entry.times, certain=False)
 
     def _in_one_run(self, first: int, count: int) -> Runs:
-        """The clusters of a file whose first entry is lost, as if it lay in one run, up to where another one begins."""
+        """The clusters of a file from one on whose entry is lost, as if they lay in one run, up to where another file
+        begins.
+        """
         runs = self._table.in_one_run(first, count) if self._heap.holds(first) else NO_RUNS
         after = self._begins[int(np.searchsorted(self._begins, first, "right")) :][:1]
         return clipped(runs, first, int(after[0])) if len(after) else runs
