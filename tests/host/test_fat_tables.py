@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vmcarve.assemble.tails import Live
 from vmcarve.filemap import FileMap, FileView
 from vmcarve.host._fat_boot import parse_boot
 from vmcarve.host._fat_chains import Heap, read_table
 from vmcarve.host._fat_directory import continued
-from vmcarve.host.fat import FatVolume, open_volume
+from vmcarve.host.fat import FatVolume, elsewhere, open_volume
 from vmcarve.model import GUESSED, MISSING, RUN_DATA
 from vmcarve.source import BytesReader
 
@@ -86,6 +87,33 @@ def test_a_chain_goes_on_in_one_run_where_the_table_is_lost(volume: bytes) -> No
     (same,) = [f for f in found.live() if f.identity == large.identity]
     assert same.runs.tolist() == large.runs.tolist()
     assert (same.origin, same.complete, same.certain) == ("fat.one-run", False, False)
+
+
+@FAT_TOOLS
+def test_files_are_named_wherever_their_directories_lie(volume: bytes) -> None:
+    """Sectors in any order tell where the files of a volume begin; what two of them tell otherwise is left out."""
+    right = {int(f.runs[0, 1]): f for f in opened(volume).live() if len(f.runs)}
+    empty = opened(volume)
+    start = empty._heap.start
+    front, sectors = volume[:start], [volume[at : at + 512] for at in range(start, len(volume), 512)]
+    random.Random(5).shuffle(sectors)
+    bare = open_volume(BytesReader(front + bytes(len(volume) - start)), 0, len(volume))
+    assert isinstance(bare, FatVolume) and not list(bare.live())
+    files = list(elsewhere(bare, BytesReader(b"".join(sectors))))
+    found = {int(f.runs[0, 1]): f for f in files}
+    assert len(found) == len(files) >= len(right) * 0.9
+    assert all(f.runs.tolist() == right[at].runs.tolist() and f.size == right[at].size for at, f in found.items())
+    listed = Live.of(bare, BytesReader(b"".join(sectors))).listed
+    assert {int(f.runs[0, 1]) for f in listed} == found.keys()
+    whole = Live.of(opened(volume), BytesReader(b"".join(sectors))).listed
+    assert len({int(f.runs[0, 1]) for f in whole if len(f.runs)}) == sum(len(f.runs) > 0 for f in whole)
+    one = next(i for i, s in enumerate(sectors) if s[:11] == b".          " and s[64 + 11] == 0x0F)
+    other = bytearray(sectors[one])
+    short = next(at for at in range(64, 512, 32) if other[at + 11] == 0x20)
+    other[short + 28] ^= 1  # its size
+    begin = start + (int.from_bytes(other[short + 26 : short + 28], "little") - 2) * 512
+    again = {int(f.runs[0, 1]) for f in elsewhere(bare, BytesReader(b"".join([*sectors, bytes(other)])))}
+    assert again == found.keys() - {begin}
 
 
 @FAT_TOOLS

@@ -194,7 +194,7 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
 
     def read() -> tuple[list[HostVolume], list[Live], FileEnds, Files]:
         volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
-        live = [Live.of(v) for v in volumes]
+        live = [Live.of(v, image if c.scattered is not None else None) for v in volumes]
         return volumes, live, file_ends(live, guest_map), Files.of(live)
 
     c.volumes, live, c.ends, files = asked(read, ([], [], FileEnds.none(), Files.none()))
