@@ -104,6 +104,13 @@ class Table:
             return BAD
         return cluster + 1 if cluster + 1 < int(self._first[i] + self._count[i]) else int(self._next[i])
 
+    def heads(self) -> list[int]:
+        """Clusters that begin a chain, as far as the table tells: none names them, nor is the entry before lost."""
+        before = np.searchsorted(self.lost[:, 0], self._first - 1, "right") - 1
+        lost = before >= 0
+        lost[lost] = self._first[lost] - 1 < self.lost[before[lost]].sum(axis=1)
+        return self._first[~lost & ~np.isin(self._first, self._next)].tolist()
+
     def is_lost(self, cluster: int) -> bool:
         """Whether the cluster's entry is nowhere."""
         i = int(np.searchsorted(self.lost[:, 0], cluster, "right")) - 1

@@ -151,7 +151,8 @@ class FatVolume:
             yield HostFile(identity, entry.name, entry.size, True, NO_ROWS, "fat.direntry", not entry.size, entry.times)
 
     def elsewhere(self, reader: Reader) -> Iterator[HostFile]:
-        """Live files that sectors of directories tell of, wherever in `reader` these lie; each once.
+        """Live files that sectors of directories tell of, wherever in `reader` these lie, and those of which only the
+        chain is left, their size lost; each once.
 
         Of which directory a sector is, and whether that is in use, is not known: what two tell otherwise is left out,
         and what begins where the table says that nothing is.
@@ -175,6 +176,10 @@ class FatVolume:
         self._begins = np.union1d(self._begins, np.array(list(told), np.int64))
         for c, entry in told.items():
             yield replace(self._live(entry), identity=f"cluster {c}")
+        for c in self._table.heads():  # no entry is left of these
+            runs, ended = self._table.chain(c, self._heap.count)
+            if ended and c not in told:
+                yield HostFile(f"chain {c}", "", -1, False, self._heap.rows(runs), "fat.chain", certain=False)
 
     def quiet_since(self) -> float:
         """Never: entries and chains of files that came and went may be gone."""
