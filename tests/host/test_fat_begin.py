@@ -117,6 +117,14 @@ def test_sizes_that_people_choose_tell_it_in_units_of_64_kib(disk: bytes) -> Non
     assert found(units, Cut(unit, ((5 * MIB, 400 * MIB),))) == []
 
 
+def test_where_the_tables_lie_in_their_units_tells_how_long_they_are(disk: bytes) -> None:
+    """Of units of 32 KiB two volumes of whole MiBs are likely; the second table begins elsewhere in a unit in one."""
+    unit = 32 << 10
+    assert found(units_of(disk, unit, 2 * MIB), Cut(unit)) == []
+    (begin,) = found(units_of(disk, unit, MIB + (64 << 10), shuffled=True), Cut(unit))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+
+
 def test_units_of_zeros_speak_for_no_other_volume(disk: bytes) -> None:
     """A sparse file leaves a dozen of its units out: a volume of FAT16 whose clusters lie so much nearer is none."""
     unit = 64 << 10

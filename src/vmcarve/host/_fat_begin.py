@@ -24,6 +24,7 @@ from ..model import SECTOR, Begin, Cut, Evidence, Reader
 from ._fat_boot import ENTRY
 from ._fat_chains import FIRST
 from ._fat_directory import DELETED, KIND, LONG_NAME, OTHER, own_numbers
+from ._fat_placer import of_table
 
 I64 = npt.NDArray[np.int64]
 
@@ -37,6 +38,7 @@ ROOT_SECTORS = 32  # of FAT16: 512 entries
 ALIGNED = MIB  # Windows and fat32format reserve so many sectors that cluster 2 lies at 4 MiB or at some MiB
 COPY = 6  # sector of FAT32's second boot sector
 MOST_DIRECTORIES = 1 << 14  # ours: that are read
+MOST_LOOKED, STEP = 1 << 30, 4 << 20  # ours: bytes that are looked through for tables, and at once
 MOST_SHAPES = 1 << 12  # ours: of one kind that are tried; what is larger is not likely
 MAX_STATED = 256  # ours: directories that are said to lie where they do
 LEAST, AGREE, NEXT = 3, 0.9, 0.5  # directories; the share of them that must agree, and that may with another cluster
@@ -51,6 +53,7 @@ EVEN = 0.9
 ROUND, ROUND_OF_ALL = 0.8, 0.55  # of the volumes that are some MiB, and of all numbers of MiB
 USUAL = 0.9
 ZEROS = 0.1  # share of the MiBs in use that are left out, for files of zeros fill them: smaller units are oftener
+LEAST_TABLE, TABLES_ELSEWHERE = 8, 1e-3  # sectors that tell where tables lie; how likely it is that they are of none
 LEAST_SHARE = 0.75  # of all that is likely
 # Up to how many MiB a volume gets clusters of how many sectors where nobody says otherwise, by bits of an entry
 FORMATTED = {
@@ -138,7 +141,8 @@ class Shape:
 def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[Begin]:
     """What a volume begins with of which directories are left, if all likely ones have its clusters at one place."""
     found = _agreeing(reader, evidence, cut.unit)
-    shape = None if found is None else _likeliest(_shapes(found, cut), found, cut, -(-reader.size // cut.unit))
+    tables = _Tables.of(reader, found, cut.unit) if found is not None else None
+    shape = None if found is None else _likeliest(_shapes(found, cut), found, cut, -(-reader.size // cut.unit), tables)
     if found is None or shape is None:
         return
     heap = shape.heap * SECTOR
@@ -234,7 +238,7 @@ def _fills(shape: Shape, offset: int, length: int) -> bool:
     return offset == shape.before and low <= length <= high + (high >> 5) + 2 * MIB
 
 
-def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int) -> Shape | None:
+def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int, tables: _Tables | None) -> Shape | None:
     """The likeliest volume, where others that have their clusters elsewhere are not likely enough together. units: that
     there are.
     """
@@ -243,12 +247,40 @@ def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int) -> S
     best: dict[int, tuple[float, Shape]] = {}
     for s in shapes:
         odds = s.weight * (_room(s, found, cut, units) if order is None else order.odds(s, found, cut))
+        odds *= tables.odds(s) if tables is not None else 1.0
         weight[s.place] = weight.get(s.place, 0.0) + odds
         best[s.place] = max(best.get(s.place, (-1.0, s)), (odds, s), key=lambda b: b[0])
     place = max(weight, key=lambda p: weight[p], default=0)
     if not weight or weight[place] < LEAST_SHARE * sum(weight.values()) or not weight[place]:
         return None
     return best[place][1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Where sectors of FAT32's two tables lie in their units: begin int64[n], as each tells where a table would begin
+    modulo a unit, by its number. That of the second one tells how long the first is.
+    """
+
+    unit: int
+    begin: I64
+
+    @classmethod
+    def of(cls, reader: Reader, found: Found, unit: int) -> _Tables | None:
+        """None where too few are left."""
+        parts: list[I64] = []
+        for at in range(0, min(reader.size, MOST_LOOKED), STEP):
+            data = np.frombuffer(reader.read(at, STEP), np.uint8)
+            row, first = of_table(data[: len(data) // SECTOR * SECTOR].reshape(-1, SECTOR), 28, found.last)
+            parts.append((at + row * SECTOR - first * 4) % unit)
+        begin = np.concatenate([np.empty(0, np.int64), *parts])
+        return cls(unit, begin) if len(begin) >= LEAST_TABLE else None
+
+    def odds(self, shape: Shape) -> float:
+        """How likely it is that they lie there in a volume."""
+        begins = [shape.before + (shape.reserved + k * shape.table) * SECTOR for k in range(2)]
+        right = np.isin(self.begin, [at % self.unit for at in begins]).mean() if shape.bits == 32 else 0.0
+        return 1.0 if right >= AGREE else TABLES_ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True)
