@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import ext4_disk
 from vmcarve.assemble.begins import begun
 from vmcarve.guest import fat as guest
+from vmcarve.host import _fat_begin
 from vmcarve.host._fat_begin import begins
 from vmcarve.host._fat_directory import KIND, SIGNATURE, confirm_batch
 from vmcarve.host.fat import FatVolume, open_volume
@@ -99,13 +100,59 @@ def test_large_units_leave_one_volume_that_is_likely(shuffled: bool, volume: byt
 
 
 def test_small_units_tell_it_only_with_a_partition(disk: bytes) -> None:
-    units = units_of(disk, 64 << 10, 2 * MIB)
-    assert found(units, Cut(64 << 10)) == []
-    (begin,) = found(units, Cut(64 << 10, ((MIB, 41 * MIB),)))
+    """Tables of units of 4 KiB more are those of volumes of 41, 42 or 43 MiB."""
+    units = units_of(disk, 4 << 10, 2 * MIB)
+    assert found(units, Cut(4 << 10)) == []
+    (begin,) = found(units, Cut(4 << 10, ((MIB, 40 * MIB - 512),)))
     assert (begin.before, begin.size) == (MIB, 40 * MIB)
-    assert found(units, Cut(64 << 10, ((5 * MIB, 400 * MIB),))) == []
+    assert found(units, Cut(4 << 10, ((5 * MIB, 400 * MIB),))) == []
 
 
+def test_sizes_that_people_choose_tell_it_in_units_of_64_kib(disk: bytes) -> None:
+    """The next volume of whole MiBs that has its clusters at such a place is one of 105, and others are hardly made."""
+    unit = 64 << 10
+    units = units_of(disk, unit, 2 * MIB, shuffled=True)
+    (begin,) = found(units, Cut(unit))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+    assert found(units, Cut(unit, ((5 * MIB, 400 * MIB),))) == []
+
+
+def test_where_the_tables_lie_in_their_units_tells_how_long_they_are(disk: bytes) -> None:
+    """Of units of 32 KiB two volumes of whole MiBs are likely; the second table begins elsewhere in a unit in one."""
+    unit = 32 << 10
+    assert found(units_of(disk, unit, 2 * MIB), Cut(unit)) == []
+    (begin,) = found(units_of(disk, unit, MIB + (64 << 10), shuffled=True), Cut(unit))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+
+
+def test_units_of_zeros_speak_for_no_other_volume(disk: bytes) -> None:
+    """A sparse file leaves a dozen of its units out: a volume of FAT16 whose clusters lie so much nearer is none."""
+    unit = 64 << 10
+    used = [n for n in range(SIZE // unit) if any(disk[n * unit : (n + 1) * unit])]
+    sparse = used[-30:-18]
+    left = bytearray(disk)
+    for n in sparse:
+        left[n * unit : (n + 1) * unit] = bytes(unit)
+    (begin,) = found(units_of(bytes(left), unit, 2 * MIB), Cut(unit, gapless=True))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+
+
+def test_units_of_63_sectors_do_not_take_one_size_of_a_cluster_for_another(disk: bytes) -> None:
+    """A cluster of 64 sectors leads to the same sector of a unit as one of one sector does, but to another unit."""
+    unit = 63 * 512
+    units = units_of(disk, unit, 2 * MIB, shuffled=True)
+    (begin,) = found(units, Cut(unit, ((MIB, 40 * MIB),)))
+    assert (begin.before, begin.size) == (MIB, 40 * MIB)
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that people choose, and clusters that formatters make of these, are no likelier than others."""
+    monkeypatch.setattr(_fat_begin, "ROUND", _fat_begin.ROUND_OF_ALL)
+    monkeypatch.setattr(_fat_begin, "USUAL", 0.5)
+
+
+@pytest.mark.usefixtures("any_size")
 def test_the_order_of_units_tells_it(disk: bytes) -> None:
     """Units of 1 MiB: the disk could be bare, and its tables longer. From front to back no room is left for either."""
     units = units_of(disk, MIB, 4 * MIB)
@@ -114,6 +161,7 @@ def test_the_order_of_units_tells_it(disk: bytes) -> None:
     assert found(units, Cut(MIB)) == []
 
 
+@pytest.mark.usefixtures("any_size")
 def test_how_many_units_there_are_tells_it(disk: bytes) -> None:
     """Longer tables would push the clusters into one unit more than there are. With two of them more they may have."""
     units = units_of(disk, MIB, 4 * MIB, shuffled=True)

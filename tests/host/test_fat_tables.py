@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vmcarve.assemble.tails import Live
 from vmcarve.filemap import FileMap, FileView
 from vmcarve.host._fat_boot import parse_boot
 from vmcarve.host._fat_chains import Heap, read_table
 from vmcarve.host._fat_directory import continued
-from vmcarve.host.fat import FatVolume, open_volume
+from vmcarve.host.fat import FatVolume, elsewhere, open_volume
 from vmcarve.model import GUESSED, MISSING, RUN_DATA
 from vmcarve.source import BytesReader
 
@@ -69,6 +70,68 @@ def test_files_whose_entries_are_lost_are_taken_for_one_run(volume: bytes) -> No
     assert not any(f.complete or f.certain for f in files)
     certain = [f.certain for f in opened(volume, lost=0.25).live()]
     assert 0 < sum(certain) < len(certain)
+
+
+@FAT_TOOLS
+def test_a_chain_goes_on_in_one_run_where_the_table_is_lost(volume: bytes) -> None:
+    """As a guess: of a file of which the first entries are left, not the others."""
+    whole = opened(volume)
+    large = next(f for f in whole.live() if f.name.endswith("large.bin"))
+    first = int(large.runs[0, 1] - whole._heap.start) // 512 + 2
+    boot = parse_boot(volume)
+    assert boot is not None
+    kept = (4 * first + 511) // 512 * 512 + 512  # of a table: some entries of the file are behind
+    holes = [(boot.reserved + k * boot.table + kept, boot.table - kept) for k in range(2)]
+    found = open_volume(BytesReader(volume, holes), 0, len(volume))
+    assert isinstance(found, FatVolume)
+    (same,) = [f for f in found.live() if f.identity == large.identity]
+    assert same.runs.tolist() == large.runs.tolist()
+    assert (same.origin, same.complete, same.certain) == ("fat.one-run", False, False)
+
+
+@FAT_TOOLS
+def test_files_are_named_wherever_their_directories_lie(volume: bytes) -> None:
+    """Sectors in any order tell where the files of a volume begin; what two of them tell otherwise is left out."""
+    right = {int(f.runs[0, 1]): f for f in opened(volume).live() if len(f.runs)}
+    empty = opened(volume)
+    start = empty._heap.start
+    front, sectors = volume[:start], [volume[at : at + 512] for at in range(start, len(volume), 512)]
+    random.Random(5).shuffle(sectors)
+    bare = open_volume(BytesReader(front + bytes(len(volume) - start)), 0, len(volume))
+    assert isinstance(bare, FatVolume) and not list(bare.live())
+    told = list(elsewhere(bare, BytesReader(b"".join(sectors))))
+    files = [f for f in told if f.size >= 0]
+    found = {int(f.runs[0, 1]): f for f in files}
+    assert len(found) == len(files) >= len(right) * 0.9
+    assert all(f.runs.tolist() == right[at].runs.tolist() and f.size == right[at].size for at, f in found.items())
+    listed = Live.of(bare, BytesReader(b"".join(sectors))).listed
+    assert {int(f.runs[0, 1]) for f in listed if f.size >= 0} == found.keys()
+    whole = Live.of(opened(volume), BytesReader(b"".join(sectors))).listed
+    assert len({int(f.runs[0, 1]) for f in whole if len(f.runs)}) == sum(len(f.runs) > 0 for f in whole)
+    one = next(i for i, s in enumerate(sectors) if s[:11] == b".          " and s[64 + 11] == 0x0F)
+    other = bytearray(sectors[one])
+    short = next(at for at in range(64, 512, 32) if other[at + 11] == 0x20)
+    other[short + 28] ^= 1  # its size
+    begin = start + (int.from_bytes(other[short + 26 : short + 28], "little") - 2) * 512
+    again = list(elsewhere(bare, BytesReader(b"".join([*sectors, bytes(other)]))))
+    assert {int(f.runs[0, 1]) for f in again if f.size >= 0} == found.keys() - {begin}
+
+
+@FAT_TOOLS
+def test_chains_that_no_entry_names_are_files_of_lost_size(volume: bytes) -> None:
+    """Behind what is lost of the table they may be the end of something: there they are left out, or where one jumps to
+    out of that (the root directory's) begins."""
+    right = {int(f.runs[0, 1]): f for f in opened(volume).live() if len(f.runs)}
+    alone = list(elsewhere(opened(volume), BytesReader(bytes(512))))
+    assert all((f.size, f.certain) == (-1, False) for f in alone)
+    chains = {int(f.runs[0, 1]): f.runs for f in alone}
+    assert right.keys() <= chains.keys()
+    for at, f in right.items():
+        assert chains[at][:, 1].tolist() == f.runs[:, 1].tolist()
+        assert chains[at][:, 2].sum() == -(-f.size // 512) * 512
+    half = elsewhere(opened(volume, lost=0.25), BytesReader(bytes(512)))
+    begins = {int(f.runs[0, 1]) for f in half}
+    assert len(begins & chains.keys()) > 20 and len(begins - chains.keys()) <= 1
 
 
 @FAT_TOOLS

@@ -15,6 +15,7 @@ from .content.files import Files
 from .host_units import Unit
 from .places import Owned, Table, has_plain
 from .tails import FileEnds
+from .unit_ends import OpenEnds
 
 Int64s = npt.NDArray[np.int64]
 
@@ -40,6 +41,7 @@ class Candidate:
     nested: bool = False
     scattered: Table | None = None  # what is known of its partitions, where its units lie in any order
     ends: FileEnds = field(default_factory=FileEnds.none)
+    open_ends: OpenEnds = field(default_factory=OpenEnds.none)
     files: Files = field(default_factory=Files.none)  # those that live, and behind them what is left of deleted ones
     listed: int = 0  # how many of the files live
     sure: Int64s = field(default_factory=lambda: np.empty((0, 3), np.int64))  # see content.Guest

@@ -57,6 +57,7 @@ def gather(active: list[Candidate], looks: dict[int, SectorEnds], content: Conte
     expectations = {o: expected(c) for o, c in enumerate(active)}
     digest = hashlib.blake2b(digest_size=16)
     for array in (points.owner, points.file_block, points.delta, points.bits, *wanted.values(),
+                  *(a for c in active for a in (c.open_ends.at, c.open_ends.goes_on)),
                   *(a for e in expectations.values() for a in (e.use, e.ends.file_offset, e.ends.begins))):
         digest.update(array.tobytes())
     digest.update(repr([(c.container.size, c.nested, c.tables) for c in active]).encode())

@@ -32,6 +32,7 @@ from .settled import has_file_at, misplaced, settled
 from .state import Claims
 from .tables import EMPTY
 from .tails import SECTOR, FileEnds, Live, SectorEnds, file_ends, look, open_volumes
+from .unit_ends import OpenEnds
 
 Int64s = npt.NDArray[np.int64]
 ROUNDS = 6
@@ -222,12 +223,12 @@ def _read_guest(image: Reader, c: Candidate, places: Places) -> None:
     disk = VirtualDisk(FileView(image, c.map), guest_map)
     c.pins = pins_of(c.container, c.start, c.owned, places, scattered=c.scattered is not None)
 
-    def read() -> tuple[list[HostVolume], list[Live], FileEnds, Files]:
+    def read() -> tuple[list[HostVolume], list[Live], FileEnds, Files, OpenEnds]:
         volumes = open_volumes(disk, [(o.guest_offset, o.size) for o in c.owned])
-        live = [Live.of(v) for v in volumes]
-        return volumes, live, file_ends(live, guest_map), Files.of(live)
+        live = [Live.of(v, image if c.scattered is not None else None) for v in volumes]
+        return volumes, live, file_ends(live, guest_map), Files.of(live), OpenEnds.of(live)
 
-    c.volumes, live, c.ends, files = asked(read, ([], [], FileEnds.none(), Files.none()))
+    c.volumes, live, c.ends, files, c.open_ends = asked(read, ([], [], FileEnds.none(), Files.none(), OpenEnds.none()))
     c.listed = len(files.size)
     c.files = asked(lambda: Files.of(live, [f for v in live for f in removed(v.gone, v.listed)]), files)
 

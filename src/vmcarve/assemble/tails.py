@@ -121,13 +121,18 @@ class Live:
     gone: list[HostFile] = field(default_factory=list[HostFile])
 
     @classmethod
-    def of(cls, volume: HostVolume) -> Live:
+    def of(cls, volume: HostVolume, units: Reader | None = None) -> Live:
+        """units: where more of its metadata lies, in no known order."""
         listed: list[HostFile] = []
         gone: list[HostFile] = []
         for file in asked(lambda: list(itertools.islice(volume.files(), MAX_FILES)), []):
             (gone if file.deleted else listed).append(file)
         if not listed:  # what is left of deleted ones may be what cannot be read
             listed = list(itertools.islice(volume.live(), MAX_FILES))
+        if units is not None:
+            begins = {int(file.runs[0, 1]) for file in listed if len(file.runs)}
+            told = (kind.elsewhere(volume, units) for kind in hosts().values() if kind.elsewhere is not None)
+            listed += [file for file in itertools.chain(*told) if len(file.runs) and int(file.runs[0, 1]) not in begins]
         return cls(volume.block_size, listed, gone)
 
     def live(self) -> Iterable[HostFile]:

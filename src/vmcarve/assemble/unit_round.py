@@ -18,6 +18,7 @@ from .candidate import Candidate
 from .host_units import Unit
 from .places import free_space
 from .segments import BLOCK, Points
+from .unit_ends import OpenEnds, Shown
 from .unit_grid import Grid, cells
 from .unit_joins import Borders, Zeros, joined
 from .unit_order import NEVER, order_units
@@ -121,6 +122,7 @@ class UnitRound:
     in_phase: float = 0.0  # share of the points that lie at one place in both units
     copies: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # in logs, of other blocks
     filled: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  # see _blocks
+    shown: Shown | None = None  # what looks like ends in the units, where it was asked for
     sure: float = 0.0  # nats that speak for the places of the last round
     spoken: int = 0  # units of it for whose place something speaks, beside the order
     alone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # units: LEAST_ALONE speaks so
@@ -149,7 +151,7 @@ class UnitRound:
         self.sure, self.spoken, self.alone = 0.0, 0, np.zeros(n, np.bool_)
         for part in Open.parts(self.told if len(self.told) else np.full(n, UNTOLD), m):
             told = spoken(points, c.start // BLOCK, grid, part, self.copies)
-            self._lay(image, part, place, told, use.reshape(m, per))
+            self._lay(image, part, place, told, use.reshape(m, per), c.open_ends)
         rows = self.rows(place, c.container.size)
         last = c.container.size // BLOCK * BLOCK
         runs = [(0, -(-f // BLOCK), ((f + length) // BLOCK if f + length <= last else -(-(f + length) // BLOCK)) - 1,
@@ -160,7 +162,8 @@ class UnitRound:
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
         return runs
 
-    def _lay(self, image: Reader, part: Open, place: Int64s, told: Floats, use: npt.NDArray[np.uint8]) -> None:
+    def _lay(self, image: Reader, part: Open, place: Int64s, told: Floats, use: npt.NDArray[np.uint8],
+             ends: OpenEnds) -> None:
         """Sets the places of the units of a part."""
         part, told = self._lay_filled(part, place, told)
         if not len(part.units) or not len(part.places):
@@ -168,6 +171,10 @@ class UnitRound:
         n, per = self.count, self.unit // self.grid.step
         full, known = (_shaped(blocks, n, per)[part.units] for blocks in (self.full, self.known))
         weight = told + fitting(use[part.places], full, known)
+        if len(ends.at):
+            self.shown = self.shown or Shown.of(image, self.grid)
+            by_ends = self.shown.fitting(ends, part.units, part.places) if self.shown is not None else None
+            weight += by_ends if by_ends is not None else 0.0
         part.hold(weight)
         follow = np.diff(part.units) == 1
         goes_on = np.where(follow, self.joined[part.units[:-1]], 0.0) if self.joined is not None else None

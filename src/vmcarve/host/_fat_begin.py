@@ -24,6 +24,7 @@ from ..model import SECTOR, Begin, Cut, Evidence, Reader
 from ._fat_boot import ENTRY
 from ._fat_chains import FIRST
 from ._fat_directory import DELETED, KIND, LONG_NAME, OTHER, own_numbers
+from ._fat_placer import of_table
 
 I64 = npt.NDArray[np.int64]
 
@@ -37,17 +38,30 @@ ROOT_SECTORS = 32  # of FAT16: 512 entries
 ALIGNED = MIB  # Windows and fat32format reserve so many sectors that cluster 2 lies at 4 MiB or at some MiB
 COPY = 6  # sector of FAT32's second boot sector
 MOST_DIRECTORIES = 1 << 14  # ours: that are read
+MOST_LOOKED, STEP = 1 << 30, 4 << 20  # ours: bytes that are looked through for tables, and at once
 MOST_SHAPES = 1 << 12  # ours: of one kind that are tried; what is larger is not likely
 MAX_STATED = 256  # ours: directories that are said to lie where they do
 LEAST, AGREE, NEXT = 3, 0.9, 0.5  # directories; the share of them that must agree, and that may with another cluster
 LEAST_STEPS, LEAST_BEHIND = 5, 2  # steps from unit to unit that show the disk's order; directories of one place
 ORDERED_UNIT = MIB  # smaller units are mixed with the container's own blocks
 # How likely each is, by itself: where volumes begin; that one is as long as some MiB; that one of n sectors is there at
-# all, of all that would hold what is known, 1 / n, and filled just so far, 1 / n again
+# all, of all that would hold what is known, 1 / n, and filled just so far, 1 / n again; that it is as long as people
+# choose, some 8 or 10 MiB, or that the disk is, with a MiB before it and perhaps one behind; that it has the clusters
+# that formatters make of its size
 BEFORE = {MIB: 0.85, 0: 0.10, 63 * SECTOR: 0.05}
 EVEN = 0.9
-ZEROS = 0.1  # share of the units in use that are left out, for files of zeros fill them: MiBs of them are rare
+ROUND, ROUND_OF_ALL = 0.8, 0.55  # of the volumes that are some MiB, and of all numbers of MiB
+USUAL = 0.9
+ZEROS = 0.1  # share of the MiBs in use that are left out, for files of zeros fill them: smaller units are oftener
+LEAST_TABLE, TABLES_ELSEWHERE = 8, 1e-3  # sectors that tell where tables lie; how likely it is that they are of none
 LEAST_SHARE = 0.75  # of all that is likely
+# Up to how many MiB a volume gets clusters of how many sectors where nobody says otherwise, by bits of an entry
+FORMATTED = {
+    32: (((260, 1), (8 << 10, 8), (16 << 10, 16), (32 << 10, 32), (2 << 20, 64)),  # the specification, mkfs.vfat
+         ((64, 1), (128, 2), (256, 4), (8 << 10, 8), (16 << 10, 16), (32 << 10, 32))),  # Windows
+    16: (((16, 2), (128, 4), (256, 8), (512, 16), (1 << 10, 32), (2 << 10, 64), (4 << 10, 128)),  # the specification
+         ((128, 4), (256, 8), (512, 16), (1 << 10, 32), (2 << 10, 64))),  # mkfs.vfat
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +123,26 @@ class Shape:
     def weight(self) -> float:
         low, high = self.sizes
         chance = min(1.0, (high - low) / (MIB // SECTOR))  # of tables of any length that an even volume has them
-        return BEFORE.get(self.before, 1.0) * (EVEN / chance * (self.even > 0) + 1 - EVEN) / float(self.size) ** 2
+        size = 1 - EVEN
+        if self.even:
+            mib = self.even * SECTOR // MIB
+            is_round = any((mib + more) % step == 0 for more in range(3) for step in (8, 10))
+            size += EVEN / chance * (ROUND / ROUND_OF_ALL if is_round else (1 - ROUND) / (1 - ROUND_OF_ALL))
+        usual = USUAL if self.is_usual else 1 - USUAL
+        return BEFORE.get(self.before, 1.0) * size * usual / float(self.size) ** 2
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether some formatter makes clusters of this size for a volume of that one."""
+        return any(self.cluster == next((n for most, n in table if self.size * SECTOR <= most * MIB), 0)
+                   for table in FORMATTED[self.bits])
 
 
 def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[Begin]:
     """What a volume begins with of which directories are left, if all likely ones have its clusters at one place."""
     found = _agreeing(reader, evidence, cut.unit)
-    shape = None if found is None else _likeliest(_shapes(found, cut), found, cut, -(-reader.size // cut.unit))
+    tables = _Tables.of(reader, found, cut.unit) if found is not None else None
+    shape = None if found is None else _likeliest(_shapes(found, cut), found, cut, -(-reader.size // cut.unit), tables)
     if found is None or shape is None:
         return
     heap = shape.heap * SECTOR
@@ -130,20 +157,38 @@ def _agreeing(reader: Reader, evidence: Sequence[Evidence], unit: int) -> Found 
     stated = ((e.image_offset + k * SECTOR, (e.value or 0) + k) for e in evidence if e.kind == KIND
               for k in range(e.count))
     at, number = np.array(sorted(itertools.islice(stated, MOST_DIRECTORIES)), np.int64).reshape(-1, 2).T
-    votes: list[tuple[int, int, int]] = []
-    for cluster in CLUSTERS:  # each number counts once: directories are copied too
-        heap = (at - (number - FIRST) * cluster) % unit
-        places, each = np.unique(np.unique(np.stack((heap, number), axis=1), axis=0)[:, 0], return_counts=True)
-        if len(each):
-            votes.append((int(each.max()), cluster, int(places[each.argmax()])))
+    votes: list[tuple[int, int, npt.NDArray[np.bool_]]] = []
+    for cluster in CLUSTERS:
+        mine = _in_step(at, number, cluster, unit)
+        if mine.any():
+            votes.append((len(np.unique(number[mine])), cluster, mine))  # each once: directories are copied too
     votes.sort(key=lambda vote: -vote[0])
     every = len(np.unique(number))
-    if not votes or votes[0][0] < max(LEAST, AGREE * every) or votes[1][0] > NEXT * every:
+    if not votes or votes[0][0] < max(LEAST, AGREE * every) or len(votes) > 1 and votes[1][0] > NEXT * every:
         return None
-    _, cluster, heap = votes[0]
-    mine = (at - (number - FIRST) * cluster) % unit == heap
+    _, cluster, mine = votes[0]
     at, number = at[mine], number[mine]
+    heap = int(at[0] - (number[0] - FIRST) * cluster) % unit
     return Found(at, number, cluster, heap, max(int(number.max()), _named(reader, at, cluster)))
+
+
+def _in_step(at: I64, number: I64, cluster: int, unit: int) -> npt.NDArray[np.bool_]:
+    """bool[n]: the directories that clusters of this size have where they lie: one place of cluster 2 within the units
+    for all, and one place of the unit for all that lie in one.
+
+    Without the latter any size would do that differs by whole units (64 sectors from one, in units of 63).
+    """
+    behind = at - (number - FIRST) * cluster
+    places, each = np.unique(np.unique(np.stack((behind % unit, number), axis=1), axis=0)[:, 0], return_counts=True)
+    if not len(each):
+        return np.zeros(0, np.bool_)
+    mine = behind % unit == places[each.argmax()]
+    here = np.unique(np.stack((at // unit, behind // unit), axis=1)[mine], axis=0, return_counts=True)
+    order = np.lexsort((-here[1], here[0][:, 0]))
+    units, first = np.unique(here[0][order, 0], return_index=True)
+    most = here[0][order, 1][first]  # how far most of each unit's lie from their place
+    mine[mine] = behind[mine] // unit == most[np.searchsorted(units, at[mine] // unit)]
+    return mine
 
 
 def _named(reader: Reader, at: I64, cluster: int) -> int:
@@ -193,7 +238,7 @@ def _fills(shape: Shape, offset: int, length: int) -> bool:
     return offset == shape.before and low <= length <= high + (high >> 5) + 2 * MIB
 
 
-def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int) -> Shape | None:
+def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int, tables: _Tables | None) -> Shape | None:
     """The likeliest volume, where others that have their clusters elsewhere are not likely enough together. units: that
     there are.
     """
@@ -202,12 +247,40 @@ def _likeliest(shapes: Iterable[Shape], found: Found, cut: Cut, units: int) -> S
     best: dict[int, tuple[float, Shape]] = {}
     for s in shapes:
         odds = s.weight * (_room(s, found, cut, units) if order is None else order.odds(s, found, cut))
+        odds *= tables.odds(s) if tables is not None else 1.0
         weight[s.place] = weight.get(s.place, 0.0) + odds
         best[s.place] = max(best.get(s.place, (-1.0, s)), (odds, s), key=lambda b: b[0])
     place = max(weight, key=lambda p: weight[p], default=0)
     if not weight or weight[place] < LEAST_SHARE * sum(weight.values()) or not weight[place]:
         return None
     return best[place][1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Where sectors of FAT32's two tables lie in their units: begin int64[n], as each tells where a table would begin
+    modulo a unit, by its number. That of the second one tells how long the first is.
+    """
+
+    unit: int
+    begin: I64
+
+    @classmethod
+    def of(cls, reader: Reader, found: Found, unit: int) -> _Tables | None:
+        """None where too few are left."""
+        parts: list[I64] = []
+        for at in range(0, min(reader.size, MOST_LOOKED), STEP):
+            data = np.frombuffer(reader.read(at, STEP), np.uint8)
+            row, first = of_table(data[: len(data) // SECTOR * SECTOR].reshape(-1, SECTOR), 28, found.last)
+            parts.append((at + row * SECTOR - first * 4) % unit)
+        begin = np.concatenate([np.empty(0, np.int64), *parts])
+        return cls(unit, begin) if len(begin) >= LEAST_TABLE else None
+
+    def odds(self, shape: Shape) -> float:
+        """How likely it is that they lie there in a volume."""
+        begins = [shape.before + (shape.reserved + k * shape.table) * SECTOR for k in range(2)]
+        right = np.isin(self.begin, [at % self.unit for at in begins]).mean() if shape.bits == 32 else 0.0
+        return 1.0 if right >= AGREE else TABLES_ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +336,7 @@ def _room(shape: Shape, found: Found, cut: Cut, units: int) -> float:
     """
     end = shape.place + (found.last - 1) * found.cluster
     more = -(-end // cut.unit) - _empty(shape, found, cut) - units
-    return ZEROS ** max(more, 0) if cut.gapless else 1.0
+    return ZEROS ** (max(more, 0) * cut.unit / MIB) if cut.gapless else 1.0
 
 
 def _boot(shape: Shape) -> bytes:

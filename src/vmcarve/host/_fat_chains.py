@@ -97,6 +97,19 @@ class Table:
                 return _pairs(found), False
         return _pairs(found), True
 
+    def following(self, cluster: int) -> int:
+        """The cluster that the entry of `cluster` names, END or BAD; BAD where the entry is lost or names none."""
+        i = int(np.searchsorted(self._first, cluster, "right")) - 1
+        if i < 0 or cluster >= int(self._first[i] + self._count[i]):
+            return BAD
+        return cluster + 1 if cluster + 1 < int(self._first[i] + self._count[i]) else int(self._next[i])
+
+    def heads(self) -> list[int]:
+        """Clusters that begin a chain, as far as the table tells: none names them, nor is the entry before lost."""
+        before = np.searchsorted(self.lost[:, 0], self._first - 1, "right") - 1
+        lost = before >= 0
+        lost[lost] = self._first[lost] - 1 < self.lost[before[lost]].sum(axis=1)
+        return self._first[~lost & ~np.isin(self._first, self._next)].tolist()
 
     def is_lost(self, cluster: int) -> bool:
         """Whether the cluster's entry is nowhere."""
@@ -104,7 +117,8 @@ class Table:
         return i >= 0 and cluster < int(self.lost[i].sum())
 
     def in_one_run(self, first: int, most: int) -> Runs:
-        """The clusters of a chain whose first entry is lost, as if they followed each other: most do. int64[n, 2].
+        """The clusters of a chain from one on whose entry is lost, as if they followed each other, as most do:
+        int64[n, 2].
 
         Behind the lost entries those that are left must go on with it. None where the first entry is there.
         """

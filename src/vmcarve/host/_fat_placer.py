@@ -36,21 +36,27 @@ def placer(reader: Reader, offset: int, limit: int) -> Placer | None:
 
 
 def _table(sectors: npt.NDArray[np.uint8], boot: Boot) -> tuple[I64, I64]:
-    wide = boot.bits == 28
+    row, first = of_table(sectors, boot.bits, boot.clusters)
+    position = row * SECTOR
+    place = boot.reserved + first // (SECTOR // (4 if boot.bits == 28 else 2)) * SECTOR
+    return (np.tile(position, boot.copies),
+            np.concatenate([place + i * boot.table for i in range(boot.copies)]) if boot.copies else place)
+
+
+def of_table(sectors: npt.NDArray[np.uint8], bits: int, clusters: int) -> tuple[I64, I64]:
+    """Which of sectors uint8[n, 512] are of a table of so many clusters, and the number of the first entry of each."""
+    wide = bits == 28
     count = SECTOR // (4 if wide else 2)
     # the first entries decide which sectors are looked at whole
-    head = sectors[:, :16].copy().view("<u4" if wide else "<u2").astype(np.int64) & ((1 << boot.bits) - 1)
-    likely = np.flatnonzero(((head[:, 1:] - head[:, :-1]) == 1).any(axis=1) & (head[:, 0] <= boot.clusters + 2))
-    entries = sectors[likely].view("<u4" if wide else "<u2").astype(np.int64) & ((1 << boot.bits) - 1)
+    head = sectors[:, :16].copy().view("<u4" if wide else "<u2").astype(np.int64) & ((1 << bits) - 1)
+    likely = np.flatnonzero(((head[:, 1:] - head[:, :-1]) == 1).any(axis=1) & (head[:, 0] <= clusters + 2))
+    entries = sectors[likely].view("<u4" if wide else "<u2").astype(np.int64) & ((1 << bits) - 1)
     first = entries - np.arange(count) - 1  # the number of the sector's first entry, as each entry tells it
-    told = np.where((first % count == 0) & (first >= 0) & (first <= boot.clusters + 2), first, -1)
+    told = np.where((first % count == 0) & (first >= 0) & (first <= clusters + 2), first, -1)
     guess = np.sort(told, axis=1)[:, count * 3 // 4]  # of so many entries that most agree, any but the lowest
     agree = (told == guess[:, None]).mean(axis=1)
     good = (guess >= 0) & (agree >= SHARE)
-    position = likely[good].astype(np.int64) * SECTOR
-    place = boot.reserved + guess[good] // count * SECTOR
-    return (np.tile(position, boot.copies),
-            np.concatenate([place + i * boot.table for i in range(boot.copies)]) if boot.copies else place)
+    return likely[good].astype(np.int64), guess[good]
 
 
 def _directories(sectors: npt.NDArray[np.uint8], boot: Boot) -> tuple[I64, I64]:

@@ -14,11 +14,11 @@ import math
 import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..model import HostFile, HostKind, HostVolume, Reader
+from ..model import SECTOR, HostFile, HostKind, HostVolume, Reader
 from ._blocks import NO_RUNS
 from ._fat_begin import begins
 from ._fat_boot import ENTRY, Boot, parse_boot
@@ -114,14 +114,22 @@ class FatVolume:
         rows = cut_rows(self._heap.rows(runs), entry.size, -1)
         complete = held and int(runs[:, 1].sum()) >= count
         identity = f"entry {entry.at:#x}"
-        if held or len(runs):
-            return HostFile(identity, entry.name, entry.size, False, rows, "fat.chain", complete, entry.times)
-        rows = cut_rows(self._heap.rows(self._in_one_run(entry.cluster, count)), entry.size, -1)
-        return HostFile(identity, entry.name, entry.size, False, rows, "fat.one-run", False, entry.times,
-                        certain=not len(rows))
+        more = NO_RUNS
+        if not held:  # where the table is lost it goes on in one run
+            known = int(runs[:, 1].sum())
+            first = self._table.following(int(runs[-1].sum()) - 1) if known else entry.cluster
+            more = self._in_one_run(first, count - known)
+        if not len(more):
+            certain = held or len(runs) > 0
+            return HostFile(identity, entry.name, entry.size, False, rows, "fat.chain" if certain else "fat.one-run",
+                            complete, entry.times, certain=certain or not len(rows))
+        rows = cut_rows(self._heap.rows(np.concatenate((runs, more))), entry.size, -1)
+        return HostFile(identity, entry.name, entry.size, False, rows, "fat.one-run", False, entry.times, certain=False)
 
     def _in_one_run(self, first: int, count: int) -> Runs:
-        """The clusters of a file whose first entry is lost, as if it lay in one run, up to where another one begins."""
+        """The clusters of a file from one on whose entry is lost, as if they lay in one run, up to where another file
+        begins.
+        """
         runs = self._table.in_one_run(first, count) if self._heap.holds(first) else NO_RUNS
         after = self._begins[int(np.searchsorted(self._begins, first, "right")) :][:1]
         return clipped(runs, first, int(after[0])) if len(after) else runs
@@ -141,6 +149,37 @@ class FatVolume:
                                certain=False)
         if not told:
             yield HostFile(identity, entry.name, entry.size, True, NO_ROWS, "fat.direntry", not entry.size, entry.times)
+
+    def elsewhere(self, reader: Reader) -> Iterator[HostFile]:
+        """Live files that sectors of directories tell of, wherever in `reader` these lie, and those of which only the
+        chain is left, their size lost; each once.
+
+        Of which directory a sector is, and whether that is in use, is not known: what two tell otherwise is left out,
+        and what begins where the table says that nothing is.
+        """
+        found: dict[int, _Entry | None] = {}
+        for at in range(0, min(reader.size, OUR_MAX_LOOKED), STEP):
+            data = np.frombuffer(reader.read(at, STEP), np.uint8)
+            sectors = data[: len(data) // SECTOR * SECTOR].reshape(-1, SECTOR)
+            begins, own = own_clusters(sectors, self._boot.bits)
+            begins = begins[[not self._guess.is_free(c) for c in own.tolist()]] if len(own) else begins
+            for i in np.union1d(begins, continued(sectors)).tolist():
+                folder = _Folder("", np.array([[0, at + i * SECTOR, SECTOR, 0]], np.int64), False)
+                for entry in self._entries_of(sectors[i].tobytes(), folder):
+                    c = entry.cluster
+                    if entry.deleted or entry.folder or not entry.size or not self._heap.holds(c):
+                        continue
+                    if len(found) < OUR_MAX_HELD and not self._guess.is_free(c):
+                        known = found.setdefault(c, entry)
+                        found[c] = known if known is not None and known.size == entry.size else None
+        told = {c: entry for c, entry in found.items() if entry is not None}
+        self._begins = np.union1d(self._begins, np.array(list(told), np.int64))
+        for c, entry in told.items():
+            yield replace(self._live(entry), identity=f"cluster {c}")
+        for c in self._table.heads():  # no entry is left of these
+            runs, ended = self._table.chain(c, self._heap.count)
+            if ended and c not in told:
+                yield HostFile(f"chain {c}", "", -1, False, self._heap.rows(runs), "fat.chain", certain=False)
 
     def quiet_since(self) -> float:
         """Never: entries and chains of files that came and went may be gone."""
@@ -228,7 +267,10 @@ class FatVolume:
     def _entries(self, folder: _Folder, labels: bool = False) -> Iterator[_Entry]:
         """Files and directories of one directory (or, `labels`, only the volume's label)."""
         size = min(int(folder.rows[-1, 0] + folder.rows[-1, 2]), FORMAT_MAX_DIRECTORY) if len(folder.rows) else 0
-        data = Stream(self._reader, folder.rows, size).read(0, size)
+        yield from self._entries_of(Stream(self._reader, folder.rows, size).read(0, size), folder, labels)
+
+    def _entries_of(self, data: bytes, folder: _Folder, labels: bool = False) -> Iterator[_Entry]:
+        """Those of what a directory holds, or of a part of it."""
         table = np.frombuffer(data, np.uint8)[: len(data) // ENTRY * ENTRY].reshape(-1, ENTRY)
         end = np.flatnonzero(table[:, 0] == 0)
         table = table[: int(end[0])] if len(end) else table
@@ -352,4 +394,10 @@ def open_volume(reader: Reader, offset: int, limit: int) -> HostVolume | None:
     return None
 
 
-HOST = HostKind("fat", open_volume, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer, begins=begins)
+def elsewhere(volume: HostVolume, reader: Reader) -> Iterator[HostFile]:
+    """See HostKind."""
+    return volume.elsewhere(reader) if isinstance(volume, FatVolume) else iter(())
+
+
+HOST = HostKind("fat", open_volume, signatures=(SIGNATURE,), confirm_batch=confirm_batch, placer=placer, begins=begins,
+                elsewhere=elsewhere)

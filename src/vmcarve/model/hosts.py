@@ -131,6 +131,8 @@ class HostKind:
     begins(reader, evidence, cut): what volumes begin with of which only loose metadata is left, no copy of what begins
     them, and what a log of theirs has of their metadata. guest: the module of guest/ for the same file system, where
     that has another name.
+    elsewhere(volume, reader): live files of a volume of this kind that its metadata tells of, wherever in `reader` that
+    lies: for a volume whose blocks lie there in no known order.
     """
 
     name: str
@@ -146,4 +148,5 @@ class HostKind:
     fills: Callable[[Reader, int, int], npt.NDArray[np.int64]] | None = None
     logged: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.bool_]] | None = None
     begins: Callable[[Reader, Sequence[Evidence], Cut], Iterable[Begin]] | None = None
+    elsewhere: Callable[[HostVolume, Reader], Iterable[HostFile]] | None = None
     guest: str = ""
