@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,9 @@ import pytest
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import fat_volume, needs
 from tests.makers.vmdk import make_sesparse
-from vmcarve.assemble import begins
+from vmcarve.assemble import begins, unit_lay
 from vmcarve.assemble import headless as headless_module
+from vmcarve.assemble import solve as solve_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.begins import begun
 from vmcarve.assemble.candidate import Candidate
@@ -22,7 +25,7 @@ from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.state import State
 from vmcarve.assemble.unit_lay import composed, solved
-from vmcarve.assemble.unit_round import used
+from vmcarve.assemble.unit_round import BEGIN, used
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
 from vmcarve.model import (
@@ -39,6 +42,7 @@ from vmcarve.model import (
     Container,
     GuestDisk,
     GuestMap,
+    Reader,
     Stowed,
 )
 from vmcarve.registry import guests, hosts
@@ -51,6 +55,7 @@ pytestmark = needs("mkfs.ext4", "sfdisk", "qemu-img")
 MIB = 1 << 20
 UNIT = 64 << 10
 SIZE = 26 * MIB
+SUPERBLOCK_AT = 64 << 10  # of a Btrfs
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +358,37 @@ def test_a_file_that_is_written_out_whole_lies_as_its_guest_does(whole: bool, sp
     if whole:
         assert state.done[0].container.guests[0].virtual_size == SIZE
         assert read(state)[0][2 * MIB :] == guest[2 * MIB :]
+
+
+@pytest.mark.skipif(shutil.which("mkfs.btrfs") is None, reason="no mkfs.btrfs")
+def test_what_begins_a_volume_is_there_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters of 4 KiB, so many that they are laid as runs: a Btrfs without superblock is read by the one that is made
+    again, whatever the runs are."""
+    rng = random.Random(6)
+    tree, volume = tmp_path / "tree", tmp_path / "volume"
+    tree.mkdir()
+    for n in range(60):
+        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(5_000, 200_000)))
+    volume.write_bytes(bytes(SIZE))
+    run("mkfs.btrfs", "-q", "-s", "4096", "-n", "4096", "-m", "single", "-d", "single", "--mixed", "--rootdir", tree,
+        volume)
+    guest = volume.read_bytes()
+    here = [at for at in range(MIB, len(guest), 4096) if any(guest[at : at + 4096])]
+    content = b"".join(guest[at : at + 4096] for at in here)
+    laid: list[Candidate] = []
+
+    def solve(image: Reader, candidates: list[Candidate], *rest: Any, **named: Any) -> None:
+        solve_module.solve(image, candidates, *rest, **named)
+        laid.extend(candidates)
+
+    monkeypatch.setattr(unit_lay, "MAX_CELLS", 0)
+    monkeypatch.setattr(unit_lay, "solve", solve)
+    found = solved(BytesReader(content), "qcow2", Stowed(4096, GuestMap.flat(len(content)), len(guest)))
+    assert found is not None
+    view = VirtualDisk(BytesReader(content), found[1].guests[0].map)
+    assert np.mean([view.read(at, 4096) == guest[at : at + 4096] for at in here]) > 0.95
+    made = [(f, n) for f, n, _, _, why in laid[0].map.rows() if why == BEGIN]
+    assert made == [(0, SUPERBLOCK_AT + 4096)]
 
 
 def test_zeros_in_blocks_say_nothing_of_the_order_of_blocks(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         else:
             runs = _round(image, active, evidence, now, borders, contents)
         for c, old in zip(active, held, strict=True):
+            c.map = c.map if c.begun is None else c.begun(c.map)
             container = c.reopen(c.map.zeroed(c.empty, EMPTY))  # read so; what was not found may be one of them
             if container is None or _lost(container) > _lost(c.container):
                 c.map = old  # what was read before is worth more than a better place for something else

@@ -73,7 +73,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         rows = laid.rows(told, size)
     first = laid.with_begins(found.reader, FileMap.build(rows).resized(size))
     c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True, open=told is not None,
-                  scattered=None if name == "raw" else found.table)
+                  scattered=None if name == "raw" else found.table,
+                  begun=lambda file_map: laid.with_begins(found.reader, file_map))
     if told is not None:
         c.proved = [(f // BLOCK, n // BLOCK, (p - f) // BLOCK) for f, n, p, *_ in first.rows() if p >= 0]
     solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)

@@ -154,7 +154,7 @@ class UnitRound:
         last = c.container.size // BLOCK * BLOCK
         runs = [(0, -(-f // BLOCK), ((f + length) // BLOCK if f + length <= last else -(-(f + length) // BLOCK)) - 1,
                  (p - f - c.start) // BLOCK) for f, length, p, *_ in rows if p >= 0]
-        c.map = self.with_begins(image, FileMap.build(rows).resized(c.container.size))
+        c.map = FileMap.build(rows).resized(c.container.size)
         if grid.rows == 1:
             c.unit = Unit(per, by_order=True)  # what nothing places by itself is looked at by what lies around it
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
