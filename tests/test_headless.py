@@ -52,7 +52,9 @@ from vmcarve.tables import EVIDENCE
 
 pytestmark = needs("mkfs.ext4", "sfdisk", "qemu-img")
 
+NEEDS_BTRFS = pytest.mark.skipif(shutil.which("mkfs.btrfs") is None, reason="no mkfs.btrfs")
 MIB = 1 << 20
+GRAINS_AT = 6 * MIB  # of an SESparse file: behind headers, directory, tables, free bitmap and back map
 UNIT = 64 << 10
 SIZE = 26 * MIB
 SUPERBLOCK_AT = 64 << 10  # of a Btrfs
@@ -360,19 +362,39 @@ def test_a_file_that_is_written_out_whole_lies_as_its_guest_does(whole: bool, sp
         assert read(state)[0][2 * MIB :] == guest[2 * MIB :]
 
 
-@pytest.mark.skipif(shutil.which("mkfs.btrfs") is None, reason="no mkfs.btrfs")
-def test_what_begins_a_volume_is_there_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters of 4 KiB, so many that they are laid as runs: a Btrfs without superblock is read by the one that is made
-    again, whatever the runs are."""
+def btrfs_volume(folder: Path) -> bytes:
+    """SIZE bytes with a Btrfs of files from the first on, every block of which has a checksum."""
     rng = random.Random(6)
-    tree, volume = tmp_path / "tree", tmp_path / "volume"
+    tree, volume = folder / "tree", folder / "volume"
     tree.mkdir()
     for n in range(60):
         (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(5_000, 200_000)))
     volume.write_bytes(bytes(SIZE))
     run("mkfs.btrfs", "-q", "-s", "4096", "-n", "4096", "-m", "single", "-d", "single", "--mixed", "--rootdir", tree,
         volume)
-    guest = volume.read_bytes()
+    return volume.read_bytes()
+
+
+@NEEDS_BTRFS
+def test_an_sesparse_without_tables_and_back_map_is_laid_by_its_grains(tmp_path: Path) -> None:
+    """Grains of 4 KiB in any order: those of a Btrfs say which they are."""
+    guest = btrfs_volume(tmp_path)
+    (tmp_path / "raw").write_bytes(guest)
+    make_sesparse(tmp_path / "raw", tmp_path / "a.vmdk", 5)
+    content = (tmp_path / "a.vmdk").read_bytes()
+    content = bytes(GRAINS_AT) + content[GRAINS_AT:]
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.vmdk")
+    headless(state, [(state.views[0], file)], lambda *_: file_map, evidence)
+    right, wrong = agreement(*read(state), guest, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.9
+    assert wrong == 0
+
+
+@NEEDS_BTRFS
+def test_what_begins_a_volume_is_there_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters of 4 KiB, so many that they are laid as runs: a Btrfs without superblock is read by the one that is made
+    again, whatever the runs are."""
+    guest = btrfs_volume(tmp_path)
     here = [at for at in range(MIB, len(guest), 4096) if any(guest[at : at + 4096])]
     content = b"".join(guest[at : at + 4096] for at in here)
     laid: list[Candidate] = []
