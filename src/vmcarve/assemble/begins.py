@@ -93,7 +93,8 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     maybe = [] if tables else _boots(units, unit)
     stating = [part for _, found in stated_tables(units, places) for part in found]
     rooms = stating + [p for _, f in maybe for p in f] or [(at, disk - at) for at in USUAL if disk > at]
-    loose = _by_metadata(units, evidence, Cut(unit, tuple(rooms), gapless), places)
+    named = {(m, i) for m, i in zip(places.module, places.identity, strict=True) if i is not None}
+    loose = _by_metadata(units, evidence, Cut(unit, tuple(rooms), gapless, tuple(sorted(named))), places)
     sizes = {int(places.value[i]) for i in np.flatnonzero(places.value > 0).tolist()} | {b.size for b in loose.values()}
     boots = [(at, f) for at, f in maybe if any(fills(size, length) for size in sizes for _, length in f)]
     search = _Starts(unit, stating + [p for _, f in boots for p in f], bool(tables or boots), told, whole, cut_short)
