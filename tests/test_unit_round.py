@@ -18,7 +18,7 @@ from vmcarve.assemble.segments import Points
 from vmcarve.assemble.unit_grid import Grid
 from vmcarve.assemble.unit_round import UnitRound, in_phase, joined, used
 from vmcarve.filemap import FileMap
-from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Stowed
+from vmcarve.model import GUESSED, MISSING, Container, GuestDisk, GuestMap, Stowed
 from vmcarve.source import BytesReader
 
 MIB = 1 << 20
@@ -106,6 +106,21 @@ def test_units_of_one_byte_lie_where_it_is_told_and_say_nothing_of_the_order() -
     laid(BytesReader(units.tobytes()), c, points, None)  # type: ignore[arg-type]
     assert [(f, n, p) for f, n, p, *_ in c.map.rows() if p >= 0] == [(32 * UNIT, 4 * UNIT, 4 * UNIT)]
     assert np.flatnonzero(laid.alone).tolist() == [4, 5, 6, 7] and laid.spoken == 0
+
+
+def test_what_a_log_has_lies_where_nothing_like_it_does() -> None:
+    """A block of metadata in its older state stays; zeros, and what another unit holds there, make room."""
+    rng = np.random.default_rng(4)
+    newer = rng.integers(1, 256, 4096, np.uint8)
+    older = newer.copy()
+    older[100:400] = 7
+    image = np.concatenate((older, rng.integers(1, 256, 4096, np.uint8), np.zeros(4096, np.uint8), newer))
+    parts = np.array([[n * 4096, 3 * 4096, 4096] for n in range(4)], np.int64)
+    laid = UnitRound(UNIT, 1, np.empty((0, 3), np.int64), parts)
+    rows = [(0, 3 * 4096, 0, GUESSED, "units"), (3 * 4096, 4096, -1, MISSING, "")]
+    both = laid.with_begins(BytesReader(image.tobytes()), FileMap.build(rows))
+    assert [(f, n, p) for f, n, p, *_ in both.rows()] == [
+        (0, 4096, 0), *((n * 4096, 4096, 3 * 4096) for n in range(1, 4))]
 
 
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:

@@ -33,6 +33,7 @@ BEGIN = "volume-begin"  # not the disk's own: from a copy
 STEP = 4 << 20
 MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
 LEAST_ALONE = 20.0  # nats that speak for a unit's place whatever the others do: a structure that states its place
+LEAST_SHARED = 0.5  # share of the bytes of two states of a block of metadata that are the same
 LOGGED = 1 << 10  # bytes of the smallest block of a log
 UNTOLD, NO_UNIT = -1, -2
 
@@ -232,10 +233,23 @@ class UnitRound:
         return rows
 
     def with_begins(self, image: Reader, file_map: FileMap) -> FileMap:
-        """The map with what begins volumes in its place, and with their metadata where nothing lies."""
-        lost = [(f, image_offset + f - guest, n) for guest, image_offset, length in self.parts.tolist()
-                for f, n, p, *_ in file_map.cut(guest, length) if p < 0 or image.missing(p, n)]
+        """The map with what begins volumes in its place, and with their metadata where nothing like it lies: a log has
+        the newest copy of a block, and its home that or what it was before.
+        """
+        lost: list[tuple[int, int, int]] = []
+        for guest, image_offset, length in self.parts.tolist():
+            for f, n, p, *_ in file_map.cut(guest, length):
+                at = image_offset + f - guest
+                if p < 0 or image.missing(p, n) or not _alike(image.read(p, n), image.read(at, n)):
+                    lost.append((f, at, n))
         return _laid_over(_laid_over(file_map, lost), self.begins.tolist())
+
+
+def _alike(block: bytes, newer: bytes) -> bool:
+    """Whether one block may be an older state of another: they share most of the bytes that are not zero."""
+    a, b = np.frombuffer(block, np.uint8), np.frombuffer(newer, np.uint8)
+    full = (a > 0) | (b > 0)
+    return len(a) == len(b) and bool(np.count_nonzero((a == b) & full) >= LEAST_SHARED * np.count_nonzero(full))
 
 
 def _laid_over(file_map: FileMap, begins: list[tuple[int, int, int]]) -> FileMap:
