@@ -123,6 +123,22 @@ def test_what_a_log_has_lies_where_nothing_like_it_does() -> None:
         (0, 4096, 0), *((n * 4096, 4096, 3 * 4096) for n in range(1, 4))]
 
 
+def test_the_round_for_which_most_spoke_is_kept() -> None:
+    """A later round in which little is told any more does not take back what an earlier one had."""
+    rng = np.random.default_rng(5)
+    image = BytesReader(rng.integers(0, 256, 12 * UNIT, np.uint8).tobytes())
+    laid = UnitRound(UNIT, 12, np.empty((0, 3), np.int64), np.empty((0, 3), np.int64))
+    file_block = np.arange(32, 44) * 16
+    points = Points.of([(0, file_block, np.arange(12) * 16 - file_block, np.full(12, 40.0))])
+    c = candidate([])
+    laid(image, c, points, None)  # type: ignore[arg-type]
+    whole = c.map.rows()
+    laid(image, c, Points.of([]), None)  # type: ignore[arg-type]
+    assert laid.spoken == 0 and c.map.rows() != whole
+    laid.take_best(c)
+    assert laid.spoken == 12 and c.map.rows() == whole
+
+
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:
     """Units of a text in their order, and the same units shuffled."""
     words = " ".join(f"{n * n % 9973} bottles of {n} green {n % 7} walls" for n in range(80_000)).encode()

@@ -78,6 +78,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if told is not None:
         c.proved = [(f // BLOCK, n // BLOCK, (p - f) // BLOCK) for f, n, p, *_ in first.rows() if p >= 0]
     solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)
+    if few and not c.settled:
+        laid.take_best(c)
     sure = laid.sure if few else _between_points(c)
     if told is not None and not few:
         c.map = _only_between_points(c)

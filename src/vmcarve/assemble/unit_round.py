@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 COUNTED = 16  # blocks of a unit whose use counts: they are not independent
 # nats for a copy leaving a unit out, by its use: what is used can be empty (journals, tables of inodes)
 LEFT_OUT = {USED: -2.8, UNKNOWN: 0.0, FREE: 0.85}
+KEPT = 0.9  # share of what spoke for the places of a round that a later one may not lose
 RULE = "units"
 BEGIN = "volume-begin"  # not the disk's own: from a copy
 STEP = 4 << 20
@@ -125,6 +126,7 @@ class UnitRound:
     sure: float = 0.0  # nats that speak for the places of the last round
     spoken: int = 0  # units of it for whose place something speaks, beside the order
     alone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # units: LEAST_ALONE speaks so
+    best: tuple[float, int, npt.NDArray[np.bool_], float, FileMap] | None = None  # of the round for which most spoke
 
     @property
     def grid(self) -> Grid:
@@ -156,6 +158,8 @@ class UnitRound:
         runs = [(0, -(-f // BLOCK), ((f + length) // BLOCK if f + length <= last else -(-(f + length) // BLOCK)) - 1,
                  (p - f - c.start) // BLOCK) for f, length, p, *_ in rows if p >= 0]
         c.map = FileMap.build(rows).resized(c.container.size)
+        if self.best is None or self.sure > self.best[0]:
+            self.best = self.sure, self.spoken, self.alone, self.in_phase, self.with_begins(image, c.map)
         if grid.rows == 1:
             c.unit = Unit(per, by_order=True)  # what nothing places by itself is looked at by what lies around it
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
@@ -209,6 +213,12 @@ class UnitRound:
         units, places = np.ones(len(part.units), np.bool_), np.ones(len(part.places), np.bool_)
         units[row], places[column] = False, False
         return part.only(units, places), told[units][:, places]
+
+    def take_best(self, c: Candidate) -> None:
+        """Takes the round for which most spoke where the last has lost much of that: what it laid has hidden what told
+        of the guest before."""
+        if self.best is not None and self.sure < KEPT * self.best[0]:
+            self.sure, self.spoken, self.alone, self.in_phase, c.map = self.best
 
     def only_alone(self, file_map: FileMap) -> FileMap:
         """The map without the units that the others placed."""
