@@ -139,6 +139,10 @@ def test_the_round_for_which_most_spoke_is_kept() -> None:
     assert laid.spoken == 12 and c.map.rows() == whole
 
 
+def test_units_of_twice_the_size_are_worth_less_than_the_right_ones() -> None:
+    assert unit_lay.worth(0.5, 2 * MIB) < unit_lay.worth(0.9, MIB)
+
+
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:
     """Units of a text in their order, and the same units shuffled."""
     words = " ".join(f"{n * n % 9973} bottles of {n} green {n % 7} walls" for n in range(80_000)).encode()

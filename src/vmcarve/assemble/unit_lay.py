@@ -103,7 +103,16 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if c.settled:  # without a file nothing but a volume's head agrees, and that lies where any units have it
         return (np.inf if c.listed else 0.0), container
     # where the solver laid single blocks, what lies between no points counts for nothing
-    return (share * placed(container) if few else sure * BLOCK), container
+    return (worth(share, placed(container)) if few else sure * BLOCK), container
+
+
+def worth(share: float, length: int) -> float:
+    """What a container counts for, by the share of its points that are in phase, and the guest bytes that it lays out.
+
+    Units of twice the size have half of the points in phase, for one of the two in each is right, and lay out twice as
+    much: by one share both would be worth the same.
+    """
+    return share**2 * length
 
 
 def _tell_starts(c: Candidate, places: Places, unit: int, starts: dict[str, int]) -> None:
