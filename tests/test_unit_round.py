@@ -9,12 +9,12 @@ import pytest
 
 from tests.helpers import ext4_disk, run
 from tests.host.written import needs
-from vmcarve.assemble import headless, unit_lay
+from vmcarve.assemble import headless, solve, unit_lay
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.places import Owned, free_space
-from vmcarve.assemble.segments import Points
+from vmcarve.assemble.segments import Points, Segment
 from vmcarve.assemble.unit_grid import Grid
 from vmcarve.assemble.unit_round import UnitRound, in_phase, joined, used
 from vmcarve.filemap import FileMap
@@ -141,6 +141,19 @@ def test_the_round_for_which_most_spoke_is_kept() -> None:
 
 def test_units_of_twice_the_size_are_worth_less_than_the_right_ones() -> None:
     assert unit_lay.worth(0.5, 2 * MIB) < unit_lay.worth(0.9, MIB)
+
+
+def test_runs_of_one_delta_that_should_have_broken_are_two() -> None:
+    """Between two points a hundred blocks apart, where files break every third block, something else lies."""
+    chain = [Segment(0, 5, np.array([at]), np.full(1, 40.0), 40.0) for at in (10, 110)]
+    run = solve._sure(chain, 0.0)  # pyright: ignore[reportPrivateUsage]
+    two = solve._sure(chain, 0.3)  # pyright: ignore[reportPrivateUsage]
+    assert run.tolist() == [[10, 111, 5]]
+    assert two.tolist() == [[10, 11, 5], [110, 111, 5]]
+    c = candidate([])
+    c.sure = two
+    left = unit_lay._without_gaps(c)  # pyright: ignore[reportPrivateUsage]
+    assert [(f // 4096, n // 4096) for f, n, p, *_ in left.rows() if p < 0] == [(11, 99)]
 
 
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:

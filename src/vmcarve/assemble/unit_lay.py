@@ -31,6 +31,7 @@ MAX_CELLS = 1 << 21  # ours: units of a file times units of its guest; four arra
 LEAST_TOLD = 60.0  # nats: more than two structures that state their place
 LEAST_SPOKEN = 3  # units with such: two at one distance may be chance, and all between them is laid by that
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
+SHORT = 8.0  # blocks of a run between points: where runs are shorter, writes went on in turns, and nothing lies between
 LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
 WITHOUT_TABLES = "without its tables"  # the variant of such a container
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
@@ -80,9 +81,9 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)
     if few and not c.settled:
         laid.take_best(c)
+    if not few and (told is not None or not c.settled):
+        c.map = _only_between_points(c) if told is not None or _mean(c.sure) < SHORT else _without_gaps(c)
     sure = laid.sure if few else _between_points(c)
-    if told is not None and not few:
-        c.map = _only_between_points(c)
     if told is None and (not c.owned or not few and not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
         return None
     if told is None and few and not c.settled and (sure < LEAST_TOLD or laid.spoken < min(LEAST_SPOKEN, count)):
@@ -163,6 +164,18 @@ def _between_points(c: Candidate) -> float:
     sure = float((c.sure[:, 1] - c.sure[:, 0]).sum())
     placed = sum(n for _, n, p, _, _ in c.map.rows() if p >= 0) / BLOCK
     return sure if sure >= MOST_SURE * placed else 0.0
+
+
+def _mean(sure: Int64s) -> float:
+    """Blocks of a run."""
+    return float((sure[:, 1] - sure[:, 0]).mean()) if len(sure) else 0.0
+
+
+def _without_gaps(c: Candidate) -> FileMap:
+    """The map without what lies between two runs of one delta that are two: something else broke them."""
+    same = np.flatnonzero(c.sure[1:, 2] == c.sure[:-1, 2])
+    gaps = np.column_stack((c.sure[same, 1], c.sure[same + 1, 0])) * BLOCK
+    return c.map.without([(a, b) for a, b in gaps.tolist() if b > a], "not-found")
 
 
 def _only_between_points(c: Candidate) -> FileMap:
