@@ -19,7 +19,7 @@ from vmcarve.assemble import begins, unit_lay
 from vmcarve.assemble import headless as headless_module
 from vmcarve.assemble import solve as solve_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
-from vmcarve.assemble.begins import begun
+from vmcarve.assemble.begins import Others, begun
 from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
@@ -373,6 +373,20 @@ def btrfs_volume(folder: Path) -> bytes:
     run("mkfs.btrfs", "-q", "-s", "4096", "-n", "4096", "-m", "single", "-d", "single", "--mixed", "--rootdir", tree,
         volume)
     return volume.read_bytes()
+
+
+def test_a_volume_whose_copies_lie_in_no_unit_begins_by_one_elsewhere_in_the_file(disk: bytes) -> None:
+    """The units that tables cover have neither the superblock nor its backup; a cluster whose table is lost has it."""
+    primary, backup = MIB // UNIT, (MIB + 8 * MIB) // UNIT
+    used = [n for n in range(SIZE // UNIT) if any(disk[n * UNIT : (n + 1) * UNIT]) and n not in (0, primary, backup)]
+    content = stored(disk, [*used, backup])
+    stowed = Stowed(UNIT, GuestMap.flat(len(used) * UNIT))
+    view = BytesReader(content)
+    assert solved(view, "qcow2", stowed) is None
+    found = solved(view, "qcow2", stowed, others=lambda: Others.of(view, sweep(content)))
+    assert found is not None
+    guest = VirtualDisk(view, found[1].guests[0].map)
+    assert np.mean([guest.read(n * UNIT, UNIT) == disk[n * UNIT : (n + 1) * UNIT] for n in used]) > 0.9
 
 
 @NEEDS_BTRFS

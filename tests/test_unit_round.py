@@ -174,7 +174,7 @@ def test_the_units_that_lay_out_most_are_taken_and_no_others_tried(monkeypatch: 
     """Small units tell more by number; what counts is how much of the guest is laid out."""
     flat = [Container("raw", str(n), n, [GuestDisk(MIB, GuestMap.flat(MIB))]) for n in range(4)]
     worth = iter([(0.2 * MIB, flat[0]), None, (0.9 * MIB, flat[1]), (2.0 * MIB, flat[2])])
-    monkeypatch.setattr(headless, "solved", lambda *_, starts: next(worth))
+    monkeypatch.setattr(headless, "solved", lambda *_, **__: next(worth))
     monkeypatch.setattr(headless, "_stowed", lambda *_: iter([("raw", Stowed(4096, GuestMap.flat(MIB)))] * 4))
     monkeypatch.setattr(headless, "_by_tables", lambda *_: None)
     found = headless._best(BytesReader(bytes(MIB)), ["raw"], {})  # pyright: ignore[reportPrivateUsage]

@@ -6,6 +6,8 @@ The units are looked through like an image, as which the solver reads them, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -17,7 +19,7 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE
 from . import cipher
-from .begins import USUAL, begun
+from .begins import USUAL, Others, begun
 from .candidate import Candidate
 from .places import Places
 from .segments import BLOCK
@@ -37,13 +39,13 @@ WITHOUT_TABLES = "without its tables"  # the variant of such a container
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
-def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None
-           ) -> tuple[float, Container] | None:
+def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None,
+           others: Callable[[], Others] = Others) -> tuple[float, Container] | None:
     """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
     with all, none where that is a volume without files), and the container.
 
-    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts: see
-    `begins.begun`.
+    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts,
+    others: see `begins.begun`.
     """
     if stowed.in_order and told is None:
         return _stated(view, name, stowed)
@@ -53,7 +55,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if not batches and told is None:
         return None
     found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw",
-                  cut_short=cipher.lost_end(view), gapless=bool((stowed.map.state == DATA).all()), disk=stowed.size)
+                  cut_short=cipher.lost_end(view), gapless=bool((stowed.map.state == DATA).all()), disk=stowed.size,
+                  others=others)
     size = stowed.size or found.size
     if size <= SECTOR:
         return None
