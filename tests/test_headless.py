@@ -476,6 +476,17 @@ def test_a_volume_whose_first_block_is_lost_begins_by_its_copy(disk: bytes) -> N
     assert hosts()["ext4"].open(BytesReader(made + disk[MIB + 4096 : SIZE - MIB]), 0, SIZE - 2 * MIB) is not None
 
 
+def test_a_copy_that_its_unit_could_not_hold_there_begins_no_volume(disk: bytes) -> None:
+    """A log has the superblock with the descriptors behind it, as a volume begins, amid a unit: not where that does."""
+    content = bytearray(disk[8 * MIB :])
+    at = 3 * MIB + 77 * 4096
+    content[at : at + 4096] = disk[MIB : MIB + 4096]
+    found = begun(BytesReader(bytes(content)), MIB, sweep(bytes(content)))
+    assert found.begins[:, :2].tolist() == [[MIB, len(content)]]
+    assert [int(p) for p, v in zip(found.places.image_offset, found.places.volume_offset, strict=True) if v == 0] == [
+        len(content)]
+
+
 def test_a_map_that_is_lost_in_part_calls_nothing_free_or_used_that_it_lost(disk: bytes) -> None:
     """Whatever 64 KiB of the guest are lost: what is still said of the use of a block is what the whole guest says."""
     flat = Container("raw", "", SIZE, [GuestDisk(SIZE, GuestMap.flat(SIZE))])

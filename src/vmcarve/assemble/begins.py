@@ -136,7 +136,7 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
         length = made.size or max(int(places.value[i]) for i in mine)
         known_at = _stated(places, mine, made)
         starts = search.of(identity, known_at, made, length)
-        start = _settle(places, mine, made, starts, unit)
+        start = _settle(places, mine, made, starts, unit, whole=whole)
         by_phase = _by_phase(known_at, start, starts, unit)
         stated = stated and (by_phase or len(starts) == 1)
         if by_phase:
@@ -290,15 +290,20 @@ def _by_metadata(units: Reader, evidence: pa.Table, cut: Cut, places: Places) ->
             if identity or not sure and told[name] == max(told.values())}
 
 
-def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int) -> int:
-    """Where the volume begins; rows that state no place get theirs, where only one is possible."""
+def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int, *, whole: bool) -> int:
+    """Where the volume begins; rows that state no place get theirs, where only one is possible, and those whose unit
+    could not hold it there lose it: a log has copies of a superblock with what follows it."""
     def fits(i: int, start: int, inside: int) -> bool:
         return bool((start + inside - places.image_offset[i]) % unit == 0)
 
     stated = [i for i in mine if places.volume_offset[i] >= 0]
-    start = next((s for s in starts if all(fits(i, s, int(places.volume_offset[i])) for i in stated)), starts[0])
+    start = max(starts, key=lambda s: sum(fits(i, s, int(places.volume_offset[i])) for i in stated))
     if made.stated:
         start = max(starts, key=lambda s: sum((s + v - p) % unit == 0 for p, v in made.stated))
+    for i in stated if not whole else ():
+        if not fits(i, start, int(places.volume_offset[i])):
+            places.volume_offset[i] = -1
+            places.first[i] = False
     for i in mine:
         if places.volume_offset[i] < 0:
             could = [v for v in (0, made.copy) if v >= 0 and fits(i, start, v)]
