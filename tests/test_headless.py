@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +15,17 @@ import pytest
 from tests.helpers import deleted, ext4_disk, run
 from tests.host.written import fat_volume, needs
 from tests.makers.vmdk import make_sesparse
-from vmcarve.assemble import begins
+from vmcarve.assemble import begins, unit_lay
 from vmcarve.assemble import headless as headless_module
+from vmcarve.assemble import solve as solve_module
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
-from vmcarve.assemble.begins import begun
+from vmcarve.assemble.begins import Others, begun
 from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.headless import headless
 from vmcarve.assemble.places import Owned
 from vmcarve.assemble.state import State
 from vmcarve.assemble.unit_lay import composed, solved
-from vmcarve.assemble.unit_round import used
+from vmcarve.assemble.unit_round import BEGIN, used
 from vmcarve.disk import VirtualDisk
 from vmcarve.filemap import FileMap, FileView
 from vmcarve.model import (
@@ -39,6 +42,7 @@ from vmcarve.model import (
     Container,
     GuestDisk,
     GuestMap,
+    Reader,
     Stowed,
 )
 from vmcarve.registry import guests, hosts
@@ -48,9 +52,12 @@ from vmcarve.tables import EVIDENCE
 
 pytestmark = needs("mkfs.ext4", "sfdisk", "qemu-img")
 
+NEEDS_BTRFS = pytest.mark.skipif(shutil.which("mkfs.btrfs") is None, reason="no mkfs.btrfs")
 MIB = 1 << 20
+GRAINS_AT = 6 * MIB  # of an SESparse file: behind headers, directory, tables, free bitmap and back map
 UNIT = 64 << 10
 SIZE = 26 * MIB
+SUPERBLOCK_AT = 64 << 10  # of a Btrfs
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +362,71 @@ def test_a_file_that_is_written_out_whole_lies_as_its_guest_does(whole: bool, sp
         assert read(state)[0][2 * MIB :] == guest[2 * MIB :]
 
 
+def btrfs_volume(folder: Path) -> bytes:
+    """SIZE bytes with a Btrfs of files from the first on, every block of which has a checksum."""
+    rng = random.Random(6)
+    tree, volume = folder / "tree", folder / "volume"
+    tree.mkdir()
+    for n in range(60):
+        (tree / f"file{n}").write_bytes(rng.randbytes(rng.randrange(5_000, 200_000)))
+    volume.write_bytes(bytes(SIZE))
+    run("mkfs.btrfs", "-q", "-s", "4096", "-n", "4096", "-m", "single", "-d", "single", "--mixed", "--rootdir", tree,
+        volume)
+    return volume.read_bytes()
+
+
+def test_a_volume_whose_copies_lie_in_no_unit_begins_by_one_elsewhere_in_the_file(disk: bytes) -> None:
+    """The units that tables cover have neither the superblock nor its backup; a cluster whose table is lost has it."""
+    primary, backup = MIB // UNIT, (MIB + 8 * MIB) // UNIT
+    used = [n for n in range(SIZE // UNIT) if any(disk[n * UNIT : (n + 1) * UNIT]) and n not in (0, primary, backup)]
+    content = stored(disk, [*used, backup])
+    stowed = Stowed(UNIT, GuestMap.flat(len(used) * UNIT))
+    view = BytesReader(content)
+    assert solved(view, "qcow2", stowed) is None
+    found = solved(view, "qcow2", stowed, others=lambda: Others.of(view, sweep(content)))
+    assert found is not None
+    guest = VirtualDisk(view, found[1].guests[0].map)
+    assert np.mean([guest.read(n * UNIT, UNIT) == disk[n * UNIT : (n + 1) * UNIT] for n in used]) > 0.9
+
+
+@NEEDS_BTRFS
+def test_an_sesparse_without_tables_and_back_map_is_laid_by_its_grains(tmp_path: Path) -> None:
+    """Grains of 4 KiB in any order: those of a Btrfs say which they are."""
+    guest = btrfs_volume(tmp_path)
+    (tmp_path / "raw").write_bytes(guest)
+    make_sesparse(tmp_path / "raw", tmp_path / "a.vmdk", 5)
+    content = (tmp_path / "a.vmdk").read_bytes()
+    content = bytes(GRAINS_AT) + content[GRAINS_AT:]
+    state, file, file_map, evidence = deleted(tmp_path, content, "a.vmdk")
+    headless(state, [(state.views[0], file)], lambda *_: file_map, evidence)
+    right, wrong = agreement(*read(state), guest, np.ones(SIZE // 4096, np.bool_))
+    assert right > 0.9
+    assert wrong == 0
+
+
+@NEEDS_BTRFS
+def test_what_begins_a_volume_is_there_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters of 4 KiB, so many that they are laid as runs: a Btrfs without superblock is read by the one that is made
+    again, whatever the runs are."""
+    guest = btrfs_volume(tmp_path)
+    here = [at for at in range(MIB, len(guest), 4096) if any(guest[at : at + 4096])]
+    content = b"".join(guest[at : at + 4096] for at in here)
+    laid: list[Candidate] = []
+
+    def solve(image: Reader, candidates: list[Candidate], *rest: Any, **named: Any) -> None:
+        solve_module.solve(image, candidates, *rest, **named)
+        laid.extend(candidates)
+
+    monkeypatch.setattr(unit_lay, "MAX_CELLS", 0)
+    monkeypatch.setattr(unit_lay, "solve", solve)
+    found = solved(BytesReader(content), "qcow2", Stowed(4096, GuestMap.flat(len(content)), len(guest)))
+    assert found is not None
+    view = VirtualDisk(BytesReader(content), found[1].guests[0].map)
+    assert np.mean([view.read(at, 4096) == guest[at : at + 4096] for at in here]) > 0.95
+    made = [(f, n) for f, n, _, _, why in laid[0].map.rows() if why == BEGIN]
+    assert made == [(0, SUPERBLOCK_AT + 4096)]
+
+
 def test_zeros_in_blocks_say_nothing_of_the_order_of_blocks(tmp_path: Path) -> None:
     """A dynamic VHD without head and footer: blocks of 2 MiB that hold little data hold a MiB of zeros too."""
     rng = random.Random(9)
@@ -402,6 +474,17 @@ def test_a_volume_whose_first_block_is_lost_begins_by_its_copy(disk: bytes) -> N
     assert whole is not None
     assert (volume.uuid, volume.size) == (whole.uuid, whole.size)
     assert hosts()["ext4"].open(BytesReader(made + disk[MIB + 4096 : SIZE - MIB]), 0, SIZE - 2 * MIB) is not None
+
+
+def test_a_copy_that_its_unit_could_not_hold_there_begins_no_volume(disk: bytes) -> None:
+    """A log has the superblock with the descriptors behind it, as a volume begins, amid a unit: not where that does."""
+    content = bytearray(disk[8 * MIB :])
+    at = 3 * MIB + 77 * 4096
+    content[at : at + 4096] = disk[MIB : MIB + 4096]
+    found = begun(BytesReader(bytes(content)), MIB, sweep(bytes(content)))
+    assert found.begins[:, :2].tolist() == [[MIB, len(content)]]
+    assert [int(p) for p, v in zip(found.places.image_offset, found.places.volume_offset, strict=True) if v == 0] == [
+        len(content)]
 
 
 def test_a_map_that_is_lost_in_part_calls_nothing_free_or_used_that_it_lost(disk: bytes) -> None:

@@ -9,16 +9,16 @@ import pytest
 
 from tests.helpers import ext4_disk, run
 from tests.host.written import needs
-from vmcarve.assemble import headless, unit_lay
+from vmcarve.assemble import headless, solve, unit_lay
 from vmcarve.assemble.align import FREE, UNKNOWN, USED
 from vmcarve.assemble.candidate import Candidate
 from vmcarve.assemble.content.files import Files
 from vmcarve.assemble.places import Owned, free_space
-from vmcarve.assemble.segments import Points
+from vmcarve.assemble.segments import Points, Segment
 from vmcarve.assemble.unit_grid import Grid
 from vmcarve.assemble.unit_round import UnitRound, in_phase, joined, used
 from vmcarve.filemap import FileMap
-from vmcarve.model import GUESSED, Container, GuestDisk, GuestMap, Stowed
+from vmcarve.model import GUESSED, MISSING, Container, GuestDisk, GuestMap, Stowed
 from vmcarve.source import BytesReader
 
 MIB = 1 << 20
@@ -108,6 +108,54 @@ def test_units_of_one_byte_lie_where_it_is_told_and_say_nothing_of_the_order() -
     assert np.flatnonzero(laid.alone).tolist() == [4, 5, 6, 7] and laid.spoken == 0
 
 
+def test_what_a_log_has_lies_where_nothing_like_it_does() -> None:
+    """A block of metadata in its older state stays; zeros, and what another unit holds there, make room."""
+    rng = np.random.default_rng(4)
+    newer = rng.integers(1, 256, 4096, np.uint8)
+    older = newer.copy()
+    older[100:400] = 7
+    image = np.concatenate((older, rng.integers(1, 256, 4096, np.uint8), np.zeros(4096, np.uint8), newer))
+    parts = np.array([[n * 4096, 3 * 4096, 4096] for n in range(4)], np.int64)
+    laid = UnitRound(UNIT, 1, np.empty((0, 3), np.int64), parts)
+    rows = [(0, 3 * 4096, 0, GUESSED, "units"), (3 * 4096, 4096, -1, MISSING, "")]
+    both = laid.with_begins(BytesReader(image.tobytes()), FileMap.build(rows))
+    assert [(f, n, p) for f, n, p, *_ in both.rows()] == [
+        (0, 4096, 0), *((n * 4096, 4096, 3 * 4096) for n in range(1, 4))]
+
+
+def test_the_round_for_which_most_spoke_is_kept() -> None:
+    """A later round in which little is told any more does not take back what an earlier one had."""
+    rng = np.random.default_rng(5)
+    image = BytesReader(rng.integers(0, 256, 12 * UNIT, np.uint8).tobytes())
+    laid = UnitRound(UNIT, 12, np.empty((0, 3), np.int64), np.empty((0, 3), np.int64))
+    file_block = np.arange(32, 44) * 16
+    points = Points.of([(0, file_block, np.arange(12) * 16 - file_block, np.full(12, 40.0))])
+    c = candidate([])
+    laid(image, c, points, None)  # type: ignore[arg-type]
+    whole = c.map.rows()
+    laid(image, c, Points.of([]), None)  # type: ignore[arg-type]
+    assert laid.spoken == 0 and c.map.rows() != whole
+    laid.take_best(c)
+    assert laid.spoken == 12 and c.map.rows() == whole
+
+
+def test_units_of_twice_the_size_are_worth_less_than_the_right_ones() -> None:
+    assert unit_lay.worth(0.5, 2 * MIB) < unit_lay.worth(0.9, MIB)
+
+
+def test_runs_of_one_delta_that_should_have_broken_are_two() -> None:
+    """Between two points a hundred blocks apart, where files break every third block, something else lies."""
+    chain = [Segment(0, 5, np.array([at]), np.full(1, 40.0), 40.0) for at in (10, 110)]
+    run = solve._sure(chain, 0.0)  # pyright: ignore[reportPrivateUsage]
+    two = solve._sure(chain, 0.3)  # pyright: ignore[reportPrivateUsage]
+    assert run.tolist() == [[10, 111, 5]]
+    assert two.tolist() == [[10, 11, 5], [110, 111, 5]]
+    c = candidate([])
+    c.sure = two
+    left = unit_lay._without_gaps(c)  # pyright: ignore[reportPrivateUsage]
+    assert [(f // 4096, n // 4096) for f, n, p, *_ in left.rows() if p < 0] == [(11, 99)]
+
+
 def test_text_that_goes_on_joins_units_and_other_text_does_not() -> None:
     """Units of a text in their order, and the same units shuffled."""
     words = " ".join(f"{n * n % 9973} bottles of {n} green {n % 7} walls" for n in range(80_000)).encode()
@@ -126,7 +174,7 @@ def test_the_units_that_lay_out_most_are_taken_and_no_others_tried(monkeypatch: 
     """Small units tell more by number; what counts is how much of the guest is laid out."""
     flat = [Container("raw", str(n), n, [GuestDisk(MIB, GuestMap.flat(MIB))]) for n in range(4)]
     worth = iter([(0.2 * MIB, flat[0]), None, (0.9 * MIB, flat[1]), (2.0 * MIB, flat[2])])
-    monkeypatch.setattr(headless, "solved", lambda *_, starts: next(worth))
+    monkeypatch.setattr(headless, "solved", lambda *_, **__: next(worth))
     monkeypatch.setattr(headless, "_stowed", lambda *_: iter([("raw", Stowed(4096, GuestMap.flat(MIB)))] * 4))
     monkeypatch.setattr(headless, "_by_tables", lambda *_: None)
     found = headless._best(BytesReader(bytes(MIB)), ["raw"], {})  # pyright: ignore[reportPrivateUsage]

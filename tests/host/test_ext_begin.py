@@ -45,11 +45,11 @@ def swept(content: bytes) -> pa.Table:
     return pa.Table.from_batches(batches, EVIDENCE)
 
 
-def made_of(content: bytes) -> list[Begin]:
+def made_of(content: bytes, named: tuple[tuple[str, str], ...] = ()) -> list[Begin]:
     rows = [Evidence(**{k: v for k, v in r.items() if k not in ("source", "module")})
             for r in swept(content).to_pylist() if r["kind"] == KIND]
     assert rows
-    return list(begins(BytesReader(content), rows, Cut(UNIT)))
+    return list(begins(BytesReader(content), rows, Cut(UNIT, named=named)))
 
 
 def without_metadata(volume: bytes) -> bytes:
@@ -121,3 +121,23 @@ def test_blocks_of_two_journals_are_told_apart_by_their_sums(volume: bytes) -> N
     assert sb is not None
     found = made_of(both)
     assert [m.parts for m in found] == ([made_of(without_metadata(volume))[0].parts] if sb.checksums else [])
+
+
+def test_a_journal_without_superblock_has_the_name_of_a_volume_that_is_told_elsewhere(volume: bytes) -> None:
+    """Neither its superblock is left nor a copy of the volume's in it: a backup of that gives the name, and sums tell
+    whether it is the journal's."""
+    content = bytearray(without_metadata(volume))
+    right = open_volume(BytesReader(volume), 0, len(volume))
+    assert right is not None
+    whole = made_of(bytes(content))[0].parts
+    for at in range(0, len(content), KIB):
+        journal = content[at : at + 8] == b"\xc0\x3b\x39\x98\0\0\0\x04"
+        if journal or content[at + 0x38 : at + 0x3A] == b"\x53\xef":
+            content[at : at + KIB] = bytes(KIB)
+    assert made_of(bytes(content)) == []
+    (made,) = made_of(bytes(content), (("ext", right.uuid),))
+    assert [part for part in made.parts if part[0] != KIB] == [part for part in whole if part[0] != KIB]
+    sb = super_.parse(volume[KIB : 2 * KIB], 0, SIZE)
+    assert sb is not None
+    other = made_of(bytes(content), (("ext", "00112233-4455-6677-8899-aabbccddeeff"),))
+    assert (other == []) == sb.checksums

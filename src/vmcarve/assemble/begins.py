@@ -7,7 +7,7 @@ where only one place of the volume can lie, tells where the volume begins on the
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +51,28 @@ class Begun:
     stated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What a file has of volumes and partitions outside of the units that are looked at, or in them unseen.
+
+    volumes: (module, identity) and what begins each. parts: (offset, length) of the partitions that tables state.
+    """
+
+    volumes: tuple[tuple[tuple[str, str], Begin], ...] = ()
+    parts: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, file: Reader, evidence: pa.Table) -> Others:
+        """By the evidence of a whole file, wherever in it that lies."""
+        places = Places.of(evidence)
+        volumes: list[tuple[tuple[str, str], Begin]] = []
+        for key, mine in _volumes(places).items():
+            made = next((b for i in mine if (b := _begin(file, places, i)) is not None), None)
+            if made is not None:
+                volumes.append((key, replace(made, size=made.size or max(int(places.value[i]) for i in mine))))
+        return cls(tuple(volumes), tuple(part for _, found in stated_tables(file, places) for part in found))
+
+
 class Appended:
     """A Reader with `tail` from byte `at` on, at or behind the end of `inner`."""
 
@@ -77,13 +99,14 @@ class Appended:
 
 
 def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | None = None, *, whole: bool = False,
-          cut_short: bool = False, gapless: bool = False, disk: int = 0) -> Begun:
+          cut_short: bool = False, gapless: bool = False, disk: int = 0,
+          others: Callable[[], Others] = Others) -> Begun:
     """The volumes that evidence of `units` (each of `unit` bytes, in any order) tells of.
 
     told: where volumes begin on the disk, by name, as units of other sizes told; what these prove is added. whole: the
     units are all of the file, whose header may be among them. cut_short: the file's end is lost, where a partition
     table has its copy if units rise: that there is none says nothing then, and most disks have one. gapless: see Cut.
-    disk: bytes of it, 0 unknown.
+    disk: bytes of it, 0 unknown. others: asked where the units have the begin of no volume, nor a copy of it.
     """
     told = {} if told is None else told
     places = Places.of(evidence)
@@ -93,7 +116,8 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     maybe = [] if tables else _boots(units, unit)
     stating = [part for _, found in stated_tables(units, places) for part in found]
     rooms = stating + [p for _, f in maybe for p in f] or [(at, disk - at) for at in USUAL if disk > at]
-    loose = _by_metadata(units, evidence, Cut(unit, tuple(rooms), gapless), places)
+    named = {(m, i) for m, i in zip(places.module, places.identity, strict=True) if i is not None}
+    loose = _by_metadata(units, evidence, Cut(unit, tuple(rooms), gapless, tuple(sorted(named))), places)
     sizes = {int(places.value[i]) for i in np.flatnonzero(places.value > 0).tolist()} | {b.size for b in loose.values()}
     boots = [(at, f) for at, f in maybe if any(fills(size, length) for size in sizes for _, length in f)]
     search = _Starts(unit, stating + [p for _, f in boots for p in f], bool(tables or boots), told, whole, cut_short)
@@ -103,11 +127,16 @@ def begun(units: Reader, unit: int, evidence: pa.Table, told: dict[str, int] | N
     begins: list[tuple[int, int]] = []
     parts: list[tuple[int, bytes]] = []
     stated = True
-    for (module, identity), mine, made in _found(units, places, loose):
+    volumes = _found(units, places, loose)
+    if not volumes:
+        elsewhere = others()
+        volumes = [(key, [], made) for key, made in elsewhere.volumes]
+        search = search if search.parts else replace(search, parts=elsewhere.parts, table=bool(elsewhere.parts))
+    for (module, identity), mine, made in volumes:
         length = made.size or max(int(places.value[i]) for i in mine)
         known_at = _stated(places, mine, made)
         starts = search.of(identity, known_at, made, length)
-        start = _settle(places, mine, made, starts, unit)
+        start = _settle(places, mine, made, starts, unit, whole=whole)
         by_phase = _by_phase(known_at, start, starts, unit)
         stated = stated and (by_phase or len(starts) == 1)
         if by_phase:
@@ -261,15 +290,20 @@ def _by_metadata(units: Reader, evidence: pa.Table, cut: Cut, places: Places) ->
             if identity or not sure and told[name] == max(told.values())}
 
 
-def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int) -> int:
-    """Where the volume begins; rows that state no place get theirs, where only one is possible."""
+def _settle(places: Places, mine: list[int], made: Begin, starts: Sequence[int], unit: int, *, whole: bool) -> int:
+    """Where the volume begins; rows that state no place get theirs, where only one is possible, and those whose unit
+    could not hold it there lose it: a log has copies of a superblock with what follows it."""
     def fits(i: int, start: int, inside: int) -> bool:
         return bool((start + inside - places.image_offset[i]) % unit == 0)
 
     stated = [i for i in mine if places.volume_offset[i] >= 0]
-    start = next((s for s in starts if all(fits(i, s, int(places.volume_offset[i])) for i in stated)), starts[0])
+    start = max(starts, key=lambda s: sum(fits(i, s, int(places.volume_offset[i])) for i in stated))
     if made.stated:
         start = max(starts, key=lambda s: sum((s + v - p) % unit == 0 for p, v in made.stated))
+    for i in stated if not whole else ():
+        if not fits(i, start, int(places.volume_offset[i])):
+            places.volume_offset[i] = -1
+            places.first[i] = False
     for i in mine:
         if places.volume_offset[i] < 0:
             could = [v for v in (0, made.copy) if v >= 0 and fits(i, start, v)]

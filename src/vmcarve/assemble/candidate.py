@@ -40,6 +40,7 @@ class Candidate:
     settled: bool = False
     nested: bool = False
     scattered: Table | None = None  # what is known of its partitions, where its units lie in any order
+    begun: Callable[[FileMap], FileMap] | None = None  # lays what is made anew of lost begins of volumes over a map
     ends: FileEnds = field(default_factory=FileEnds.none)
     open_ends: OpenEnds = field(default_factory=OpenEnds.none)
     files: Files = field(default_factory=Files.none)  # those that live, and behind them what is left of deleted ones

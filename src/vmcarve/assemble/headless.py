@@ -9,6 +9,7 @@ likeliest order (`unit_round`). Then the guest's disk is given out, and no heade
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from ..registry import formats, guests
 from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE, pc
+from .begins import Others
 from .chains import base_name
 from .cipher import Strides, without_ciphertext
 from .orphans import rebuilt
@@ -170,17 +172,18 @@ def _best(view: Reader, names: list[str], starts: dict[str, int], *, encoded: bo
     With it int64[n, 3]: its file offsets, those of `view` that they are, length.
     """
     best: tuple[float, Container] | None = None
+    seen = cache(partial(_swept, view))
     for name, stowed in _by_size(_stowed(view, names)):
         if encoded and not stowed.map.encoding.any():
             continue
         if best is not None and stowed.unit % BLOCK:
             break  # every row of slots costs as much as another hypothesis
-        found = solved(view, name, stowed, starts=starts)
+        found = solved(view, name, stowed, starts=starts, others=lambda: Others.of(view, seen()))
         if found is not None and (best is None or _rather(found, best)):
             best = found
             if best[0] >= ENOUGH * view.size:
                 break
-    tables = _by_tables(view, names, best[1].virtual_size if best is not None else 0)
+    tables = _by_tables(view, seen, names, best[1].virtual_size if best is not None else 0)
     if tables is not None and (best is None or placed(tables.container) >= LEAST_TABLES * placed(best[1])):
         return tables.container, tables.runs
     return None if best is None else (best[1], np.array([[0, 0, view.size]], np.int64))
@@ -258,11 +261,16 @@ def _written_out(view: Reader, names: list[str]) -> tuple[Container, Int64s] | N
     return None
 
 
-def _by_tables(view: Reader, names: list[str], size: int) -> Orphan | None:
-    """What of `rebuilt` tells most: of a file that begins where this one does, or of a stream."""
+def _swept(view: Reader) -> pa.Table:
+    """The evidence of a file, as an image."""
     batches: list[pa.RecordBatch] = []
     sweep_image(ViewSource(view), 0, batches.append, threads=1)
-    places = Places.of(pa.Table.from_batches(batches, EVIDENCE))
+    return pa.Table.from_batches(batches, EVIDENCE)
+
+
+def _by_tables(view: Reader, seen: Callable[[], pa.Table], names: list[str], size: int) -> Orphan | None:
+    """What of `rebuilt` tells most: of a file that begins where this one does, or of a stream. seen: its evidence."""
+    places = Places.of(seen())
     found: list[Orphan] = []
     for orphan in rebuilt(view, places, Claims(), None, size):
         begins = orphan.runs[:, :2].max() == 0

@@ -27,7 +27,7 @@ from .host_units import unit_of
 from .loose import Loose, placer_of, stated_by
 from .places import Known, Places, assign, first_rows, pins_of, through
 from .removed import removed
-from .segments import BLOCK, Points, Segment, Taken, accept, group, least_weight
+from .segments import BLOCK, MAX_BREAKS, Points, Segment, Taken, accept, group, least_weight
 from .settled import has_file_at, misplaced, settled
 from .state import Claims
 from .tables import EMPTY
@@ -124,6 +124,7 @@ def solve(image: Reader, candidates: list[Candidate], places: Places, room: Int6
         else:
             runs = _round(image, active, evidence, now, borders, contents)
         for c, old in zip(active, held, strict=True):
+            c.map = c.map if c.begun is None else c.begun(c.map)
             container = _reopened(c)
             if container is None:
                 c.map = _with_tables(c, old, now.image)
@@ -308,7 +309,8 @@ def _round(image: Reader, active: list[Candidate], evidence: RoundEvidence, take
     strong += _nearby(candidates, strong, begins, taken, wanted, unit.blocks)
     sizes = {o: _end(c) for o, c in enumerate(active)}
     for o, c in enumerate(active):
-        c.unit, c.sure = unit, _sure(sorted((s for s in strong if s.owner == o), key=lambda s: s.first))
+        mine = sorted((s for s in strong if s.owner == o), key=lambda s: s.first)
+        c.unit, c.sure = unit, _sure(mine, borders.rate if c.scattered is not None else 0.0)
     rows = lay_out(image, begins, sizes, strong, expectations, taken, borders, contents)
     for o, found in rows.items():
         active[o].map = FileMap.build(found).resized(active[o].container.size)
@@ -357,11 +359,14 @@ def _end(c: Candidate) -> int:
     return min(c.container.size, max(ends))
 
 
-def _sure(chain: list[Segment]) -> Int64s:
-    """Runs of one delta between the first and the last of their segments: int64[n, 3] (first block, end, delta)."""
+def _sure(chain: list[Segment], rate: float) -> Int64s:
+    """Runs of one delta between the first and the last of their segments: int64[n, 3] (first block, end, delta).
+
+    rate: breaks by block, where two segments of one delta may not belong together; 0: they do.
+    """
     out: list[list[int]] = []
     for s in chain:
-        if out and out[-1][2] == s.delta:
+        if out and out[-1][2] == s.delta and (s.first - out[-1][1]) * rate <= MAX_BREAKS:
             out[-1][1] = s.last + 1
         else:
             out.append([s.first, s.last + 1, s.delta])

@@ -6,6 +6,8 @@ The units are looked through like an image, as which the solver reads them, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -17,7 +19,7 @@ from ..source import ViewSource
 from ..sweeper import sweep_image
 from ..tables import EVIDENCE
 from . import cipher
-from .begins import USUAL, begun
+from .begins import USUAL, Others, begun
 from .candidate import Candidate
 from .places import Places
 from .segments import BLOCK
@@ -31,18 +33,19 @@ MAX_CELLS = 1 << 21  # ours: units of a file times units of its guest; four arra
 LEAST_TOLD = 60.0  # nats: more than two structures that state their place
 LEAST_SPOKEN = 3  # units with such: two at one distance may be chance, and all between them is laid by that
 MOST_SURE = 0.5  # share of what the solver places alone that must lie between points
+SHORT = 8.0  # blocks of a run between points: where runs are shorter, writes went on in turns, and nothing lies between
 LEAST_IN_ORDER = 0.9  # share of a raw disk that must be found where the file has it: its units cannot be out of order
 WITHOUT_TABLES = "without its tables"  # the variant of such a container
 UNTRIED = "one-run"  # the rule of the map that the solver begins with
 
 
-def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None
-           ) -> tuple[float, Container] | None:
+def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, starts: dict[str, int] | None = None,
+           others: Callable[[], Others] = Others) -> tuple[float, Container] | None:
     """How many guest bytes are laid out, less what speaks against these units (more than anything where one run agrees
     with all, none where that is a volume without files), and the container.
 
-    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts: see
-    `begins.begun`.
+    told int64[n]: what tables that are left say of each unit, see `unit_round.Open`; None: there are none. starts,
+    others: see `begins.begun`.
     """
     if stowed.in_order and told is None:
         return _stated(view, name, stowed)
@@ -52,7 +55,8 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if not batches and told is None:
         return None
     found = begun(units, stowed.unit, pa.Table.from_batches(batches, EVIDENCE), starts, whole=name == "raw",
-                  cut_short=cipher.lost_end(view), gapless=bool((stowed.map.state == DATA).all()), disk=stowed.size)
+                  cut_short=cipher.lost_end(view), gapless=bool((stowed.map.state == DATA).all()), disk=stowed.size,
+                  others=others)
     size = stowed.size or found.size
     if size <= SECTOR:
         return None
@@ -73,13 +77,16 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
         rows = laid.rows(told, size)
     first = laid.with_begins(found.reader, FileMap.build(rows).resized(size))
     c = Candidate(0, flat, first, lambda file_map: flat, anchors=[], flat=True, open=told is not None,
-                  scattered=None if name == "raw" else found.table)
+                  scattered=None if name == "raw" else found.table,
+                  begun=lambda file_map: laid.with_begins(found.reader, file_map))
     if told is not None:
         c.proved = [(f // BLOCK, n // BLOCK, (p - f) // BLOCK) for f, n, p, *_ in first.rows() if p >= 0]
     solve(found.reader, [c], found.places, np.array([[0, found.reader.size]], np.int64), alone=laid if few else None)
+    if few and not c.settled:
+        laid.take_best(c)
+    if not few and (told is not None or not c.settled):
+        c.map = _only_between_points(c) if told is not None or _mean(c.sure) < SHORT else _without_gaps(c)
     sure = laid.sure if few else _between_points(c)
-    if told is not None and not few:
-        c.map = _only_between_points(c)
     if told is None and (not c.owned or not few and not c.settled and (sure < LEAST_TOLD or UNTRIED in c.map.rule)):
         return None
     if told is None and few and not c.settled and (sure < LEAST_TOLD or laid.spoken < min(LEAST_SPOKEN, count)):
@@ -100,7 +107,16 @@ def solved(view: Reader, name: str, stowed: Stowed, told: Int64s | None = None, 
     if c.settled:  # without a file nothing but a volume's head agrees, and that lies where any units have it
         return (np.inf if c.listed else 0.0), container
     # where the solver laid single blocks, what lies between no points counts for nothing
-    return (share * placed(container) if few else sure * BLOCK), container
+    return (worth(share, placed(container)) if few else sure * BLOCK), container
+
+
+def worth(share: float, length: int) -> float:
+    """What a container counts for, by the share of its points that are in phase, and the guest bytes that it lays out.
+
+    Units of twice the size have half of the points in phase, for one of the two in each is right, and lay out twice as
+    much: by one share both would be worth the same.
+    """
+    return share**2 * length
 
 
 def _tell_starts(c: Candidate, places: Places, unit: int, starts: dict[str, int]) -> None:
@@ -151,6 +167,18 @@ def _between_points(c: Candidate) -> float:
     sure = float((c.sure[:, 1] - c.sure[:, 0]).sum())
     placed = sum(n for _, n, p, _, _ in c.map.rows() if p >= 0) / BLOCK
     return sure if sure >= MOST_SURE * placed else 0.0
+
+
+def _mean(sure: Int64s) -> float:
+    """Blocks of a run."""
+    return float((sure[:, 1] - sure[:, 0]).mean()) if len(sure) else 0.0
+
+
+def _without_gaps(c: Candidate) -> FileMap:
+    """The map without what lies between two runs of one delta that are two: something else broke them."""
+    same = np.flatnonzero(c.sure[1:, 2] == c.sure[:-1, 2])
+    gaps = np.column_stack((c.sure[same, 1], c.sure[same + 1, 0])) * BLOCK
+    return c.map.without([(a, b) for a, b in gaps.tolist() if b > a], "not-found")
 
 
 def _only_between_points(c: Candidate) -> FileMap:

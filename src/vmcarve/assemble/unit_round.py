@@ -29,11 +29,13 @@ Floats = npt.NDArray[np.float64]
 COUNTED = 16  # blocks of a unit whose use counts: they are not independent
 # nats for a copy leaving a unit out, by its use: what is used can be empty (journals, tables of inodes)
 LEFT_OUT = {USED: -2.8, UNKNOWN: 0.0, FREE: 0.85}
+KEPT = 0.9  # share of what spoke for the places of a round that a later one may not lose
 RULE = "units"
 BEGIN = "volume-begin"  # not the disk's own: from a copy
 STEP = 4 << 20
 MOST_WRONG = 0.02  # share of what the files of a volume take that its map may have free
 LEAST_ALONE = 20.0  # nats that speak for a unit's place whatever the others do: a structure that states its place
+LEAST_SHARED = 0.5  # share of the bytes of two states of a block of metadata that are the same
 LOGGED = 1 << 10  # bytes of the smallest block of a log
 UNTOLD, NO_UNIT = -1, -2
 
@@ -126,6 +128,7 @@ class UnitRound:
     sure: float = 0.0  # nats that speak for the places of the last round
     spoken: int = 0  # units of it for whose place something speaks, beside the order
     alone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))  # units: LEAST_ALONE speaks so
+    best: tuple[float, int, npt.NDArray[np.bool_], float, FileMap] | None = None  # of the round for which most spoke
 
     @property
     def grid(self) -> Grid:
@@ -156,7 +159,9 @@ class UnitRound:
         last = c.container.size // BLOCK * BLOCK
         runs = [(0, -(-f // BLOCK), ((f + length) // BLOCK if f + length <= last else -(-(f + length) // BLOCK)) - 1,
                  (p - f - c.start) // BLOCK) for f, length, p, *_ in rows if p >= 0]
-        c.map = self.with_begins(image, FileMap.build(rows).resized(c.container.size))
+        c.map = FileMap.build(rows).resized(c.container.size)
+        if self.best is None or self.sure > self.best[0]:
+            self.best = self.sure, self.spoken, self.alone, self.in_phase, self.with_begins(image, c.map)
         if grid.rows == 1:
             c.unit = Unit(per, by_order=True)  # what nothing places by itself is looked at by what lies around it
         c.sure = np.array([(first, last + 1, delta) for _, first, last, delta in runs], np.int64).reshape(-1, 3)
@@ -216,6 +221,12 @@ class UnitRound:
         units[row], places[column] = False, False
         return part.only(units, places), told[units][:, places]
 
+    def take_best(self, c: Candidate) -> None:
+        """Takes the round for which most spoke where the last has lost much of that: what it laid has hidden what told
+        of the guest before."""
+        if self.best is not None and self.sure < KEPT * self.best[0]:
+            self.sure, self.spoken, self.alone, self.in_phase, c.map = self.best
+
     def only_alone(self, file_map: FileMap) -> FileMap:
         """The map without the units that the others placed."""
         rows: list[tuple[int, int, int, str, str]] = []
@@ -239,10 +250,23 @@ class UnitRound:
         return rows
 
     def with_begins(self, image: Reader, file_map: FileMap) -> FileMap:
-        """The map with what begins volumes in its place, and with their metadata where nothing lies."""
-        lost = [(f, image_offset + f - guest, n) for guest, image_offset, length in self.parts.tolist()
-                for f, n, p, *_ in file_map.cut(guest, length) if p < 0 or image.missing(p, n)]
+        """The map with what begins volumes in its place, and with their metadata where nothing like it lies: a log has
+        the newest copy of a block, and its home that or what it was before.
+        """
+        lost: list[tuple[int, int, int]] = []
+        for guest, image_offset, length in self.parts.tolist():
+            for f, n, p, *_ in file_map.cut(guest, length):
+                at = image_offset + f - guest
+                if p < 0 or image.missing(p, n) or not _alike(image.read(p, n), image.read(at, n)):
+                    lost.append((f, at, n))
         return _laid_over(_laid_over(file_map, lost), self.begins.tolist())
+
+
+def _alike(block: bytes, newer: bytes) -> bool:
+    """Whether one block may be an older state of another: they share most of the bytes that are not zero."""
+    a, b = np.frombuffer(block, np.uint8), np.frombuffer(newer, np.uint8)
+    full = (a > 0) | (b > 0)
+    return len(a) == len(b) and bool(np.count_nonzero((a == b) & full) >= LEAST_SHARED * np.count_nonzero(full))
 
 
 def _laid_over(file_map: FileMap, begins: list[tuple[int, int, int]]) -> FileMap:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, TablePieces
+from ..model import GUESSED, SECTOR, Clue, Container, Orphan, Patch, Reader, Stowed, TablePieces
 from ._rebuilt import Laid, opened, orphan
 from ._shapes import I64, Numbers, distinct, rows_of
+from ._stowed import in_row
 
 MIB = 1 << 20
 MIB_SECTORS = MIB // SECTOR
@@ -67,6 +68,11 @@ def rebuild(reader: Reader, clue: Clue, open_sesparse: Callable[[Reader], Contai
         if c is not None and agree and (c.guests[0].map.file_offset >= 0).any():
             return orphan(c, clue.origin, "sesparse.directory", reader.size)
     return None
+
+
+def stow(reader: Reader) -> Iterable[Stowed]:
+    """Grains in their order: all regions of the file begin at a MiB."""
+    return in_row(0, reader.size, GRAIN)
 
 
 def _volatile(view: Laid) -> list[Patch]:

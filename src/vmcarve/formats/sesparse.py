@@ -35,7 +35,7 @@ from ..model import (
     Tied,
     Want,
 )
-from ._sesparse_shapes import ROWS, rebuild, shapes
+from ._sesparse_shapes import ROWS, rebuild, shapes, stow
 from ._sesparse_tied import tied as tied_tables
 from ._sesparse_wants import wants as table_wants
 from ._vmdk_tables import (
@@ -413,4 +413,5 @@ FORMAT = Format(
     shapes=shapes,
     rows=ROWS,
     rebuild=lambda reader, clue: rebuild(reader, clue, open_sesparse),
+    stow=stow,
 )

@@ -38,6 +38,7 @@ from ._ext_journal import (
 from ._ext_placer import placer
 
 KIND = "ext.journal"
+GUEST = "ext"  # the module that finds superblocks
 # the type, 1 to 5, is the header's second word
 SIGNATURE = Signature(MAGIC.to_bytes(4, "big") + bytes(3), KIND, dense=True, size=1024)
 BLOCK_SIZES = (1024, 2048, 4096)
@@ -87,15 +88,17 @@ def begins(reader: Reader, evidence: Sequence[Evidence], cut: Cut) -> Iterator[B
     """Of each journal that is told from others the metadata of its volume, which may be all of the begin."""
     rows = [(e.value or 0, e.image_offset + k * (e.length // max(e.count, 1))) for e in evidence if e.kind == KIND
             for k in range(e.count)]  # fmt: skip
-    for journal in _journals(reader, sorted(rows, reverse=True)):
+    for journal in _journals(reader, sorted(rows, reverse=True), cut.named):
         _gather(reader, journal, cut.unit)
         made = _begin(reader, journal)
         if made is not None:
             yield made
 
 
-def _journals(reader: Reader, rows: list[tuple[int, int]]) -> Iterator[_Journal]:
-    """The journals that have a superblock, or a copy of their volume's; with one of them all blocks are its."""
+def _journals(reader: Reader, rows: list[tuple[int, int]], named: Sequence[tuple[str, str]]) -> Iterator[_Journal]:
+    """The journals that have a superblock, or a copy of their volume's, in a transaction or anywhere (named, see Cut);
+    with one of them all blocks are its.
+    """
     supers: dict[bytes, tuple[int, int]] = {}
     own: list[tuple[int, int, int]] = []  # transaction, place, type
     for seq, at in rows:
@@ -110,8 +113,8 @@ def _journals(reader: Reader, rows: list[tuple[int, int]]) -> Iterator[_Journal]
     guessed = _size_and_features(reader, [at for _, at, kind in own if kind == DESCRIPTOR])
     if guessed is not None and not supers:
         found = _volume_copy(reader, own, *guessed)
-        if found is not None:
-            supers[found] = guessed
+        names = [found] if found is not None else [uuid.UUID(name).bytes for kind, name in named if kind == GUEST]
+        supers |= dict.fromkeys(names, guessed)
     for identity, (size, incompat) in sorted(supers.items()):
         journal = _Journal(size, incompat, identity, [])
         mine = [(seq, at) for seq, at, _ in own]

@@ -50,12 +50,14 @@ class Cut:
     """How a disk is cut into units, of which a reader has some, each as a whole, one behind the other in any order.
 
     unit: bytes of each. rooms: (offset, length) of the partitions that the disk has, none where no table is known.
-    gapless: no unit was left out because nothing tells where it lies; units of zeros may be.
+    gapless: no unit was left out because nothing tells where it lies; units of zeros may be. named: (module, identity)
+    of the volumes of which the units have a structure that bears their name.
     """
 
     unit: int
     rooms: tuple[tuple[int, int], ...] = ()
     gapless: bool = False
+    named: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
