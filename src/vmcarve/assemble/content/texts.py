@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model import Reader
-from ..tails import to_file
 from .followed import Followed
 from .joins import LEAST_LINES, LINE, RANGE_SECONDS, SAME_LINES, STAMP, TEXTUAL, may_be_stamped, seconds
 from .numbered import SHORT, at_begin, at_end, goes_on, worth
@@ -166,6 +165,7 @@ class Texts(Followed):
     _samples: list[U8s] = field(default_factory=list[U8s])
     _sampled: int = 0
     _letters: Letters | None = None
+    _parts: dict[int, Int64s] = field(default_factory=dict[int, Int64s])  # of the guests' files: see in_container
     _rate: float = RATE  # breaks by block
     _often: bool = True  # or it is not known
     _texts: set[int] = field(default_factory=set[int])  # image blocks
@@ -205,7 +205,9 @@ class Texts(Followed):
         self._often = not 0 < self._guests[0].rate <= OFTEN
         phase = self._guests[0].start % BLOCK
         guests = [(k, g) for k, g in enumerate(self._guests) if g.start % BLOCK == phase]
-        spans = sorted(((k, span) for k, g in guests for span in gaps(g)), key=lambda s: len(s[1].blocks))
+        self._parts = {k: g.files.in_container(g.disk.map) for k, g in guests}
+        spans = sorted(((k, span) for k, g in guests for span in gaps(g, self._parts[k])),
+                       key=lambda s: len(s[1].blocks))
         asked = np.cumsum([len(span.blocks) for _, span in spans])
         spans = spans[: int(np.searchsorted(asked, MAX_ASKED, side="right"))]
         if not spans:
@@ -218,14 +220,15 @@ class Texts(Followed):
         # of each image block: whether a file that is known wants it, the chance, guest and file block
         claims: dict[int, tuple[bool, float, int, int]] = {}
         for k, span in spans:
-            for f, p, chance in self._ways(self._guests[k], span, every, phase):
+            for f, p, chance in self._ways(k, span, every, phase):
                 claims[p] = max(claims.get(p, (False, 0.0, 0, 0)), (span.file != FREED, chance, k, f))
         for p, (_, _, k, f) in claims.items():
             self._found[k].setdefault(f, p)
 
-    def _ways(self, guest: Guest, span: Span, every: Pieces, phase: int
+    def _ways(self, k: int, span: Span, every: Pieces, phase: int
               ) -> list[tuple[int, int, float]]:
         """(file block, image block, chance) of what fills a gap."""
+        guest = self._guests[k]
         at = guest.start // BLOCK
         n, begins, counts = len(span.blocks), every.first, every.count
         extents = [0, *(x for x, _ in span.borders), n]
@@ -233,7 +236,7 @@ class Texts(Followed):
         left = right = None
         letters = self._letters
         assert letters is not None
-        seen, ends_of = self._samples_of(guest, span.file) if span.file != FREED else [], list[Edge]()
+        seen, ends_of = self._samples_of(guest, self._parts[k], span.file) if span.file != FREED else [], list[Edge]()
         text = 2 * sum(seen) > len(seen)
         first = stop = -1
         of_left = 0.0
@@ -323,18 +326,17 @@ class Texts(Followed):
         if right is not None and found.right >= SURE_END:
             give(n - right[0], stop - right[0], right[0], found.right)
         known = text and span.file != FREED
-        x, k = np.nonzero(found.chance >= (SURE_OFTEN if self._often else SURE if known else SURE_UNKNOWN))
-        for j in np.argsort(-found.chance[x, k], kind="stable").tolist():  # the likeliest first
-            s = every.stretches[int(picked[k[j]])]
-            give(int(x[j]), s.first, s.count, float(found.chance[x[j], k[j]]))
+        x, row = np.nonzero(found.chance >= (SURE_OFTEN if self._often else SURE if known else SURE_UNKNOWN))
+        for j in np.argsort(-found.chance[x, row], kind="stable").tolist():  # the likeliest first
+            s = every.stretches[int(picked[row[j]])]
+            give(int(x[j]), s.first, s.count, float(found.chance[x[j], row[j]]))
         return out
 
-    def _samples_of(self, guest: Guest, file: int) -> list[bool]:
-        """Of what is placed of a file: whether some blocks are text."""
-        runs = guest.files.run[guest.files.run[:, 0] == file]
-        f = to_file(guest.disk.map, runs[:, 2])
+    def _samples_of(self, guest: Guest, parts: Int64s, file: int) -> list[bool]:
+        """Of what is placed of a file: whether some blocks are text. parts: see Files.in_container."""
+        low, high = np.searchsorted(parts[:, 0], [file, file + 1])
         seen: list[bool] = []
-        for a, n in zip((f // BLOCK).tolist(), (runs[:, 3] // BLOCK).tolist(), strict=True):
+        for a, n in (parts[low:high, 2:] // BLOCK).tolist():
             for first, end, delta in guest.sure[(guest.sure[:, 0] < a + n) & (guest.sure[:, 1] > a + 1)].tolist():
                 blocks = range(max(first, a + 1), min(end, a + n))
                 seen += [b + delta + guest.start // BLOCK in self._texts for b in blocks[:: max(1, len(blocks) // 16)]]
