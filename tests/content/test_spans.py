@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from vmcarve.assemble.content import Guest
 from vmcarve.assemble.content.files import Files
-from vmcarve.assemble.content.spans import FREED, gaps
+from vmcarve.assemble.content.spans import FREED, Span
+from vmcarve.assemble.content.spans import gaps as gaps_of
 from vmcarve.disk import VirtualDisk
-from vmcarve.model import GuestMap
+from vmcarve.model import DATA, GuestMap
 from vmcarve.source import BytesReader
 
 BLOCK = 4096
@@ -23,6 +26,10 @@ def guest(runs: list[tuple[int, int, int]], sure: list[tuple[int, int, int]], si
     disk = VirtualDisk(BytesReader(bytes(SIZE)), GuestMap.flat(SIZE))
     return Guest(START, disk, [(0, SIZE)], Files(np.array([size], np.int64), rows),
                  np.array(sure, np.int64).reshape(-1, 3), vacant=np.array(vacant or [], np.int64).reshape(-1, 2))
+
+
+def gaps(guest: Guest) -> list[Span]:
+    return gaps_of(guest, guest.files.in_container(guest.disk.map))
 
 
 def test_a_gap_goes_on_from_one_extent_to_the_next() -> None:
@@ -58,3 +65,13 @@ def test_free_space_is_a_gap_of_no_file() -> None:
     spans = gaps(guest([(0, 10 * BLOCK, 5 * BLOCK)], [(10, 25, 4)], 5 * BLOCK, [(15, 60)]))
     (span,) = spans
     assert (span.file, span.blocks.tolist(), span.left, span.inside_left) == (FREED, list(range(25, 60)), 4, True)
+
+
+def test_a_file_in_clusters_that_do_not_follow_each_other_is_one_gap() -> None:
+    """Eight blocks a cluster; the container has the guest's second and third the other way round."""
+    unit = 8 * BLOCK
+    table = GuestMap.from_units(4 * unit, unit, np.zeros(4, np.uint8) + DATA, np.array([1, 3, 2, 4]) * unit)
+    one = guest([(0, 4 * BLOCK, 18 * BLOCK)], [], 18 * BLOCK)
+    (span,) = gaps(replace(one, disk=VirtualDisk(BytesReader(bytes(SIZE)), table)))
+    assert span.blocks.tolist() == [*range(12, 16), *range(24, 32), *range(16, 22)]
+    assert span.borders == ((4, 0), (12, 0))

@@ -16,18 +16,18 @@ import pytest
 from tests.host.written import needs
 from vmcarve.assemble.content import Guest, Told
 from vmcarve.assemble.content.files import Files
-from vmcarve.assemble.content.texts import (
+from vmcarve.assemble.content.letters import (
     COUNTED,
     LIKELY_TEXT,
     LINES,
     Letters,
-    Texts,
-    _counted,
     _cut,
-    _letters,
-    _lines,
     _mixed,
+    counted,
+    likely,
+    lines_of,
 )
+from vmcarve.assemble.content.texts import Texts
 from vmcarve.source import BytesReader
 
 from .guests import BLOCK, MIB, START, Image, ext4, guest_of, right, told
@@ -171,7 +171,7 @@ def test_lines_are_those_of_the_whole_block_however_long() -> None:
         block[rng.integers(0, (BLOCK, 400, 900)[i % 3], i % 9)] = ord("\n")
     text[7, 0] = ord("\n")
     for turned in (text, text[:, ::-1]):
-        for block, found in zip(turned, _lines(turned).tolist(), strict=True):
+        for block, found in zip(turned, lines_of(turned).tolist(), strict=True):
             ends = np.flatnonzero(block == ord("\n"))[:LINES].tolist()
             ends += [0] * (LINES - len(ends))
             assert found == [ends[0], *(max(0, b - a) for a, b in itertools.pairwise(ends))]
@@ -179,7 +179,35 @@ def test_lines_are_those_of_the_whole_block_however_long() -> None:
 
 def test_letters_of_text_are_told_and_counted_as_by_the_table() -> None:
     """All bytes; blocks with none, with some and with all set."""
-    assert np.array_equal(_letters(np.arange(256, dtype=np.uint8)), LIKELY_TEXT)
+    assert np.array_equal(likely(np.arange(256, dtype=np.uint8)), LIKELY_TEXT)
     blocks = np.random.default_rng(2).random((20, BLOCK)) < np.linspace(0, 1, 20)[:, None]
     blocks[-1] = True
-    assert np.array_equal(_counted(blocks), blocks.sum(axis=1))
+    assert np.array_equal(counted(blocks), blocks.sum(axis=1))
+
+
+def test_a_log_in_short_pieces_of_which_nothing_is_placed_is_put_together(tmp_path: Path) -> None:
+    """Its pieces lead to each other and together are as long as the file, which ends at the very byte. Those of another
+    log lie between them."""
+    rng = random.Random(5)
+    content = [log(random.Random(seed), 200 * BLOCK - 1234 * seed) for seed in (1, 2)]
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "log").write_bytes(content[0])
+    disk = ext4(tmp_path, tree, 8 * MIB)
+    guest = guest_of(disk)
+    _, _, at, length = guest.files.run[np.argmax(guest.files.run[:, 3])].tolist()
+    pieces: list[bytes] = []
+    for text in (disk[at : at + length], shifted(content[1])):
+        cuts = [0, *itertools.accumulate(rng.randrange(2, 14) for _ in range(60))]
+        pieces += [text[a * BLOCK : b * BLOCK] for a, b in itertools.pairwise(cuts) if a * BLOCK < len(text)]
+    rng.shuffle(pieces)
+    data = b"".join(rng.randbytes(rng.randrange(1, 5) * BLOCK) + piece for piece in pieces) + rng.randbytes(3 * BLOCK)
+    image = Image(data)
+    found = follow(image, replace(guest, rate=1 / 8))
+    assert all(right(found, image, disk))
+    assert len(found.bits) > 0.8 * 199
+
+
+def shifted(text: bytes) -> bytes:
+    """A log of two years earlier, in whole blocks."""
+    return text.replace(b"2023-", b"2021-")[: len(text) // BLOCK * BLOCK]

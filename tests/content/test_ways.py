@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,3 +114,11 @@ def test_no_stretch_reaches_over_a_border_of_extents() -> None:
         assert not found.chance[0, LENGTH > border].any() and not found.chance[other, LENGTH > 7 - other].any()
         assert not found.chance[other : border, LENGTH > border - other].any()
         assert found.chance[0, LENGTH == border].item() > 2 * filled(of).chance[0, LENGTH == border].item()
+
+
+def test_a_row_of_pieces_lies_over_a_border_only_where_one_of_them_ends() -> None:
+    """The last stretch is two pieces, of 4 and 3 blocks: the only one as long as the gap."""
+    odds = np.full((4, 4), 0.01)
+    chances = [filled(replace(gap(7, odds, None, None), borders={border: 0}, meeting={0: odds}, joints={3: [4]})
+                      ).chance[0, 3] for border in (4, 3)]
+    assert chances[0] > 0.3 and chances[1] == 0

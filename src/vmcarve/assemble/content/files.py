@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...model import RUN_DATA, HostFile
-from ..tails import Listed
+from ...model import RUN_DATA, GuestMap, HostFile
+from ..tails import Listed, to_file
 
 Int64s = npt.NDArray[np.int64]
 MAX_FILES = 2_000_000  # ours: files of one guest, some 100 bytes each
 MAX_RUNS = 1 << 20  # ours: runs of one guest that are kept
+MAX_PIECES = 1 << 22  # ours: that those of one guest are cut into
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +67,26 @@ class Files:
         good = (i >= 0) & (self.run[i, 0] == number) & (offset < self.run[i, 1] + self.run[i, 3])
         out[good] = (self.run[i, 2] + offset - self.run[i, 1])[good]
         return out
+
+    def in_container(self, table: GuestMap) -> Int64s:
+        """int64[n, 4] of the runs as the container has them, cut where its map is: number of the file, offset in it,
+        file_offset of the container, length; by file and rising."""
+        run = self.run[self.run[:, 3] > 0]
+        if not len(table) or not len(run):
+            return np.empty((0, 4), np.int64)
+        low = np.maximum(np.searchsorted(table.guest_offset, run[:, 2], side="right") - 1, 0)
+        which, row = spread(low, np.searchsorted(table.guest_offset, run[:, 2] + run[:, 3]))
+        begin = np.maximum(run[which, 2], table.guest_offset[row])
+        end = np.minimum(run[which, 2] + run[which, 3], table.guest_offset[row] + table.length[row])
+        f = to_file(table, begin)
+        keep = (f >= 0) & (end > begin)
+        which, begin, end, f = which[keep], begin[keep], end[keep], f[keep]
+        return np.column_stack((run[which, 0], run[which, 1] + begin - run[which, 2], f, end - begin))
+
+
+def spread(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+    """(index, number) of all numbers in [low, high) of each index; none beyond MAX_PIECES."""
+    count = np.maximum(high - low, 0)
+    count[np.cumsum(count) > MAX_PIECES] = 0
+    which = np.repeat(np.arange(len(low)), count)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)

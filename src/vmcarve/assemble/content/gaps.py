@@ -25,6 +25,7 @@ from ..segments import least_weight
 from ..tails import FileEnds, to_file
 from .alike import CELL, MOST_CELLS, counts, distances, within, worth
 from .alike import LEAST as LEAST_COUNTED
+from .files import spread
 from .joins import REACH, Kind, Shares, Side, before, behind, bits, kind_of
 from .want import BLOCK, Guest, Int64s, Told, U8s
 
@@ -33,7 +34,6 @@ Counts = npt.NDArray[np.uint32]  # see `alike.counts`
 MAX_UNITS = 4096  # ours: free units that are looked at
 MAX_PAIRS = 1 << 17  # ours: gaps times units
 MAX_BITS = 1 << 20  # ours: bits of units in gaps that are remembered; some 16 bytes each
-MAX_PIECES = 1 << 22  # ours: of the files of one guest
 MAX_LINKS = 24  # ours: of one gap
 MAX_CELLS = 1 << 16  # ours: of units whose bytes are counted, 64 MiB for the free ones and as much for all that is kept
 LEAST = 1024  # bytes on each side of a border that tell anything
@@ -190,31 +190,11 @@ def _links(number: int, guest: Guest, known: dict[int, int], size: int, piece: I
 def _pieces(guest: Guest, size: int) -> Int64s:
     """int64[n, 4] of the files' runs, cut where the container's map and its units are: file, offset in it,
     file_offset of the container, bytes; by file and rising."""
-    table, run = guest.disk.map, guest.files.run
-    run = run[run[:, 3] > 0]
-    if not len(table) or not len(run):
-        return np.empty((0, 4), np.int64)
-    low = np.maximum(np.searchsorted(table.guest_offset, run[:, 2], side="right") - 1, 0)
-    high = np.searchsorted(table.guest_offset, run[:, 2] + run[:, 3])
-    which, row = _spread(low, high)
-    begin = np.maximum(run[which, 2], table.guest_offset[row])
-    end = np.minimum(run[which, 2] + run[which, 3], table.guest_offset[row] + table.length[row])
-    f = to_file(table, begin)
-    keep = (f >= 0) & (end > begin)
-    which, begin, end, f = which[keep], begin[keep], end[keep], f[keep]
-    part, unit = _spread(f // size, (f + end - begin - 1) // size + 1)
-    at = np.maximum(f[part], unit * size)
-    stop = np.minimum(f[part] + (end - begin)[part], (unit + 1) * size)
-    offset = run[which[part], 1] + begin[part] - run[which[part], 2] + at - f[part]
-    return np.column_stack((run[which[part], 0], offset, at, stop - at))
-
-
-def _spread(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
-    """(index, number) of all numbers in [low, high) of each index; none beyond MAX_PIECES."""
-    count = np.maximum(high - low, 0)
-    count[np.cumsum(count) > MAX_PIECES] = 0
-    which = np.repeat(np.arange(len(low)), count)
-    return which, np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+    run = guest.files.in_container(guest.disk.map)
+    part, unit = spread(run[:, 2] // size, (run[:, 2] + run[:, 3] - 1) // size + 1)
+    at = np.maximum(run[part, 2], unit * size)
+    stop = np.minimum(run[part, 2] + run[part, 3], (unit + 1) * size)
+    return np.column_stack((run[part, 0], run[part, 1] + at - run[part, 2], at, stop - at))
 
 
 @dataclass(slots=True)

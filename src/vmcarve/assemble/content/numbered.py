@@ -48,21 +48,30 @@ def rising(text: U8s, start: Int64s) -> Int64s:
 
 
 def at_begin(text: U8s, lines: Int64s) -> Int64s:
-    """int64[n, 2]: the number of the first whole line of blocks, and the largest step; NONE, 0 where none rise.
+    """int64[n, 2]: the number of the first whole line of blocks, and the largest step; NONE, 0 where none rise, NONE,
+    NONE where there are too few lines to tell.
 
     lines int64[n, k]: the bytes up to the first end of a line, and from each end to the next."""
-    return rising(text, _whole(lines, np.cumsum(lines, axis=1)[:, :-1] + 1))[:, [0, 2]]
+    return _told(rising(text, _whole(lines, np.cumsum(lines, axis=1)[:, :-1] + 1))[:, [0, 2]], lines)
 
 
 def at_end(text: U8s, lines: Int64s) -> Int64s:
     """The same of the last whole line. lines: the same from behind."""
-    return rising(text, _whole(lines, text.shape[1] - np.cumsum(lines, axis=1)[:, 1:])[:, ::-1])[:, 1:]
+    return _told(rising(text, _whole(lines, text.shape[1] - np.cumsum(lines, axis=1)[:, 1:])[:, ::-1])[:, 1:], lines)
 
 
 def _whole(lines: Int64s, start: Int64s) -> Int64s:
     """The begins of lines, none where there are fewer lines."""
-    enough = (lines[:, 1:] > 0).all(axis=1)
-    return np.where(np.expand_dims(enough, 1), start, 0)
+    return np.where(_enough(lines), start, 0)
+
+
+def _enough(lines: Int64s) -> npt.NDArray[np.bool_]:
+    """bool[n, 1]: whether there are as many lines as are asked."""
+    return np.expand_dims((lines[:, 1:] > 0).all(axis=1), 1)
+
+
+def _told(number: Int64s, lines: Int64s) -> Int64s:
+    return np.where(_enough(lines), number, NONE)
 
 
 def goes_on(before: Int64s, behind: Int64s, apart: int = 0) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -73,6 +82,13 @@ def goes_on(before: Int64s, behind: Int64s, apart: int = 0) -> tuple[npt.NDArray
     step = behind[..., 0] - before[..., 0]
     even = pace <= PACE * np.minimum(before[..., 1], behind[..., 1])
     return both, both & even & (step > 0) & (step <= (REACH + apart // SHORT) * pace)
+
+
+def only_one(before: Int64s, behind: Int64s) -> npt.NDArray[np.bool_]:
+    """Whether the lines of one side begin with rising numbers, and those of the other do not. See goes_on."""
+    left, right = before[..., 0] >= 0, behind[..., 0] >= 0
+    told = (left | (before[..., 1] == 0)) & (right | (behind[..., 1] == 0))
+    return (left != right) & told
 
 
 def worth(pace: Int64s, spread: float) -> Floats:

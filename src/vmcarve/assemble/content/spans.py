@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..tails import to_file
 from .want import BLOCK, Guest, Int64s
 
 NEAR = 256  # blocks over which a run is taken to go on to the gap's edge
@@ -43,11 +42,11 @@ class Span:
     file: int
 
 
-def gaps(guest: Guest) -> list[Span]:
-    """All of a guest, but those around which one run goes on."""
-    run, sure = guest.files.run, guest.sure
-    f = to_file(guest.disk.map, run[:, 2])
-    last = to_file(guest.disk.map, run[:, 2] + run[:, 3] - 1)
+def gaps(guest: Guest, run: Int64s) -> list[Span]:
+    """All of a guest, but those around which one run goes on. run: see Files.in_container."""
+    sure = guest.sure
+    f = run[:, 2]
+    last = f + run[:, 3] - 1
     size = guest.files.size[run[:, 0]]
     begins = np.sort(f)
     low, high = -(-f // BLOCK), (last + 1) // BLOCK  # of blocks that are the file's alone
@@ -55,7 +54,7 @@ def gaps(guest: Guest) -> list[Span]:
     shared = np.searchsorted(begins, data) != np.searchsorted(begins, -(-data // BLOCK) * BLOCK)
     whole = (data <= last + 1) & ~shared
     high = np.where(whole, -(-data // BLOCK), high)
-    there = (f >= 0) & (last - f == run[:, 3] - 1) & (high > low)
+    there = high > low
     upto = np.concatenate(([0], np.cumsum(sure[:, 1] - sure[:, 0])))
 
     def held(block: Int64s) -> Int64s:

@@ -4,124 +4,88 @@ Blocks of text that lie one behind the other on the image, and that nobody has, 
 many files, so that what is beside a piece is seldom text as well. Where a stretch hardly goes on as itself (a line of
 another length, letters that do not follow each other) it may be two. A gap in a file of text is then some stretches one
 behind the other, from what goes on from the last placed piece to what leads up to the next. `ways` weighs all rows of
-stretches that are exactly as long as the gap, by how well the words or the lines go on at each border. Words are
-foretold by how often four letters follow each other in the texts of this very image; the stamps of logs rise.
-Memory: 200 bytes for each block of text up to MAX_TEXTS, 16 MiB of samples, two tables of 8 MiB. Time: that of `ways`
-for MAX_ASKED blocks of gaps in each round.
+stretches that are exactly as long as the gap, by how well the words or the lines go on at each border. How
+well is what `letters` says. Stretches that surely follow each other, in whatever file, are tied before (`tied`).
+Memory: 200 bytes for each block of text up to MAX_TEXTS, 16 MiB of samples, 16 MiB of odds. Time: that of `ways` for
+MAX_ASKED blocks of gaps in each round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ...model import Reader
-from ..tails import to_file
 from .followed import Followed
-from .joins import LEAST_LINES, LINE, RANGE_SECONDS, SAME_LINES, STAMP, TEXTUAL, may_be_stamped, seconds
-from .numbered import SHORT, at_begin, at_end, goes_on, worth
+from .joins import LINE, STAMP, TEXTUAL, may_be_stamped
+from .letters import (
+    HEAD,
+    LINES,
+    MOST,
+    MOST_NUMBER,
+    ONE_NUMBERED,
+    ORDER,
+    STAMPED,
+    UNEVEN,
+    Edge,
+    Edges,
+    Letters,
+    counted,
+    edge_of,
+    likely,
+    lines_of,
+)
+from .numbered import at_begin, at_end, goes_on, only_one
 from .spans import FREED, Span, gaps
+from .tied import Chains, ties
 from .want import BLOCK, Guest, Int64s, U8s, in_phase
-from .ways import Floats, Gap, fill
+from .ways import MAX_UNLIKELY, Floats, Gap, fill
 
-HEAD = 64  # bytes at a block's begin that must be text
 RATE = 1 / 256  # ours: breaks by block, taken for pieces of 1 MiB where they are not known
 MOST_RATE = 0.25  # breaks by block beyond which they count no higher
 TELLING = 32  # blocks of a gap whose file has nothing else to tell that it is a text
-LARGE = 256  # blocks of a gap whose file may be one, for nothing of it is known
-MAYBE_TEXT, SURE_UNKNOWN = 0.3, 0.8  # chance that it is; from which a stretch is given there
-MAX_STRETCHES = 512  # ours: of one image, the longest first
+LARGE, SMALL = 256, 4  # blocks of a gap whose file may be one, for nothing of it is known; where one ends at its byte
+MAYBE_TEXT, SURE_UNKNOWN = 0.3, 0.7  # chance that it is; from which a stretch is given there
+MAX_STRETCHES = 2048  # ours: of one image, the longest first; 4 bytes for each two
+MAX_ROWS, ROWS_A_BLOCK = 512, 40  # ours: of them, tied to rows, that one gap is filled from, the longest first
 MAX_TEXTS = 1 << 20  # ours: blocks of text of one image
 MAX_ASKED = 1 << 16  # ours: blocks of all gaps of one round, the shortest gaps first
+ROWS = 256  # of odds that are counted at a time
 MAX_SAMPLES = 16 << 20  # ours: letters that are counted
-COUNTED = 1 << 10  # blocks whose letters are counted at a time
-LINES = 6  # that tell whether a stretch goes on
-LINED = 768  # bytes of a block in which most texts have so many
-BESIDE = 9  # lines beside a border, of which most have one length
-ORDER, HASH = 3, 20  # letters that foretell the next, and bits of the table of four
-DOUBT = 2.0  # letters that are taken to have been seen of any that come behind others
-MOST, AGAINST = 9.0, -9.0  # bits of one border
-STAMPED = 512  # bytes beside a border in which a log has a stamp
-MOST_TIME = 12.0  # bits of stamps
-MOST_NUMBER = 12.0  # bits of numbered lines
-TRUST = 0.7  # of the bits of letters: those behind each other are no independent witnesses
-SAME_LINE = 0.9  # chance that lines of one length go on over a border
 CUT, CUT_OFTEN = 1.0, -2.0  # bits below which a stretch may be two; where pieces are short (see OFTEN)
-UNEVEN = -9.5  # bits where lines of one length do not go on
 TEXTS_MEET = 0.75  # share of the breaks behind a text on the image where another one begins
-FOREIGN = -5.0  # bits of what is no text beside a text
 END_BITS = 5.0  # that a stretch ends where the file's run does
-TAIL_BITS = 10.0  # that a stretch ends at the very byte at which the file does
-SURE, SURE_END = 0.4, 0.9  # chances from which a stretch is given; what one run has of one beside its points
-"""Of the blocks of stretches that came out with 0.4 to 0.8 on nine development images, 97 in 100 were right: the sums
-count what nothing is known of too high where pieces are long. Not so where they are short."""
-OFTEN, SURE_OFTEN = 1 / 64, 0.95  # breaks by block from which they are, and the chance there
-LIKELY_TEXT = np.zeros(256, np.bool_)
-LIKELY_TEXT[9:14] = LIKELY_TEXT[32:127] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """One side of a border: letters (the last or the first ORDER); of lines of one length, that length and the bytes
-    from the border to where a line ends; 0, 0 where there are none. text: whether it is of a text at all. time: of a
-    log, Unix seconds of the nearest stamp, and step: between two. number, pace: of numbered lines (see `numbered`)."""
-
-    letters: bytes
-    line: int = 0
-    rest: int = 0
-    text: bool = True
-    time: float = float("nan")
-    step: float = 0.0
-    number: int = -1
-    pace: int = 0
+TAIL_BITS = 13.0  # that a stretch ends at the very byte at which the file does
+SURE, SURE_END = 0.25, 0.9  # chances from which a stretch is given; what one run has of one beside its points
+"""Of 24 that came out with 0.2 to 0.95 on three development images in pieces of 1 MiB one was wrong, 7 of some 5,000
+blocks: the sums count what nothing is known of too high where pieces are long. Not so where they are short."""
+SURE_FREED = 0.95  # of the latter in free space: nothing says that it held text
+OFTEN, SURE_OFTEN = 1 / 64, 0.85  # breaks by block from which they are, and the chance there
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """Blocks [first, first + count) of the image. tail: bytes of text in the last block. stays: the chance that what
-    follows on the image goes on from it."""
+    follows on the image goes on from it. begun, ended: the chance that it goes on from, or to, what is placed beside
+    it."""
 
     first: int
     count: int
     tail: int
     stays: float
+    begun: float
+    ended: float
     begin: Edge
     end: Edge
 
 
 @dataclass(frozen=True, slots=True)
-class Edges:
-    """Edges as columns: letters uint32[n, ORDER], and the fields of `Edge`."""
-
-    letters: npt.NDArray[np.uint32]
-    line: Int64s
-    rest: Int64s
-    text: npt.NDArray[np.bool_]
-    time: Floats
-    step: Floats
-    number: Int64s  # int64[n, 2]: number, pace
-
-    @classmethod
-    def of(cls, edges: list[Edge], ends: bool) -> Edges:
-        """ends: of the sides before borders, whose letters stand next to them last."""
-        letters = b"".join(e.letters.rjust(ORDER, b"\0") if ends else e.letters.ljust(ORDER, b"\0") for e in edges)
-        return cls(np.frombuffer(letters, np.uint8).reshape(-1, ORDER).astype(np.uint32),
-                   np.array([e.line for e in edges], np.int64), np.array([e.rest for e in edges], np.int64),
-                   np.array([e.text for e in edges], np.bool_), np.array([e.time for e in edges], np.float64),
-                   np.array([e.step for e in edges], np.float64),
-                   np.array([(e.number, e.pace) for e in edges], np.int64).reshape(-1, 2))
-
-    def __len__(self) -> int:
-        return len(self.line)
-
-
-@dataclass(frozen=True, slots=True)
 class Pieces:
-    """All stretches of a round, by place, as columns: see `Stretch`. odds float64[n, n]: how much likelier the second
-    comes behind the first than any; rising: their numbers by length."""
+    """All stretches of a round, by place, as columns: see `Stretch`. odds float32[n, n]: how much likelier the second
+    comes behind the first than any; chains: those that surely follow each other."""
 
     stretches: list[Stretch]
     first: Int64s
@@ -130,23 +94,38 @@ class Pieces:
     stays: Floats
     begins: Edges
     ends: Edges
-    odds: Floats
-    rising: Int64s
+    odds: npt.NDArray[np.float32]
+    chains: Chains
 
     @classmethod
-    def of(cls, stretches: list[Stretch], letters: Letters) -> Pieces:
+    def of(cls, stretches: list[Stretch], letters: Letters, rate: float, earlier: Pieces | None = None) -> Pieces:
+        """rate: breaks by block. earlier: of a round before, whose odds stand as far as the stretches do."""
         begins, ends = Edges.of([s.begin for s in stretches], False), Edges.of([s.end for s in stretches], True)
         tail = np.array([s.tail for s in stretches], np.int64)
         count = np.array([s.count for s in stretches], np.int64)
-        odds = _within(letters.odds(ends, begins), tail)
-        return cls(stretches, np.array([s.first for s in stretches], np.int64), count, tail,
-                   np.array([s.stays for s in stretches], np.float64), begins, ends, odds,
-                   np.argsort(count, kind="stable"))
+        odds = np.empty((len(count), len(count)), np.float32)
+        known = {} if earlier is None else {(s.first, s.count): i for i, s in enumerate(earlier.stretches)}
+        was = np.array([known.get((s.first, s.count), -1) for s in stretches], np.int64)
+        old, new = np.flatnonzero(was >= 0), np.flatnonzero(was < 0)
+        if earlier is not None and len(old):
+            odds[np.ix_(old, old)] = earlier.odds[np.ix_(was[old], was[old])]
+            fresh = letters.odds(ends.picked(old), begins.picked(new), among=begins)
+            odds[np.ix_(old, new)] = _within(fresh, tail[old])
+        for i in range(0, len(new), ROWS):
+            part = new[i : i + ROWS]
+            odds[part] = _within(letters.odds(ends.picked(part), begins), tail[part])
+        begun, ended = (np.array([getattr(s, side) for s in stretches]) for side in ("begun", "ended"))
+        first, stays = np.array([s.first for s in stretches], np.int64), np.array([s.stays for s in stretches])
+        behind = np.minimum(np.searchsorted(first, first + count), max(len(first) - 1, 0))
+        next_ = np.where(first[behind] == first + count, behind, -1)
+        after = ties(odds, np.minimum(count, 1 / rate), begun, ended, next_, stays)
+        return cls(stretches, first, count, tail, stays, begins, ends, odds, Chains.of(after, count))
 
-
-    def apart(self, letters: Letters, between: int) -> Floats:
-        """The odds where so many bytes of the file lie between."""
-        return _within(letters.odds(self.ends, self.begins, between), self.tail) if between else self.odds
+    def apart(self, letters: Letters, between: int, last: Int64s, first: Int64s) -> Floats:
+        """The odds of some behind some, where so many bytes of the file lie between."""
+        if not between:
+            return self.odds[np.ix_(last, first)].astype(np.float64)
+        return _within(letters.odds(self.ends.picked(last), self.begins.picked(first), between), self.tail[last])
 
 
 def _within(odds: Floats, tail: Int64s) -> Floats:
@@ -166,6 +145,7 @@ class Texts(Followed):
     _samples: list[U8s] = field(default_factory=list[U8s])
     _sampled: int = 0
     _letters: Letters | None = None
+    _every: Pieces | None = None  # of the last round
     _rate: float = RATE  # breaks by block
     _often: bool = True  # or it is not known
     _texts: set[int] = field(default_factory=set[int])  # image blocks
@@ -176,22 +156,22 @@ class Texts(Followed):
         self._blocks += len(blocks)
         if sum(len(rows) for rows in self._noted) >= MAX_TEXTS:
             return
-        likely = np.flatnonzero(_letters(blocks[:, :HEAD]).all(axis=1))
-        if not len(likely):
+        may_be = np.flatnonzero(likely(blocks[:, :HEAD]).all(axis=1))
+        if not len(may_be):
             return
-        text = blocks[likely]
+        text = blocks[may_be]
         there = text != 0
-        size = _counted(there)
+        size = counted(there)
         good = (size == BLOCK) | (np.argmin(there, axis=1) == size)  # zeros behind it only
-        good &= _counted(_letters(text)) >= TEXTUAL * size
+        good &= counted(likely(text)) >= TEXTUAL * size
         text, size = text[good], size[good]
         if not len(text):
             return
         stamped = may_be_stamped(text[:, :STAMPED]).astype(np.int64)
         for i in np.flatnonzero(stamped).tolist():
             stamped[i] = STAMP.search(text[i, :STAMPED].tobytes()) is not None
-        begins, ends = _lines(text), _lines(text[:, ::-1])
-        row = np.column_stack(((at + first) // BLOCK + likely[good], size, stamped, begins, ends, text[:, :ORDER],
+        begins, ends = lines_of(text), lines_of(text[:, ::-1])
+        row = np.column_stack(((at + first) // BLOCK + may_be[good], size, stamped, begins, ends, text[:, :ORDER],
                                text[:, -ORDER:], at_begin(text, begins), at_end(text, ends)))
         self._noted.append(row.astype(np.int64))
         if self._sampled < MAX_SAMPLES:
@@ -205,7 +185,8 @@ class Texts(Followed):
         self._often = not 0 < self._guests[0].rate <= OFTEN
         phase = self._guests[0].start % BLOCK
         guests = [(k, g) for k, g in enumerate(self._guests) if g.start % BLOCK == phase]
-        spans = sorted(((k, span) for k, g in guests for span in gaps(g)), key=lambda s: len(s[1].blocks))
+        parts = {k: g.files.in_container(g.disk.map) for k, g in guests}
+        spans = sorted(((k, span) for k, g in guests for span in gaps(g, parts[k])), key=lambda s: len(s[1].blocks))
         asked = np.cumsum([len(span.blocks) for _, span in spans])
         spans = spans[: int(np.searchsorted(asked, MAX_ASKED, side="right"))]
         if not spans:
@@ -214,26 +195,31 @@ class Texts(Followed):
             self._letters = Letters.of(self._samples)
             self._samples = []
             self._texts = set(np.concatenate(self._noted)[:, 0].tolist())
-        every = Pieces.of(self._stretches(phase), self._letters)
+        every = self._every = Pieces.of(self._stretches(phase), self._letters, self._rate, self._every)
         # of each image block: whether a file that is known wants it, the chance, guest and file block
         claims: dict[int, tuple[bool, float, int, int]] = {}
+        seen: dict[tuple[int, int], list[bool]] = {(k, FREED): [] for k, _ in guests}
         for k, span in spans:
-            for f, p, chance in self._ways(self._guests[k], span, every, phase):
+            if (k, span.file) not in seen:
+                seen[k, span.file] = self._samples_of(self._guests[k], parts[k], span.file)
+            for f, p, chance in self._ways(self._guests[k], seen[k, span.file], span, every, phase):
                 claims[p] = max(claims.get(p, (False, 0.0, 0, 0)), (span.file != FREED, chance, k, f))
         for p, (_, _, k, f) in claims.items():
             self._found[k].setdefault(f, p)
 
-    def _ways(self, guest: Guest, span: Span, every: Pieces, phase: int
+    def _ways(self, guest: Guest, seen: list[bool], span: Span, every: Pieces, phase: int
               ) -> list[tuple[int, int, float]]:
-        """(file block, image block, chance) of what fills a gap."""
+        """(file block, image block, chance) of what fills a gap. seen: see _samples_of."""
         at = guest.start // BLOCK
         n, begins, counts = len(span.blocks), every.first, every.count
         extents = [0, *(x for x, _ in span.borders), n]
-        keep = counts <= n
+        used = set[int]()  # stretches at the gap's edges
+        known = span.file != FREED  # else what lies beside it may be of another file
+        at_left, at_right = list[tuple[int, int]](), list[tuple[int, int]]()  # image blocks there, and how many
         left = right = None
         letters = self._letters
         assert letters is not None
-        seen, ends_of = self._samples_of(guest, span.file) if span.file != FREED else [], list[Edge]()
+        ends_of = list[Edge]()
         text = 2 * sum(seen) > len(seen)
         first = stop = -1
         of_left = 0.0
@@ -250,9 +236,13 @@ class Texts(Followed):
                 if not fits and span.inside_left:
                     return []
                 if fits and span.before[0] < 0:
-                    keep[j] = False
-                    left, text, of_left = (size, every.odds[j]), True, float(every.stays[j])
-                    ends_of.append(every.stretches[j].end)
+                    # less than all of the room: whether its end would fit is not asked
+                    row = every.chains.from_(j, extents[1] - size - 1) if known else [j]
+                    at_left = [(first, size), *((int(begins[k]), int(counts[k])) for k in row[1:])]
+                    used.update(row)
+                    left, text = (sum(m for _, m in at_left), every.odds[row[-1]].astype(np.float64)), True
+                    of_left = float(every.stays[row[-1]])
+                    ends_of.append(every.stretches[row[-1]].end)
             elif span.inside_left:
                 left, text = (0, letters.odds(Edges.of([edge], True), every.begins)[0]), True
                 ends_of.append(edge)
@@ -274,9 +264,12 @@ class Texts(Followed):
                 if not fits and span.inside_right:
                     return []
                 if fits and span.behind[0] < 0:
-                    keep[j] = False
-                    right, text = (size, every.odds[:, j]), True
-                    ends_of.append(every.stretches[j].begin)
+                    row = every.chains.from_(j, n - extents[-2] - size - 1, True) if known and j not in used else [j]
+                    row = row[: next((i for i, k in enumerate(row) if i and k in used), len(row))]
+                    at_right = [*((int(begins[k]), int(counts[k])) for k in row[:0:-1]), (stop - size, size)]
+                    used.update(row)
+                    right, text = (sum(m for _, m in at_right), every.odds[:, row[-1]].astype(np.float64)), True
+                    ends_of.append(every.stretches[row[-1]].begin)
             elif span.inside_right:
                 right, text = (0, letters.odds(every.ends, Edges.of([edge], False))[:, 0]), True
                 ends_of.append(edge)
@@ -288,26 +281,30 @@ class Texts(Followed):
         if span.file == FREED and left is right is None:
             return []
         joined = span.inside_left or span.inside_right or max(before, behind) >= 0
-        if not (text and (joined or n >= TELLING or 0 < span.tail < BLOCK) or not seen and n >= LARGE):
+        ends_there = 0 < span.tail < BLOCK and bool((every.tail == span.tail).any())
+        if not (text and (joined or n >= TELLING or 0 < span.tail < BLOCK) or
+                not seen and (n >= LARGE or n >= SMALL and ends_there)):
             return []
-        picked = every.rising[keep[every.rising]]
-        number = np.full(len(begins) + 1, -1, np.int64)  # of those picked; none is behind the last
-        number[picked] = np.arange(len(picked))
-        follow = np.append(begins[picked] + counts[picked], first + left[0] if left is not None and left[0] else -1)
+        rows, joints = self._rows(span, every, used, text)
+        length = np.array([sum(every.chains.count[k] for k in row) for row in rows], np.int64)
+        head, last = (np.array([row[i] for row in rows], np.int64) for i in (0, -1))
+        number = np.full(len(begins) + 1, -1, np.int64)  # of the rows, by what they begin with; none is behind the last
+        number[head] = np.arange(len(head))
+        follow = np.append(begins[last] + counts[last], sum(at_left[-1]) if at_left else -1)
         found_at = np.minimum(np.searchsorted(begins, follow), len(begins) - 1)
         next_ = np.where(begins[found_at] == follow, number[found_at], -1) if len(begins) else np.full(1, -1, np.int64)
         wanted = BLOCK if span.tail < 0 else span.tail
-        ends = np.where(every.tail[picked] == wanted, 2.0 ** (END_BITS if wanted == BLOCK else TAIL_BITS), 0.0)
+        ends = np.where(every.tail[last] == wanted, 2.0 ** (END_BITS if wanted == BLOCK else TAIL_BITS), 0.0)
         across = 1.0
         if len(ends_of) == 2:
             across = float(letters.odds(Edges.of(ends_of[:1], True), Edges.of(ends_of[1:], False))[0, 0])
-        found = fill(Gap(n, counts[picked], every.odds[np.ix_(picked, picked)], next_,
-                         np.append(every.stays[picked], of_left), ends,
-                         None if left is None else (left[0], left[1][picked]),
-                         None if right is None else (right[0], right[1][picked]), self._rate, across,
-                         dict(span.borders), {apart: every.apart(letters, apart)[np.ix_(picked, picked)]
+        found = fill(Gap(n, length, every.apart(letters, 0, last, head), next_,
+                         np.append(every.stays[last], of_left), ends,
+                         None if left is None else (left[0], left[1][head]),
+                         None if right is None else (right[0], right[1][last]), self._rate, across,
+                         dict(span.borders), {apart: every.apart(letters, apart, last, head)
                                               for apart in {apart for _, apart in span.borders}},
-                         1.0 if text else MAYBE_TEXT))
+                         joints, 1.0 if text else MAYBE_TEXT))
         if found is None:
             return []
         out: list[tuple[int, int, float]] = []
@@ -318,23 +315,46 @@ class Texts(Followed):
                 given[a : a + blocks] = True
                 out.extend((f, p + k, chance) for k, f in enumerate(span.blocks[a : a + blocks].tolist()))
 
-        if left is not None and found.left >= SURE_END:
-            give(0, first, left[0], found.left)
-        if right is not None and found.right >= SURE_END:
-            give(n - right[0], stop - right[0], right[0], found.right)
-        known = text and span.file != FREED
+        def give_all(a: int, parts: list[tuple[int, int]], chance: float) -> None:
+            for p, blocks in parts:
+                give(a, p, blocks, chance)
+                a += blocks
+
+        sure = SURE_END if known else SURE_FREED
+        if left is not None and found.left >= sure:
+            give_all(0, at_left, found.left)
+        if right is not None and found.right >= sure:
+            give_all(n - right[0], at_right, found.right)
+        known &= text
         x, k = np.nonzero(found.chance >= (SURE_OFTEN if self._often else SURE if known else SURE_UNKNOWN))
         for j in np.argsort(-found.chance[x, k], kind="stable").tolist():  # the likeliest first
-            s = every.stretches[int(picked[k[j]])]
-            give(int(x[j]), s.first, s.count, float(found.chance[x[j], k[j]]))
+            parts = [(every.stretches[one].first, every.stretches[one].count) for one in rows[int(k[j])]]
+            give_all(int(x[j]), parts, float(found.chance[x[j], k[j]]))
         return out
 
-    def _samples_of(self, guest: Guest, file: int) -> list[bool]:
-        """Of what is placed of a file: whether some blocks are text."""
-        runs = guest.files.run[guest.files.run[:, 0] == file]
-        f = to_file(guest.disk.map, runs[:, 2])
+    def _rows(self, span: Span, every: Pieces, used: set[int], text: bool
+              ) -> tuple[list[list[int]], dict[int, list[int]]]:
+        """The stretches of each row that may fill a gap, the rows by their length, and of rows of several the blocks at
+        which each but the first begins."""
+        n, count = len(span.blocks), every.chains.count
+        rows = every.chains.upto(n, used)
+        most = min(MAX_ROWS, ROWS_A_BLOCK * n)
+        most = max(0, most if text else min(most, int((MAX_UNLIKELY / max(n, 1)) ** 0.5) - 2))
+        if len(rows) > most:  # those that may well come last, or lie right behind a long one
+            head, last = (np.array([row[i] for _, row in rows], np.int64) for i in (0, -1))
+            fits = (every.tail[last] == span.tail) & (span.tail != BLOCK)
+            fits |= np.isin(every.first[head], (every.first + every.count)[last[:most]])
+            rows = [*rows[:most], *(rows[i] for i in (np.flatnonzero(fits[most:])[:most] + most).tolist())]
+        rows = rows[::-1]
+        return [row for _, row in rows], {i: list(itertools.accumulate(count[k] for k in row[:-1]))
+                                          for i, (_, row) in enumerate(rows) if len(row) > 1}
+
+    def _samples_of(self, guest: Guest, parts: Int64s, file: int) -> list[bool]:
+        """Of what is placed of a file: whether some blocks are text. parts: see Files.in_container."""
+        low, high = np.searchsorted(parts[:, 0], [file, file + 1])
+        runs = parts[low:high]
         seen: list[bool] = []
-        for a, n in zip((f // BLOCK).tolist(), (runs[:, 3] // BLOCK).tolist(), strict=True):
+        for a, n in (runs[:, 2:] // BLOCK).tolist():
             for first, end, delta in guest.sure[(guest.sure[:, 0] < a + n) & (guest.sure[:, 1] > a + 1)].tolist():
                 blocks = range(max(first, a + 1), min(end, a + n))
                 seen += [b + delta + guest.start // BLOCK in self._texts for b in blocks[:: max(1, len(blocks) // 16)]]
@@ -349,9 +369,14 @@ class Texts(Followed):
             for a, b, d in g.sure.tolist():
                 low, high = np.searchsorted(noted[:, 0], [g.start // BLOCK + a + d, g.start // BLOCK + b + d])
                 taken[low:high] = True
+        breaks = min(TEXTS_MEET * self._rate, 0.5)
+        bits = self._goes_on(noted[:-1], noted[1:])
+        beside = (np.diff(noted[:, 0]) == 1) & (noted[:-1, 1] == BLOCK)
+        stays = np.where(beside, 1 / (1 + breaks / (1 - breaks) * np.exp2(-bits)), 0.0)
+        begun = np.concatenate(([0.0], np.where(taken[:-1], stays, 0.0)))[~taken]
+        ended = np.append(np.where(taken[1:], stays, 0.0), 0.0)[~taken]
         noted = noted[~taken]
         bits = self._goes_on(noted[:-1], noted[1:])
-        breaks = min(TEXTS_MEET * self._rate, 0.5)
         stays = np.append(1 / (1 + breaks / (1 - breaks) * np.exp2(-bits)), 0.0)
         new = (np.diff(noted[:, 0]) != 1) | (noted[:-1, 1] < BLOCK) | (bits < (CUT_OFTEN if self._often else CUT))
         start = np.flatnonzero(np.concatenate(([True], new))[: len(noted)])
@@ -363,7 +388,8 @@ class Texts(Followed):
             begin = self._edge(int(noted[a, 0]), False, phase)
             end = self._edge(int(noted[b - 1, 0]), True, phase)
             if begin.text and (end.text or tail < BLOCK):
-                out.append(Stretch(int(noted[a, 0]), b - a, tail, float(stays[b - 1]), begin, end))
+                out.append(Stretch(int(noted[a, 0]), b - a, tail, float(stays[b - 1]), float(begun[a]),
+                                   float(ended[b - 1]), begin, end))
         return out
 
     def _goes_on(self, left: Int64s, right: Int64s) -> Floats:
@@ -379,6 +405,7 @@ class Texts(Followed):
         bits = self._letters.bits(*(side.astype(np.uint32) for side in letters))
         uneven = (even[0] | even[1]) & ~even_on | (left[:, 2] != right[:, 2])
         bits = np.where(uneven, np.minimum(bits, UNEVEN), np.where(even_on, MOST, bits))
+        bits = np.where(only_one(left[:, -2:], right[:, -4:-2]), np.minimum(bits, ONE_NUMBERED / 2), bits)
         return np.where(numbered, np.where(rises, MOST_NUMBER, np.minimum(bits, UNEVEN)), bits)
 
     def _edge(self, block: int, ends: bool, phase: int) -> Edge:
@@ -386,172 +413,5 @@ class Texts(Followed):
         key = block, ends
         if key not in self._edges:
             data = self.image.read(block * BLOCK + phase, BLOCK)
-            self._edges[key] = _edge(data, ends)
+            self._edges[key] = edge_of(data, ends)
         return self._edges[key]
-
-
-def _letters(text: U8s) -> npt.NDArray[np.bool_]:
-    """LIKELY_TEXT of each byte, without a look into a table for each."""
-    return (text - np.uint8(9) < 5) | (text - np.uint8(32) < 95)
-
-
-def _counted(blocks: npt.NDArray[np.bool_]) -> Int64s:
-    """How many of each block's bytes: eight at a time, in groups that count no further than a byte does."""
-    words = blocks.view(np.uint64).reshape(len(blocks), -1, BLOCK // 32)
-    return words.sum(axis=2).view(np.uint8).reshape(len(blocks), -1).sum(axis=1, dtype=np.int64)
-
-
-def _lines(text: U8s) -> Int64s:
-    """int64[n, LINES] of rows of text: the bytes before the first end of a line, and of the lines behind it."""
-    line = text[:, :LINED] == ord("\n")
-    few = np.flatnonzero(np.count_nonzero(line, axis=1) < LINES)  # their lines are long, or end further on
-    out = _ends_of(line)
-    if len(few) and text.shape[1] > LINED:
-        out[few] = _ends_of(text[few] == ord("\n"))
-    return out
-
-
-def _ends_of(line: npt.NDArray[np.bool_]) -> Int64s:
-    at = np.arange(len(line))
-    ends = np.zeros((len(line), LINES), np.int64)
-    for i in range(LINES):
-        ends[:, i] = np.argmax(line, axis=1)
-        line[at, ends[:, i]] = False
-    return np.column_stack((ends[:, 0], np.maximum(np.diff(ends, axis=1), 0)))
-
-
-def _edge(data: bytes, ends: bool) -> Edge:
-    array = np.frombuffer(data, np.uint8)
-    part = array[-HEAD:] if ends else array[:HEAD]
-    letters = data[-ORDER:] if ends else data[:ORDER]
-    if len(data) < BLOCK or not LIKELY_TEXT[part].all():
-        return Edge(letters, text=False)
-    stamps = STAMP.finditer(data[-STAMPED:] if ends else data[:STAMPED])
-    times = [t for stamp in stamps if (t := seconds(stamp)) is not None]
-    if times:
-        step = max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
-        return Edge(letters, time=times[-1 if ends else 0], step=max(step, 1.0))
-    lines = _lines(array[None, ::-1] if ends else array[None])
-    number, pace = (at_end if ends else at_begin)(array[None], lines)[0].tolist()
-    if number >= 0:
-        return Edge(letters, number=number, pace=pace)
-    at = np.flatnonzero(array == ord("\n"))
-    lengths = np.diff(at[-BESIDE:] if ends else at[:BESIDE])
-    if len(at) > LEAST_LINES:
-        common, counts = np.unique(lengths, return_counts=True)
-        most = int(counts.argmax())
-        if counts[most] >= SAME_LINES * counts.sum() and common[most] >= LINE:
-            line = int(common[most])
-            rest = line - (len(data) - 1 - int(at[-1])) - 1 if ends else int(at[0])
-            return Edge(letters, line, rest)
-    return Edge(letters)
-
-
-@dataclass(frozen=True, slots=True)
-class Letters:
-    """How often letters follow each other in the texts of an image: counts of four and of three by their hash, of two
-    by both, and the share of one."""
-
-    four: Floats
-    three: Floats
-    two: Floats
-    one: Floats
-
-    @classmethod
-    def of(cls, samples: list[U8s]) -> Letters:
-        four, three, two, one = np.zeros(1 << HASH), np.zeros(1 << HASH), np.zeros(1 << 16), np.full(256, 0.5)
-        for part in _together(samples):  # each count touches the whole of its table
-            rows = np.concatenate(part).astype(np.uint32)
-            begun = _mixed(rows[:, :-2], rows[:, 1:-1], rows[:, 2:])
-            three += np.bincount(_cut(begun).ravel(), minlength=1 << HASH)
-            four += np.bincount(_cut(_mixed(rows[:, 3:], begun=begun[:, :-1])).ravel(), minlength=1 << HASH)
-            two += np.bincount((rows[:, :-1] << 8 | rows[:, 1:]).ravel(), minlength=1 << 16)
-            one += np.bincount(rows.ravel(), minlength=256)
-        return cls(four, three, two, one / one.sum())
-
-    def odds(self, left: Edges, right: Edges, apart: int = 0) -> Floats:
-        """float64[m, n]: how much likelier each right edge comes behind each left one than behind any. apart: bytes of
-        the file that lie between."""
-        if not len(left) or not len(right):
-            return np.ones((len(left), len(right)))
-        bits = self.bits(left.letters[:, None], right.letters[None]) if not apart else np.zeros((len(left), len(right)))
-        line_l, line_r = left.line[:, None], right.line[None, :]
-        if line_l.any() or line_r.any():
-            share = np.maximum((line_l == line_r).mean(axis=1), 1 / 64)[:, None]
-            goes_on = np.log2(SAME_LINE * np.maximum(line_l, 1) / np.where(line_l == line_r, share, 1.0))
-            width = np.maximum(line_l, 1)
-            of_lines = np.where((left.rest[:, None] - apart) % width == right.rest[None, :] % width, goes_on,
-                                np.where(line_r == 0, AGAINST / 2, AGAINST))
-            bits = np.where(line_l > 0, of_lines, np.where(line_r > 0, np.log2(1 - SAME_LINE), bits))
-        bits = _of_numbers(left, right, _of_times(left, right, bits, apart), apart)
-        return np.where(left.text[:, None] & right.text[None, :], np.exp2(bits), 2.0 ** FOREIGN)
-
-    def bits(self, left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32]) -> Floats:
-        """By how much likelier the ORDER letters of `right` (the last axis) are behind those of `left`."""
-        both = [*(left[..., k] for k in range(ORDER)), *(right[..., k] for k in range(ORDER))]
-        out = np.zeros(())
-        for i in range(ORDER):  # the letters behind the border, each by the three before it
-            begun = _mixed(*both[i : i + ORDER])
-            seen = self.four[_cut(_mixed(both[i + ORDER], begun=begun))] + DOUBT * self.one[both[i + ORDER]]
-            out = out + np.log2(seen / (self.three[_cut(begun)] + DOUBT))
-        return np.clip(TRUST * (out - self._alone(right)), AGAINST, MOST)
-
-    def _alone(self, letters: npt.NDArray[np.uint32]) -> Floats:
-        """The logarithm of how likely three letters are behind any."""
-        a, b, c = (letters[..., k] for k in range(ORDER))
-        pair, next_ = a << 8 | b, b << 8 | c
-        total = max(float(self.two.sum()), 1.0)
-        begin = (self.two[pair] + DOUBT * self.one[a] * self.one[b]) / (total + DOUBT)
-        near = (self.two[next_] + DOUBT * self.one[c]) / (self.one[b] * total + DOUBT)
-        seen = self.three[_cut(_mixed(a, b, c))]
-        return np.log2(begin * (seen + DOUBT * near) / (self.two[pair] + DOUBT))
-
-
-def _of_times(left: Edges, right: Edges, bits: Floats, apart: int) -> Floats:
-    """The bits with what time stamps say: those of a log rise by as much as they did."""
-    log_l, log_r = np.isfinite(left.time)[:, None], np.isfinite(right.time)[None, :]
-    if not log_l.any() and not log_r.any():
-        return bits
-    step = (4 + apart // SHORT) * np.maximum(left.step[:, None], right.step[None, :])
-    gap = right.time[None, :] - left.time[:, None]
-    of_time = np.where((gap >= 0) & (gap <= step), np.log2(RANGE_SECONDS / np.maximum(step, 1.0)), AGAINST)
-    both = bits / 2 + np.minimum(of_time, MOST_TIME)
-    return np.where(log_l & log_r, both, np.where(log_l | log_r, AGAINST / 2, bits))
-
-
-def _of_numbers(left: Edges, right: Edges, bits: Floats, apart: int) -> Floats:
-    """The bits with what the numbers of lines say."""
-    known = np.concatenate((left.number[:, 0], right.number[:, 0]))
-    known = known[known >= 0]
-    if not len(known):
-        return bits
-    numbered, rises = goes_on(left.number[:, None], right.number[None, :], apart)
-    of_numbers = np.minimum(worth(left.number[:, 1], float(np.ptp(known))), MOST_NUMBER)[:, None]
-    return np.where(numbered, np.where(rises, bits + of_numbers, np.minimum(bits, UNEVEN)), bits)
-
-
-def _together(samples: list[U8s]) -> Iterator[list[U8s]]:
-    """The samples in lists of some COUNTED rows."""
-    part, held = list[U8s](), 0
-    for sample in samples:
-        part.append(sample)
-        held += len(sample)
-        if held >= COUNTED:
-            yield part
-            part, held = [], 0
-    if part:
-        yield part
-
-
-def _mixed(*letters: npt.NDArray[np.uint32], begun: npt.NDArray[np.uint32] | None = None) -> npt.NDArray[np.uint32]:
-    """A number for letters that follow each other. begun: that of those before them."""
-    out = np.zeros((), np.uint32) if begun is None else begun
-    for each in letters:
-        out = out ^ each
-        out *= np.uint32(0x9E3779B1)
-        out ^= out >> np.uint32(15)
-    return out
-
-
-def _cut(mixed: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    return mixed & np.uint32((1 << HASH) - 1)

@@ -33,8 +33,9 @@ class Gap:
 
     left, right: what goes on from the piece before and up to the piece behind: (blocks, odds of every stretch behind
     or before it), None where that is not known. across: the odds of the right one behind the left one. borders: blocks
-    of the gap over which no stretch reaches, with the key in `meeting` of the odds, as above, of two that meet there.
-    likely: the chance that stretches of this kind fill it at all.
+    of the gap over which no piece reaches, with the key in `meeting` of the odds, as above, of two that meet there.
+    joints: of stretches that are several pieces, by number, the blocks at which the next one begins. likely: the chance
+    that stretches of this kind fill it at all.
     """
 
     blocks: int
@@ -49,6 +50,7 @@ class Gap:
     across: float = 1.0
     borders: dict[int, int] = field(default_factory=dict[int, int])
     meeting: dict[int, Floats] = field(default_factory=dict[int, Floats])
+    joints: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     likely: float = 1.0
 
 
@@ -78,6 +80,8 @@ def fill(gap: Gap) -> Filled | None:
         odds[left, right] = gap.across if gap.left is not None else 0.0
     # short ones are seldom whole pieces: what others left, and what lies between pieces
     prior = np.minimum(np.maximum(length, 1), 1 / gap.rate)
+    for k, joints in gap.joints.items():  # each of several pieces for itself
+        prior[k] = np.minimum(np.diff([0, *joints, length[k]]), 1 / gap.rate).sum()
     prior[left] = 0.0
     prior[right] = 1 / gap.rate if gap.right is not None else 0.0  # it goes on behind the gap
     prior /= max(float(prior.sum()), 1.0)
@@ -98,7 +102,8 @@ def fill(gap: Gap) -> Filled | None:
     if gap.right is None:
         ends[:count] = gap.ends
         ends[left] = 1.0
-    out = gap.rate * HIDDEN if gap.right is not None else 1.0  # nothing known up to the very end, or beyond it
+    # nothing known up to the very end, or beyond it
+    out = 1.0 if gap.right is None else gap.rate * HIDDEN if gap.right[0] else 0.0
     return _sums(length, amid, across, prior, enter, ends, gap, out)
 
 
@@ -126,19 +131,19 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
     size = count + 2
     at = np.arange(n + 1)
     ended = np.searchsorted(length[:count], at, side="right").tolist()
-    limit = np.array([*gap.borders, n, n], np.int64)
-    limit = limit[np.minimum(np.searchsorted(limit, at, side="right"), len(limit) - 1)]
-    fits = np.searchsorted(length[:count], limit - at, side="right").tolist()
+    fits = np.searchsorted(length[:count], n - at, side="right").tolist()
+    whole = _whole(length[:count], gap) if gap.borders else None
     begin, end = np.zeros((n + 1, size), np.float32), np.zeros((n + 1, size), np.float32)
     enters = enter.astype(np.float32)
     lasts = 1 - gap.rate * (1 - ABSENT)
-    first = 1 - gap.likely * (1 - ABSENT) if gap.left is None else HIDDEN  # that it begins with what is not known
+    hidden = HIDDEN if gap.left is not None and gap.left[0] else 0.0
+    first = 1 - gap.likely * (1 - ABSENT) if gap.left is None else hidden  # that it begins with what is not known
     unknown = np.zeros(n + 2)  # that up to this block nothing known lies there
     last = n - int(length[right]) if gap.right is not None else -1
     of_left = int(length[left]) if gap.left is not None else -1  # blocks from the gap's begin
     numbers = np.arange(count)
     if gap.left is not None and of_left <= n:
-        end[of_left, left] = SCALE * (1 - HIDDEN)
+        end[of_left, left] = SCALE * (1 - hidden)
     elif gap.left is None:
         begin[0, :count] = SCALE * gap.likely * (1 - ABSENT) * prior[:count]
         begin[0, right] = SCALE * gap.likely * (1 - ABSENT)  # where it reaches so far
@@ -153,6 +158,8 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
         if x == last:
             row[right] += float(here[: right] @ jump[: right, right]) + unknown[x] * float(enters[right])
             end[n, right] += row[right]
+        if whole is not None:
+            row[:count] *= whole[x]
         end[x + length[:p], numbers[:p]] += row[:p]
         if x == 0:
             fresh += SCALE * first
@@ -167,6 +174,8 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
         row, here, q, p = after[x], before[x], ended[x], fits[x]
         jump, none = across.get(x, amid)
         here[:p] = after[x + length[:p], numbers[:p]]
+        if whole is not None:
+            here[:count] *= whole[x]
         if x == last:
             here[right] = SCALE
         if x < n:
@@ -183,3 +192,16 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
     kept = float(end[of_left, left]) * float(after[of_left, left]) / all_ if 0 <= of_left <= n else 0.0
     of_right = float(chance[last, right]) if gap.right is not None and last >= 0 else 0.0
     return Filled(chance[:, :count], kept, of_right)
+
+
+def _whole(length: Int64s, gap: Gap) -> npt.NDArray[np.bool_]:
+    """bool[blocks + 1, s]: whether a stretch that begins at a block has no piece that would reach over a border."""
+    n = gap.blocks
+    border = np.zeros(n + int(length.max(initial=0)) + 2, np.int64)
+    border[list(gap.borders)] = 1
+    before = np.concatenate(([0], np.cumsum(border)))  # borders before each block
+    at = np.arange(n + 1)
+    inside = before[np.minimum(at[:, None] + length, n)] - before[at + 1][:, None]
+    for k, joints in gap.joints.items():
+        inside[:, k] -= border[at[:, None] + np.array(joints, np.int64)].sum(axis=1)
+    return inside <= 0
