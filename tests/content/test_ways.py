@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vmcarve.assemble.content import ways
 from vmcarve.assemble.content.ways import ABSENT, Filled, Gap, fill
 
 RATE = 1 / 64
@@ -122,3 +123,13 @@ def test_a_row_of_pieces_lies_over_a_border_only_where_one_of_them_ends() -> Non
     chances = [filled(replace(gap(7, odds, None, None), borders={border: 0}, meeting={0: odds}, joints={3: [4]})
                       ).chance[0, 3] for border in (4, 3)]
     assert chances[0] > 0.3 and chances[1] == 0
+
+
+def test_sums_that_singles_do_not_hold_are_made_of_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many likely rows fill a long gap, their sum is beyond what a single holds: nothing would be said then."""
+    rng = np.random.default_rng(8)
+    of = gap(200, rng.uniform(0.1, 3, (4, 4)), (1, rng.uniform(0.1, 3, 4)), None)
+    before = filled(of)
+    monkeypatch.setattr(ways, "SCALE", 1e39)
+    after = filled(of)
+    assert np.allclose(before.chance, after.chance, atol=1e-5) and after.chance.max() > 0.01

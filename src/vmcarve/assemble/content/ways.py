@@ -104,7 +104,9 @@ def fill(gap: Gap) -> Filled | None:
         ends[left] = 1.0
     # nothing known up to the very end, or beyond it
     out = 1.0 if gap.right is None else gap.rate * HIDDEN if gap.right[0] else 0.0
-    return _sums(length, amid, across, prior, enter, ends, gap, out)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = _sums(length, amid, across, prior, enter, ends, gap, out, np.float32)
+    return found or _sums(length, amid, across, prior, enter, ends, gap, out, np.float64)
 
 
 def _normed(jump: Floats, none: Floats, goes_on: Int64s, gap: Gap) -> Jumps:
@@ -119,12 +121,13 @@ def _normed(jump: Floats, none: Floats, goes_on: Int64s, gap: Gap) -> Jumps:
 
 
 def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, enter: Floats, ends: Floats, gap: Gap,
-          out: float) -> Filled:
-    """The sums over all ways. amid, across: of `_normed` for any block, and for borders; enter: chance that each comes
-    behind a block of what is unknown; out: to leave that.
+          out: float, real: type[np.float32 | np.float64]) -> Filled | None:
+    """The sums over all ways, None where numbers of type `real` do not hold them. amid, across: of `_normed` for any
+    block, and for borders; enter: chance that each comes behind a block of what is unknown; out: to leave that.
 
     Lengths rise: of the stretches, the first ones can have ended at a block, and the first ones can begin there. The
-    sums are SCALE times too high on their way, for they are held as singles: half of what is to be read for each block.
+    sums are SCALE times too high on their way, for they are held as singles where that does: half of what is to be read
+    for each block.
     """
     n, count = gap.blocks, len(gap.length)
     left, right = count, count + 1
@@ -133,8 +136,8 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
     ended = np.searchsorted(length[:count], at, side="right").tolist()
     fits = np.searchsorted(length[:count], n - at, side="right").tolist()
     whole = _whole(length[:count], gap) if gap.borders else None
-    begin, end = np.zeros((n + 1, size), np.float32), np.zeros((n + 1, size), np.float32)
-    enters = enter.astype(np.float32)
+    begin, end = np.zeros((n + 1, size), real), np.zeros((n + 1, size), real)
+    enters = enter.astype(real)
     lasts = 1 - gap.rate * (1 - ABSENT)
     hidden = HIDDEN if gap.left is not None and gap.left[0] else 0.0
     first = 1 - gap.likely * (1 - ABSENT) if gap.left is None else hidden  # that it begins with what is not known
@@ -150,7 +153,7 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
     for x in range(n + 1):
         row, here, q, p = begin[x], end[x], ended[x], fits[x]
         jump, none = across.get(x, amid)
-        row[:p] += here[:q] @ jump[:q, :p] + np.float32(unknown[x]) * enters[:p]
+        row[:p] += here[:q] @ jump[:q, :p] + real(unknown[x]) * enters[:p]
         fresh = float(here[:q] @ none[:q])
         if x == of_left:
             row[:p] += here[left] * jump[left, :p]
@@ -165,7 +168,7 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
             fresh += SCALE * first
         unknown[x + 1] = lasts * unknown[x] + fresh
     # weight behind an end, and from a begin on
-    after, before = np.zeros((n + 1, size), np.float32), np.zeros((n + 1, size), np.float32)
+    after, before = np.zeros((n + 1, size), real), np.zeros((n + 1, size), real)
     all_ = float(end[n, right]) + float(end[n] @ ends) + float(unknown[n]) * out
     from_unknown = leaves = 0.0
     out *= SCALE
@@ -180,11 +183,13 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
             here[right] = SCALE
         if x < n:
             from_unknown = lasts * from_unknown + leaves
-        row[:q] += jump[:q, :p] @ here[:p] + none[:q] * np.float32(from_unknown)
+        row[:q] += jump[:q, :p] @ here[:p] + none[:q] * real(from_unknown)
         row[:q] += jump[:q, right] * here[right]
         if x == of_left:
             row[left] += float(jump[left, :p] @ here[:p]) + none[left] * from_unknown + jump[left, right] * here[right]
         leaves = float(here[:p] @ enters[:p]) + float(enters[right]) * float(here[right]) + (out if x == n else 0.0)
+    if real is np.float32 and not all(bool(np.isfinite(a).all()) for a in (begin, end, after, before)):
+        return None
     if all_ <= 0:
         return Filled(np.zeros((n + 1, count)), 0.0, 0.0)
     all_ *= SCALE
