@@ -81,13 +81,13 @@ def lead(image: Reader, rows: list[tuple[str, Evidence]], places: Places, claims
     forms = {start: fmt for start, fmt, led in opened if led.container.guests}
     streams = join_units(image, forms, inside, candidates, {m for m, _ in rows}, room)
     heads = [c.start for c in candidates if 0 in c.anchors and c.start not in inside]
-    for c in candidates:
-        if c.joined and not c.plain:
-            c.map = _up_to_heads(c.map, c.start, heads)
+    for c, _ in streams:
+        c.map = _up_to_heads(c.map, c.start, heads)
     others = rivals([c for c in candidates if c.plain])
     solve(image, candidates, places, room, others, loose=loose)
     for c, s in streams:
         settle_units(image, c, s)
+        c.map = _up_to_heads(c.map, c.start, heads)
     for c in candidates:
         doubt_zeros(c)
     theirs = Claims()
