@@ -13,7 +13,7 @@ from tests.helpers import run
 from vmcarve.assemble import loose as loose_module
 from vmcarve.assemble.candidate import Candidate, Metadata
 from vmcarve.assemble.gather import of_metadata
-from vmcarve.assemble.loose import Loose, against, placer_of, stated_by, stated_of_several
+from vmcarve.assemble.loose import MOST_ONWARD, Loose, against, placer_of, stated_by, stated_of_several
 from vmcarve.assemble.places import Places, assign
 from vmcarve.assemble.window import Window
 from vmcarve.filemap import FileMap
@@ -208,3 +208,20 @@ def test_a_volume_that_reads_the_same_is_asked_once_how_its_metadata_places_itse
     assert len(asked) == 4, "whatever its row is called"
     elsewhere = stated_by(loose, {5: (0, 3 * BLOCK)}, np.array([[4 * BLOCK, 4 * BLOCK]], np.int64))
     assert len(asked) == 6 and elsewhere[5][0][0].tolist() == [5 * BLOCK], "in another room other things are found"
+
+
+def test_a_file_that_grew_onward_has_its_runs_in_order() -> None:
+    """One structure in each unit, each in a run of its own: through any table so many runs, in order through one. What
+    lies on the image in any order tells nothing."""
+    own, other = (np.random.default_rng(k).permutation(UNITS).tolist() for k in range(2))
+    place = np.arange(0, DISK, UNIT, dtype=np.int64)
+    f = BLOCK + np.array(own, np.int64) * UNIT
+    grown = f + f // UNIT * 3 * BLOCK + 5 * MIB
+    order = np.argsort(grown)
+    stated = grown[order], place[order]
+    right, wrong = against(permuted(own), 5 * MIB, 0, stated), against(permuted(other), 5 * MIB, 0, stated)
+    assert right is not None and wrong is not None and right == wrong - MOST_ONWARD
+    any_order = 5 * MIB + BLOCK + np.random.default_rng(3).permutation(UNITS) * (UNIT + 3 * BLOCK)
+    order = np.argsort(any_order)
+    stated = any_order[order], place[order]
+    assert against(permuted(own), 5 * MIB, 0, stated) == against(permuted(other), 5 * MIB, 0, stated)

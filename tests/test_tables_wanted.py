@@ -339,6 +339,22 @@ def test_a_container_cut_behind_its_head_gets_its_tables_back(name: str, tmp_pat
     assert maps(fmt, image, found) == maps(fmt, BytesReader(data), None)
 
 
+def test_a_table_behind_its_place_is_not_taken_for_a_later_block_of_itself(tmp_path: Path) -> None:
+    """An L2 of a cluster of 2 MiB has 512 blocks, of which a small disk needs one: what a run that jumped a little has
+    behind that may be the table."""
+    (tmp_path / "raw").write_bytes(random.Random(2).randbytes(6 * MIB))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", tmp_path / "raw", tmp_path / "qcow2")
+    fmt, data = formats()["qcow2"], (tmp_path / "qcow2").read_bytes()
+    data += bytes(-len(data) % BLOCK)
+    (table,) = [r.file_offset // BLOCK for r in fmt.open(BytesReader(data)).regions if r.kind == "qcow2.l2"]
+    blocks = list(range(len(data) // BLOCK))
+    image, start, place = lay(data, [blocks[:table], blocks[table:]], 6)
+    first = FileMap.build([(0, image.size - start, start, GUESSED, "continuity")]).resized(len(data))
+    current, found = Search(image, np.array([[0, image.size]], np.int64)).complete(fmt, start, first)
+    assert (table * BLOCK, place[table]) in found
+    assert maps(fmt, image, current) == maps(fmt, BytesReader(data), None)
+
+
 def test_zeros_are_no_table_that_a_directory_names(tmp_path: Path) -> None:
     """An SESparse that breaks before its tables, where another file's zeros follow: else its guest would be empty."""
     fmt, data = other("sesparse", tmp_path)

@@ -30,6 +30,8 @@ ABSENT_BITS = RUN_BITS  # that a structure would lie where its table stores noth
 MAX_ROOMS = 4  # ours: of which what was found is kept
 SAMPLE = 4096  # ours: structures of a volume that are asked, spread over it
 MAX_READS = 3  # ours: of one volume, each with what the last has found
+ONWARD = 0.8  # share of the steps from one run on the image to the next that lead onward in a file that grew there
+MOST_ONWARD = 20.0  # bits: how a file grew says less than what lies together
 LEAST = 4  # structures that must be told of, and the share of them, for a container to be judged
 LEAST_SHARE = 0.25
 
@@ -145,6 +147,8 @@ def against(guest_map: GuestMap, start: int, guest_offset: int, stated: Stated) 
     """Bits against a volume's lying at `guest_offset` of the disk of a container that begins at image offset `start`.
 
     Only differences between containers say something. None where the container's tables tell of too few structures.
+    Hosts give out space onward while a file grows, so runs that lead onward in the file too speak for a container;
+    where they do not, that says nothing.
     """
     picked = np.arange(0, len(stated[0]), max(1, len(stated[0]) // SAMPLE))
     p = stated[0][picked]
@@ -158,7 +162,8 @@ def against(guest_map: GuestMap, start: int, guest_offset: int, stated: Stated) 
     delta = (p - f[which] - start)[there] // BLOCK
     one = _one_each(which[there], delta)
     absent = int(np.count_nonzero(known & (f < 0)))
-    return (RUN_BITS * _runs(p[there[one]], delta[one]) + ABSENT_BITS * absent) * len(g) / float(known.sum())
+    bits = (RUN_BITS * _runs(p[there[one]], delta[one]) + ABSENT_BITS * absent) * len(g) / float(known.sum())
+    return bits - _onward(p[there[one]], delta[one])
 
 
 def _one_each(place: Int64s, delta: Int64s) -> Int64s:
@@ -167,6 +172,17 @@ def _one_each(place: Int64s, delta: Int64s) -> Int64s:
     _, which, votes = np.unique(delta, return_inverse=True, return_counts=True)
     order = np.lexsort((-votes[which], place))
     return np.sort(order[np.diff(place[order], prepend=-1) != 0])
+
+
+def _onward(image_offset: Int64s, delta: Int64s) -> float:
+    """Bits for a file that grew onward on the image: steps between runs, against as many that lead back."""
+    order = np.argsort(image_offset, kind="stable")
+    at, delta = image_offset[order] // BLOCK, delta[order]
+    first = np.flatnonzero(np.diff(delta, prepend=np.iinfo(np.int64).min))
+    step = np.diff((at - delta)[first])
+    onward = int(np.count_nonzero(step > 0))
+    bits = onward * np.log2(2 * ONWARD) + (len(step) - onward) * np.log2(2 * (1 - ONWARD))
+    return float(min(max(bits, 0.0), MOST_ONWARD))
 
 
 def _runs(image_offset: Int64s, delta: Int64s) -> int:

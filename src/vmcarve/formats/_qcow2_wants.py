@@ -60,7 +60,7 @@ def wants(reader: Reader) -> list[Want]:
         if h.incompatible & DATA_FILE:
             out += [w for w in _external_l2(h, offset, index) if missing(reader, w)]
         else:
-            rows = _l2(h, offset, named, behind_l2 - {offset + h.cluster})
+            rows = _l2(h, offset, index, named, behind_l2 - {offset + h.cluster})
             out += lacking(reader, rows, ">u8", OFFSET, offset + h.cluster, named)
         if len(out) > OUR_MAX_WANTS:
             return out
@@ -118,8 +118,10 @@ def _counts(offset: int, empty: bool) -> Want:
     return Want(offset, "qcow2.refcount-block", begins, fits, empty, spare=True)
 
 
-def _l2(h: Header, offset: int, named: set[int], others: set[int]) -> list[Want]:
-    """The blocks of one L2 table. A table is allocated before its clusters: it often names the one behind itself.
+def _l2(h: Header, offset: int, index: int, named: set[int], others: set[int]) -> list[Want]:
+    """The blocks of the L2 table of this index in the L1, as far as the disk has clusters for them: what a run has
+    behind them may be anything, the table itself as well. A table is allocated before its clusters: it often names the
+    one behind itself.
 
     named: what other blocks name first. others: what lies right behind the other tables.
     """
@@ -141,10 +143,12 @@ def _l2(h: Header, offset: int, named: set[int], others: set[int]) -> list[Want]
         return 20.0 if (places == np.uint64(offset + h.cluster)).any() else 0.0
 
     legal = _legal(h, COPIED | COMPRESSED | ZERO)
+    entry = 16 if h.extended else 8
+    left = -(-h.size // h.cluster) - index * (h.cluster // entry)  # clusters of the disk from this table's first on
+    rows = range(0, max(BLOCK, min(h.cluster, left * entry)), BLOCK)
     if h.extended:
-        return [_pairs(offset + at, legal, bonus, at > 0) for at in range(0, h.cluster, BLOCK)]
-    return [table(offset + at, "qcow2.l2", ">u8", legal, places=place, bonus=bonus, empty=at > 0)
-            for at in range(0, h.cluster, BLOCK)]
+        return [_pairs(offset + at, legal, bonus, at > 0) for at in rows]
+    return [table(offset + at, "qcow2.l2", ">u8", legal, places=place, bonus=bonus, empty=at > 0) for at in rows]
 
 
 def _pairs(file_offset: int, legal: Legal, bonus: Callable[[Words], float], empty: bool) -> Want:
