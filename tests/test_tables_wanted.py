@@ -343,7 +343,8 @@ def test_a_table_behind_its_place_is_not_taken_for_a_later_block_of_itself(tmp_p
     """An L2 of a cluster of 2 MiB has 512 blocks, of which a small disk needs one: what a run that jumped a little has
     behind that may be the table."""
     (tmp_path / "raw").write_bytes(random.Random(2).randbytes(6 * MIB))
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", tmp_path / "raw", tmp_path / "qcow2")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", tmp_path / "raw",
+        tmp_path / "qcow2")
     fmt, data = formats()["qcow2"], (tmp_path / "qcow2").read_bytes()
     data += bytes(-len(data) % BLOCK)
     (table,) = [r.file_offset // BLOCK for r in fmt.open(BytesReader(data)).regions if r.kind == "qcow2.l2"]
