@@ -288,3 +288,12 @@ def test_a_partition_gets_a_volume_that_its_type_is_made_for(kind: str, goes: st
     image, at, places = laid(tmp_path, [(tmp_path / "raw").read_bytes()[:BLOCK], *volumes])
     (found,) = assign(image, [(at[0], Container("raw", "mbr", DISK, [GuestDisk(DISK, GuestMap.flat(DISK))]))], places)
     assert [places.module[o.row] for o in found] == [goes]
+
+
+def test_a_volume_in_a_larger_disks_partition_is_no_smaller_containers(disks: list[Disk], tmp_path: Path) -> None:
+    """It would fit there, behind no table; but it lies right where the table of a disk has it that cannot be this one. An MBR does not say where it lies."""
+    image, at, places = laid(tmp_path, [(disks[0].folder / "raw").read_bytes()[: 4 * MIB], bytes(BLOCK)])
+    for size, had in ((DISK, 1), (DISK - MIB, 0 if disks[0].table == "gpt" else 1)):
+        flat = Container("vhd", "fixed", size, [GuestDisk(size, GuestMap.flat(size))])
+        (found,) = assign(image, [(at[1], flat)], places)
+        assert len(found) == had

@@ -8,7 +8,7 @@ container, and a container that holds much that the file system calls free is an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -147,6 +147,7 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     """
     known = {} if known is None else known
     tables = stated_tables(image, places)
+    in_place = _in_place_of_tables(image, places)
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = first_rows(places)
     copies = _copies(image, places, rows)
@@ -174,6 +175,8 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
                     continue
                 if p - start != f and int(places.image_offset[i]) in of_older:
                     continue  # it is explained already; the current state may share it
+                if p - start != f and in_place.get(i, 0) > size:
+                    continue  # it lies where the table of a larger disk has it
                 key = (start, digest, i, g)
                 if key not in known:
                     tried += 1
@@ -306,7 +309,11 @@ def first_rows(places: Places) -> list[int]:
 
 def stated_tables(image: Reader, places: Places) -> list[Table]:
     """Every partition table that states its place, though the disk's begin may lie before the image's."""
-    out: list[Table] = []
+    return [(size, parts) for _, size, parts in _stated(image, places)]
+
+
+def _stated(image: Reader, places: Places) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """(image offset of the disk's first byte, its size, its partitions) of every table that states its place."""
     for i in np.flatnonzero(places.guest_offset >= 0).tolist():
         size = int(places.value[i])
         start = int(places.image_offset[i] - places.guest_offset[i])
@@ -314,7 +321,19 @@ def stated_tables(image: Reader, places: Places) -> list[Table]:
             continue
         table = guests()[places.module[i]].probe(Window(image, start, size), 0, size)
         if table is not None:
-            out.append((size, [(offset, length) for offset, length, _ in table.partitions]))
+            yield start, size, [(offset, length) for offset, length, _ in table.partitions]
+
+
+def _in_place_of_tables(image: Reader, places: Places) -> dict[int, int]:
+    """Rows of first structures that lie right where a table's run has the partition that they fill, and the bytes of
+    that table's disk."""
+    rows = {places.begin(i): i for i in first_rows(places)}
+    out: dict[int, int] = {}
+    for start, size, parts in _stated(image, places):
+        for offset, length in parts:
+            i = rows.get(start + offset)
+            if i is not None and fills(int(places.value[i]), length):
+                out[i] = size
     return out
 
 
