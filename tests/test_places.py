@@ -291,7 +291,8 @@ def test_a_partition_gets_a_volume_that_its_type_is_made_for(kind: str, goes: st
 
 
 def test_a_volume_in_a_larger_disks_partition_is_no_smaller_containers(disks: list[Disk], tmp_path: Path) -> None:
-    """It would fit there, behind no table; but it lies right where the table of a disk has it that cannot be this one. An MBR does not say where it lies."""
+    """It would fit there, behind no table; but it lies right where the table of a disk has it that cannot be this one.
+    An MBR does not say where it lies."""
     image, at, places = laid(tmp_path, [(disks[0].folder / "raw").read_bytes()[: 4 * MIB], bytes(BLOCK)])
     for size, had in ((DISK, 1), (DISK - MIB, 0 if disks[0].table == "gpt" else 1)):
         flat = Container("vhd", "fixed", size, [GuestDisk(size, GuestMap.flat(size))])
