@@ -92,7 +92,7 @@ def test_a_deleted_file_of_a_guest_is_looked_for_and_may_still_be_there(tmp_path
     monkeypatch.setattr(solve, "pins_of", lambda *_, **more: [])
     free = int(np.flatnonzero(np.diff(np.array([0, *(_free(c, where)), 0])) > 0)[0]) * BLOCK
     gone = file("gone", [(0, free, 3 * BLOCK, RUN_DATA)])
-    monkeypatch.setattr(Live, "of", classmethod(lambda cls, v: Live(BLOCK, list(v.live()), [gone])))
+    monkeypatch.setattr(Live, "of", classmethod(lambda cls, v, units: Live(BLOCK, list(v.live()), [gone])))
     c.read = None
     solve._read_guest(where, c, PLACES)
     assert c.listed == 1 and c.files.size.tolist()[1:] == [3 * BLOCK]

@@ -186,7 +186,8 @@ def _sums(length: Int64s, amid: Jumps, across: dict[int, Jumps], prior: Floats, 
         row[:q] += jump[:q, :p] @ here[:p] + none[:q] * real(from_unknown)
         row[:q] += jump[:q, right] * here[right]
         if x == of_left:
-            row[left] += float(jump[left, :p] @ here[:p]) + none[left] * from_unknown + jump[left, right] * here[right]
+            row[left] += float(jump[left, :p] @ here[:p]) + float(none[left]) * from_unknown
+            row[left] += jump[left, right] * here[right]
         leaves = float(here[:p] @ enters[:p]) + float(enters[right]) * float(here[right]) + (out if x == n else 0.0)
     if real is np.float32 and not all(bool(np.isfinite(a).all()) for a in (begin, end, after, before)):
         return None
