@@ -175,11 +175,10 @@ def _one_each(place: Int64s, delta: Int64s) -> Int64s:
 
 
 def _onward(image_offset: Int64s, delta: Int64s) -> float:
-    """Bits for a file that grew onward on the image: steps between runs, against as many that lead back."""
-    order = np.argsort(image_offset, kind="stable")
-    at, delta = image_offset[order] // BLOCK, delta[order]
+    """Bits for a file that grew onward on the image: steps between runs, against as many that lead back. image_offset
+    rises."""
     first = np.flatnonzero(np.diff(delta, prepend=np.iinfo(np.int64).min))
-    step = np.diff((at - delta)[first])
+    step = np.diff((image_offset // BLOCK - delta)[first])
     onward = int(np.count_nonzero(step > 0))
     bits = onward * np.log2(2 * ONWARD) + (len(step) - onward) * np.log2(2 * (1 - ONWARD))
     return float(min(max(bits, 0.0), MOST_ONWARD))

@@ -8,7 +8,7 @@ container, and a container that holds much that the file system calls free is an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence, Set
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -146,8 +146,9 @@ def assign(image: Reader, containers: Sequence[tuple[int, Container]], places: P
     volume lies in its run is chance then.
     """
     known = {} if known is None else known
-    tables = stated_tables(image, places)
-    in_place = _in_place_of_tables(image, places)
+    stated = list(_stated(image, places))
+    tables = [(size, parts) for _, size, parts in stated]
+    in_place = _in_place_of_tables(stated, places)
     options: list[tuple[float, int, int, int, Owned]] = []  # cost, room left, distance, container
     rows = first_rows(places)
     copies = _copies(image, places, rows)
@@ -324,12 +325,12 @@ def _stated(image: Reader, places: Places) -> Iterator[tuple[int, int, list[tupl
             yield start, size, [(offset, length) for offset, length, _ in table.partitions]
 
 
-def _in_place_of_tables(image: Reader, places: Places) -> dict[int, int]:
+def _in_place_of_tables(stated: Iterable[tuple[int, int, list[tuple[int, int]]]], places: Places) -> dict[int, int]:
     """Rows of first structures that lie right where a table's run has the partition that they fill, and the bytes of
-    that table's disk."""
+    that table's disk. stated: see `_stated`."""
     rows = {places.begin(i): i for i in first_rows(places)}
     out: dict[int, int] = {}
-    for start, size, parts in _stated(image, places):
+    for start, size, parts in stated:
         for offset, length in parts:
             i = rows.get(start + offset)
             if i is not None and fills(int(places.value[i]), length):

@@ -114,9 +114,10 @@ class Search:
             return first, []
         laid = _Laid(first, self.image.size)
         placer = fmt.stated(FileView(self.image, first)) if fmt.stated is not None else None
-        for f, p in self._stated(placer, start) if placer is not None else ():
-            for at in self._told_by(f, p, placer.length if placer is not None else 0):
-                laid.add(at, p + at - f)
+        if placer is not None:
+            for f, p in self._stated(placer, start):
+                for at in self._told_by(f, p, placer.length):
+                    laid.add(at, p + at - f)
         current = FileMap.build(laid.rows(0, first.size)) if laid.found else first
         tried: set[int] = set()
         looked_for: dict[int, Want] = {}
